@@ -1,0 +1,125 @@
+// Argument checks of the bindings. Order: device, dtype, shape, stride, values. Each message names the operator,
+// the argument, the rule and what arrived. Call Args::... from top to bottom; a failed check throws.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "ops/common.h"
+
+namespace sparrow {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline const char* dtype_name(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    default: return "another dtype";
+  }
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + "]";
+}
+
+// One argument of one operator, with the words for its messages.
+struct Arg {
+  const char* op;
+  const char* name;
+  const Tensor& t;
+
+  const Arg& dtype(std::initializer_list<ScalarType> allowed) const {
+    std::string names;
+    for (ScalarType a : allowed) {
+      if (t.scalar_type() == a) return *this;
+      names += (names.empty() ? "" : " or ") + std::string(dtype_name(a));
+    }
+    STD_TORCH_CHECK(false, "sparrow::", op, ": ", name, " must be ", names, ", got ", dtype_name(t.scalar_type()));
+    return *this;
+  }
+  const Arg& floating() const { return dtype({ScalarType::Float, ScalarType::BFloat16, ScalarType::Half}); }
+  const Arg& same_dtype(const Arg& other) const {
+    STD_TORCH_CHECK(t.scalar_type() == other.t.scalar_type(), "sparrow::", op, ": ", name, " must have the dtype of ",
+                    other.name, " (", dtype_name(other.t.scalar_type()), "), got ", dtype_name(t.scalar_type()));
+    return *this;
+  }
+  const Arg& same_device(const Arg& other) const {
+    STD_TORCH_CHECK(t.device() == other.t.device(), "sparrow::", op, ": ", name, " must be on the device of ",
+                    other.name);
+    return *this;
+  }
+  const Arg& dim(int64_t n) const {
+    STD_TORCH_CHECK(t.dim() == n, "sparrow::", op, ": ", name, " must have ", n, " dimensions, got shape ",
+                    shape_of(t));
+    return *this;
+  }
+  // The size of dimension d is n; `rule` says what n is ("B", "nodes of q", ...).
+  const Arg& size(int64_t d, int64_t n, const char* rule) const {
+    STD_TORCH_CHECK(t.size(d) == n, "sparrow::", op, ": dimension ", d, " of ", name, " must be ", n, " (", rule,
+                    "), got shape ", shape_of(t));
+    return *this;
+  }
+  const Arg& contiguous() const {
+    STD_TORCH_CHECK(t.is_contiguous(), "sparrow::", op, ": ", name, " must be contiguous, got strides that are not");
+    return *this;
+  }
+  // The last dimension is dense: what the kernels read as vectors.
+  const Arg& last_dense() const {
+    STD_TORCH_CHECK(t.dim() > 0 && (t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1), "sparrow::", op, ": ",
+                    name, " must be dense in its last dimension (stride 1), got stride ", t.stride(t.dim() - 1));
+    return *this;
+  }
+};
+
+// A scalar rule: check_that(n <= 128, "tree_mask", "N must be <= 128, got ", n).
+template <class... Words>
+inline void check_that(bool ok, const char* op, Words&&... words) {
+  STD_TORCH_CHECK(ok, "sparrow::", op, ": ", std::forward<Words>(words)...);
+}
+
+inline DType dtype_of(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Float      ? DType::f32
+         : t.scalar_type() == ScalarType::BFloat16 ? DType::bf16
+                                                   : DType::f16;
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype);
+}
+
+// Bad parents are an error here: nodes come after their parents, so parent[i] lies in [-1, i).
+inline void check_parents(const char* op, const int32_t* parent, int64_t batch, int64_t nodes) {
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t i = 0; i < nodes; ++i) {
+      const int32_t up = parent[b * nodes + i];
+      check_that(up >= -1 && up < i, op, "parent[", b, "][", i, "] must lie in [-1, ", i, "), got ", up);
+    }
+}
+
+// Runs a CPU kernel over its items on torch's thread pool; `grain` items or fewer stay on one thread.
+template <class Params>
+inline void run_items(void (*kernel)(const Params&, int64_t, int64_t), const Params& p, int64_t items,
+                      int64_t grain = 1) {
+  if (items <= 0) return;
+  if (items <= grain) return kernel(p, 0, items);
+  torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
+
+}  // namespace sparrow

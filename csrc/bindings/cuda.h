@@ -1,0 +1,28 @@
+// What the CUDA halves of the bindings share. Compiled by the host compiler; needs only cudart's headers.
+#pragma once
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+
+// The one symbol that lives in libtorch_cuda.so. Weak: the library then loads under a CPU-only torch, too (the
+// pointer is null there, and the CUDA dispatch key is never reached).
+extern "C" {
+__attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+}
+
+namespace sparrow {
+
+using torch::stable::accelerator::DeviceGuard;
+
+inline cudaStream_t current_stream(const torch::stable::Tensor& t) {
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "sparrow: this torch has no CUDA support");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_launch(const char* op, cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "sparrow::", op, ": ", cudaGetErrorString(error));
+}
+
+}  // namespace sparrow

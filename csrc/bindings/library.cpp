@@ -1,0 +1,23 @@
+// The library itself: what the CPU kernels were told to use. The operators are in <op>.cpp, one fragment each.
+#include "bindings/checks.h"
+
+namespace sparrow {
+
+std::string cpu_isa_op() { return isa_name(cpu_isa()); }
+
+void set_cpu_isa_op(std::string name) {
+  check_that(set_cpu_isa(name.c_str()), "set_cpu_isa",
+             "name must be generic, avx2 or avx512 and supported by this CPU, got ", name);
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def("cpu_isa() -> str");
+  m.def("set_cpu_isa(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&sparrow::cpu_isa_op));
+  m.impl("set_cpu_isa", TORCH_BOX(&sparrow::set_cpu_isa_op));
+}

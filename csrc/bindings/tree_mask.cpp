@@ -1,0 +1,52 @@
+#include "ops/tree_mask.h"
+
+#include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/tree_mask.cuh"
+#endif
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "tree_mask";
+
+std::tuple<Tensor, Tensor> allocate(const Tensor& parent, TreeMaskParams& p) {
+  Arg{kOp, "parent", parent}.dtype({ScalarType::Int}).dim(2).contiguous();
+  p.batch = parent.size(0), p.nodes = parent.size(1);
+  check_that(p.nodes <= kMaxNodes, kOp, "parent must have at most ", kMaxNodes, " nodes, got shape ", shape_of(parent));
+  Tensor anc = empty(parent, {p.batch, p.nodes, words_for(p.nodes)}, ScalarType::Long);
+  Tensor depth = empty(parent, {p.batch, p.nodes}, ScalarType::Int);
+  p.parent = parent.const_data_ptr<int32_t>();
+  p.anc = anc.mutable_data_ptr<int64_t>();
+  p.depth = depth.mutable_data_ptr<int32_t>();
+  return {anc, depth};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> tree_mask_op_cpu(const Tensor& parent) {
+  TreeMaskParams p;
+  auto out = allocate(parent, p);
+  check_parents(kOp, p.parent, p.batch, p.nodes);
+  run_items(tree_mask_cpu, p, p.batch, /*grain=*/64);
+  return out;
+}
+
+#if defined(SPARROW_CUDA)
+std::tuple<Tensor, Tensor> tree_mask_op_cuda(const Tensor& parent) {
+  const DeviceGuard guard(parent.get_device_index());
+  TreeMaskParams p;
+  auto out = allocate(parent, p);
+  check_launch(kOp, tree_mask_cuda(p, current_stream(parent)));
+  return out;
+}
+#endif
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) { m.def("tree_mask(Tensor parent) -> (Tensor anc, Tensor depth)"); }
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cpu)); }
+#if defined(SPARROW_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CUDA, m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cuda)); }
+#endif

@@ -1,0 +1,197 @@
+// One float vector for every instruction set, on the compilers' vector extension: `vf` has kLanes floats.
+// Everything lives in the instruction set's own namespace, so that the linker can never put a wider
+// instruction set's copy of an inline function into the baseline path (tools/abi_audit.py checks this).
+// Sums are written with fma() and the compiler may not contract others: a row's bits do not depend on tiling.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(SPARROW_X86)
+#include <immintrin.h>
+#endif
+
+#include "ops/common.h"
+
+#define SPARROW_INLINE static inline __attribute__((always_inline))
+
+namespace sparrow {
+namespace SPARROW_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(kLanes * 4)));
+typedef int32_t vi __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
+
+SPARROW_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 keeps -0 and NaN
+SPARROW_INLINE vi as_int(vf x) { return reinterpret_cast<vi&>(x); }
+SPARROW_INLINE vf as_float(vi x) { return reinterpret_cast<vf&>(x); }
+SPARROW_INLINE vf select(vi mask, vf a, vf b) { return as_float((mask & as_int(a)) | (~mask & as_int(b))); }
+SPARROW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }  // b where either is NaN
+SPARROW_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
+
+SPARROW_INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// ---- scalar conversions (also the tails) ----
+SPARROW_INLINE float to_f32(float x) { return x; }
+SPARROW_INLINE float to_f32(bf16_t x) {
+  const uint32_t u = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+SPARROW_INLINE float to_f32(f16_t x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, em = x.bits & 0x7fffu;
+  uint32_t u = (em << 13) + (112u << 23);  // rebias 15 -> 127
+  if (em >= 0x7c00u) u += 112u << 23;      // infinity, NaN
+  float f;
+  if (em < 0x0400u) {  // zero, subnormal: em * 2^-24 exactly
+    f = static_cast<float>(em) * 5.9604644775390625e-8f;
+    std::memcpy(&u, &f, 4);
+  }
+  u |= sign;
+  std::memcpy(&f, &u, 4);
+  return f;
+#endif
+}
+template <class T>
+SPARROW_INLINE T from_f32(float x);
+template <>
+inline __attribute__((always_inline)) float from_f32<float>(float x) {
+  return x;
+}
+template <>
+inline __attribute__((always_inline)) bf16_t from_f32<bf16_t>(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return bf16_t{static_cast<uint16_t>((u >> 16) | 0x40u)};  // quiet NaN
+  return bf16_t{static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+template <>
+inline __attribute__((always_inline)) f16_t from_f32<f16_t>(float x) {
+#if defined(__F16C__)
+  return f16_t{static_cast<uint16_t>(_cvtss_sh(x, 0))};
+#else
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
+  u &= 0x7fffffffu;
+  if (u > 0x7f800000u) return f16_t{static_cast<uint16_t>(sign | 0x7e00u)};
+  if (u >= 0x477ff000u) return f16_t{static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to infinity
+  if (u < 0x38800000u) {                                                      // subnormal: round x * 2^24
+    float f;
+    std::memcpy(&f, &u, 4);
+    f += 0.5f;  // ulp of 0.5f is 2^-24: the addition rounds to nearest even for us
+    std::memcpy(&u, &f, 4);
+    return f16_t{static_cast<uint16_t>(sign | (u - 0x3f000000u))};
+  }
+  u += 0xfffu + ((u >> 13) & 1u);
+  return f16_t{static_cast<uint16_t>(sign | ((u - (112u << 23)) >> 13))};
+#endif
+}
+
+// ---- vector loads and stores; p needs no alignment ----
+SPARROW_INLINE vf load(const float* p) {
+  vf v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+SPARROW_INLINE vf load(const bf16_t* p) {
+  vh h;
+  std::memcpy(&h, p, sizeof h);
+  const vu u = __builtin_convertvector(h, vu) << 16;
+  return reinterpret_cast<const vf&>(u);
+}
+SPARROW_INLINE vf load(const f16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  vf v;
+  for (int i = 0; i < kLanes; ++i) v[i] = to_f32(p[i]);
+  return v;
+#endif
+}
+// The first n < kLanes elements; the other lanes are `fill`.
+template <class T>
+SPARROW_INLINE vf load_n(const T* p, int n, float fill = 0.f) {
+  vf v = splat(fill);
+  for (int i = 0; i < n; ++i) v[i] = to_f32(p[i]);
+  return v;
+}
+SPARROW_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+SPARROW_INLINE void store(bf16_t* p, vf v) {
+  const vu u = reinterpret_cast<const vu&>(v);
+  const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const vu nan = (u >> 16) | 0x40u;
+  const vi is_nan = v != v;
+  const vu r = (rounded & ~reinterpret_cast<const vu&>(is_nan)) | (nan & reinterpret_cast<const vu&>(is_nan));
+  const vh h = __builtin_convertvector(r, vh);
+  std::memcpy(p, &h, sizeof h);
+}
+SPARROW_INLINE void store(f16_t* p, vf v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, 0));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = from_f32<f16_t>(v[i]);
+#endif
+}
+template <class T>
+SPARROW_INLINE void store_n(T* p, vf v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = from_f32<T>(v[i]);
+}
+
+// ---- across lanes, always in the same order ----
+SPARROW_INLINE float reduce_add(vf v) {
+  for (int w = kLanes / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) v[i] += v[i + w];
+  return v[0];
+}
+SPARROW_INLINE float reduce_max(vf v) {
+  for (int w = kLanes / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) v[i] = v[i] > v[i + w] ? v[i] : v[i + w];
+  return v[0];
+}
+
+// e^x to about 1 ulp for x <= 88; 0 below -87.3 and for -inf. NaN is not kept: callers test for it.
+SPARROW_INLINE vf exp(vf x) {
+  const vi tiny = x < splat(-87.33654f);
+  x = max(min(x, splat(88.f)), splat(-87.33654f));
+  const vf shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const vf t = fma(x, splat(1.44269504088896341f), shifter), n = t - shifter;
+  vf r = fma(n, splat(-0.693145751953125f), x);
+  r = fma(n, splat(-1.428606765330187e-6f), r);
+  vf p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + splat(1.f);
+  const vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
+  return as_float(as_int(p * as_float(scale)) & ~tiny);
+}
+
+}  // namespace SPARROW_ISA
+}  // namespace sparrow
