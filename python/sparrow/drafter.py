@@ -32,7 +32,7 @@ class DrafterConfig:
 
     Attributes:
         target: fingerprint of the target it was made for (family, sizes, hash of head rows).
-        hidden_layer: index into transformers' hidden_states of the states it reuses (num_layers = after the final norm).
+        hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
         hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
         output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
         rope_theta: base of the rotary embedding.
