@@ -94,7 +94,8 @@ def _qwen_tokens(s: TinySize) -> dict[str, object]:
 def _qwen2_5_vl(s: TinySize) -> PreTrainedModel:
     vision = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56, "out_hidden_size": s.hidden_size, "fullatt_block_indexes": [1],
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
+        "out_hidden_size": s.hidden_size, "fullatt_block_indexes": [1],
         "tokens_per_second": 2,
     }  # fmt: skip
     text = _text(s, rope_parameters=_rope(s, sections=True))
@@ -115,7 +116,8 @@ def _qwen2_vl(s: TinySize) -> PreTrainedModel:
 def _qwen3_vl(s: TinySize) -> PreTrainedModel:
     vision = {
         "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": s.hidden_size, "num_position_embeddings": 64,
+        "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "out_hidden_size": s.hidden_size, "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
     rope = _rope(s, sections=True, mrope_interleaved=True)
