@@ -345,10 +345,15 @@ class SparrowDrafter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drafter = cls(config)
-        drafter = drafter.to(device=target.device, dtype=target.embedding.dtype).eval().requires_grad_(False)
-        drafter.rope_frequency = drafter.rope_frequency.float()
-        drafter.attach(target)
+        drafter.place(target.device, target.embedding.dtype).attach(target)
         return drafter
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> "SparrowDrafter":
+        """Moves the weights for decoding (evaluation mode, no gradients); rotary frequencies stay float32."""
+        frequency = self.rope_frequency
+        self.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.rope_frequency = frequency.to(device)
+        return self
 
     def attach(self, target: Target) -> None:
         """Binds to a target after checking that the drafter was made for it.
