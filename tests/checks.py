@@ -68,8 +68,9 @@ def strided(x: Tensor) -> Tensor:
 
 
 def poison(x: Tensor) -> Tensor:
-    """Fills with NaN, or with a large negative number for integers."""
-    return x.fill_(float("nan") if x.is_floating_point() else (1 if x.dtype == torch.bool else -77777))
+    """Fills with NaN, or with a large negative number for integers (True, 205 where those do not fit)."""
+    small = {torch.bool: True, torch.uint8: 205}
+    return x.fill_(float("nan") if x.is_floating_point() else small.get(x.dtype, -77777))
 
 
 def compiled(function: Callable, *args: object) -> object:

@@ -86,6 +86,26 @@ struct Arg {
                     name, " must be dense in its last dimension (stride 1), got stride ", t.stride(t.dim() - 1));
     return *this;
   }
+  // A written tensor may not hold an element twice (expand): the strides of the first `dims` dimensions span a row.
+  const Arg& rows_apart(int64_t dims, int64_t row) const {
+    for (int64_t d = 0; d < dims; ++d)
+      STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) >= row, "sparrow::", op, ": ", name,
+                      " must not hold an element twice, got stride ", t.stride(d), " in dimension ", d);
+    return *this;
+  }
+  // Conservative: the ranges from the first to the last element must be apart, even where the elements interleave.
+  const Arg& apart_from(const Arg& other) const {
+    const auto [a0, a1] = extent();
+    const auto [b0, b1] = other.extent();
+    STD_TORCH_CHECK(a1 <= b0 || b1 <= a0, "sparrow::", op, ": ", name, " must not overlap ", other.name, " in memory");
+    return *this;
+  }
+  std::pair<const char*, const char*> extent() const {
+    const char* first = static_cast<const char*>(t.const_data_ptr());
+    int64_t elements = t.numel() > 0 ? 1 : 0;
+    for (int64_t d = 0; elements > 0 && d < t.dim(); ++d) elements += (t.size(d) - 1) * t.stride(d);
+    return {first, first + elements * static_cast<int64_t>(t.element_size())};
+  }
 };
 
 // A scalar rule: check_that(n <= 128, "tree_mask", "N must be <= 128, got ", n).

@@ -10,29 +10,6 @@ namespace {
 constexpr const char* kOp = "kv_commit";
 constexpr int64_t kBytesPerThread = 256 << 10;
 
-// [first, last) byte of what a tensor can reach.
-std::pair<const char*, const char*> extent(const Tensor& t) {
-  const char* first = static_cast<const char*>(t.const_data_ptr());
-  int64_t last = t.numel() > 0 ? 1 : 0;
-  for (int64_t d = 0; last > 0 && d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-  return {first, first + last * static_cast<int64_t>(t.element_size())};
-}
-
-bool overlap(const Tensor& a, const Tensor& b) {
-  const auto [a0, a1] = extent(a);
-  const auto [b0, b1] = extent(b);
-  return a0 < b1 && b0 < a1;
-}
-
-// A written tensor may not hold an element twice (expand): rows would be moved again after they moved.
-void check_rows_apart(const Arg& a) {
-  const int64_t row = a.t.size(a.t.dim() - 1);
-  for (int64_t d = 0; d + 1 < a.t.dim(); ++d) {
-    check_that(a.t.size(d) <= 1 || a.t.stride(d) >= row, kOp, a.name, " must not hold an element twice, got stride ",
-               a.t.stride(d), " in dimension ", d);
-  }
-}
-
 void kv_params(const Tensor& kv, KvCommitParams& p) {
   const int64_t bytes = kv.element_size();
   p.layers = kv.size(0), p.batch = kv.size(2), p.heads = kv.size(4);
@@ -55,11 +32,14 @@ void hidden_params(const Tensor& kv, const Tensor& path, const std::optional<Ten
   const Arg from{kOp, "hidden", *hidden}, to{kOp, "hidden_out", *hidden_out}, first{kOp, "kv", kv};
   from.same_device(first), to.same_device(first).same_dtype(from);
   from.dim(3).size(0, p.batch, "B of kv").last_dense();
-  to.dim(3).size(0, p.batch, "B of kv").size(2, hidden->size(2), "E of hidden").last_dense();
-  check_rows_apart(to);
+  to.dim(3)
+      .size(0, p.batch, "B of kv")
+      .size(2, hidden->size(2), "E of hidden")
+      .last_dense()
+      .rows_apart(2, hidden->size(2));
   check_that(hidden_out->size(1) >= path.size(1), kOp, "hidden_out must have at least P = ", path.size(1),
              " rows, got shape ", shape_of(*hidden_out));
-  check_that(!overlap(*hidden, *hidden_out), kOp, "hidden_out must not overlap hidden in memory");
+  to.apart_from(from);
   const int64_t bytes = hidden->element_size();
   p.hidden = static_cast<const char*>(hidden->const_data_ptr());
   p.hidden_out = static_cast<char*>(hidden_out->mutable_data_ptr());
@@ -94,15 +74,14 @@ void kv_commit_op_cpu(Tensor kv, const Tensor& path, const Tensor& num_path, con
                            Arg{kOp, "new_lens", new_lens}}) {
     other.same_device(a).dtype({ScalarType::Int});
   }
-  a.dim(6).size(1, 2, "keys and values").last_dense();
-  check_rows_apart(a);
+  a.dim(6).size(1, 2, "keys and values").last_dense().rows_apart(5, kv.size(5));
   const int64_t batch = kv.size(2);
   Arg{kOp, "path", path}.dim(2).size(0, batch, "B of kv").contiguous();
   for (const Arg& lengths :
        {Arg{kOp, "num_path", num_path}, Arg{kOp, "base_lens", base_lens}, Arg{kOp, "new_lens", new_lens}}) {
     lengths.dim(1).size(0, batch, "B of kv").contiguous();
   }
-  check_that(!overlap(base_lens, new_lens), kOp, "new_lens must not overlap base_lens in memory");
+  Arg{kOp, "new_lens", new_lens}.apart_from({kOp, "base_lens", base_lens});
   KvCommitParams p;
   kv_params(kv, p);
   hidden_params(kv, path, hidden, hidden_out, p);
