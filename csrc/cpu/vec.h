@@ -31,8 +31,8 @@ typedef uint32_t vu __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
 
 SPARROW_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 keeps -0 and NaN
-SPARROW_INLINE vi as_int(vf x) { return reinterpret_cast<vi&>(x); }
-SPARROW_INLINE vf as_float(vi x) { return reinterpret_cast<vf&>(x); }
+SPARROW_INLINE vi as_int(vf x) { return reinterpret_cast<vi>(x); }
+SPARROW_INLINE vf as_float(vi x) { return reinterpret_cast<vf>(x); }
 SPARROW_INLINE vf select(vi mask, vf a, vf b) { return as_float((mask & as_int(a)) | (~mask & as_int(b))); }
 SPARROW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }  // b where either is NaN
 SPARROW_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
@@ -118,11 +118,11 @@ SPARROW_INLINE vf load(const bf16_t* p) {
   vh h;
   std::memcpy(&h, p, sizeof h);
   const vu u = __builtin_convertvector(h, vu) << 16;
-  return reinterpret_cast<const vf&>(u);
+  return reinterpret_cast<vf>(u);
 }
 SPARROW_INLINE vf load(const f16_t* p) {
 #if defined(__AVX512F__)
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
@@ -140,17 +140,17 @@ SPARROW_INLINE vf load_n(const T* p, int n, float fill = 0.f) {
 }
 SPARROW_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 SPARROW_INLINE void store(bf16_t* p, vf v) {
-  const vu u = reinterpret_cast<const vu&>(v);
+  const vu u = reinterpret_cast<vu>(v);
   const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const vu nan = (u >> 16) | 0x40u;
   const vi is_nan = v != v;
-  const vu r = (rounded & ~reinterpret_cast<const vu&>(is_nan)) | (nan & reinterpret_cast<const vu&>(is_nan));
+  const vu r = (rounded & ~reinterpret_cast<vu>(is_nan)) | (nan & reinterpret_cast<vu>(is_nan));
   const vh h = __builtin_convertvector(r, vh);
   std::memcpy(p, &h, sizeof h);
 }
 SPARROW_INLINE void store(f16_t* p, vf v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, 0));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, 0));
 #else
