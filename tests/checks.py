@@ -1,4 +1,4 @@
-"""What the operator tests share: the one tolerance, dtypes, instruction sets, random trees, strided and poisoned tensors."""
+"""What the operator tests share: the one tolerance, dtypes, instruction sets, random trees, poisoned tensors."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -89,7 +89,7 @@ class Comparison:
 
 
 def compare(model, drafter, inputs: dict[str, Tensor], *, max_restarts: int = 16, **options) -> Comparison:
-    """Greedy decoding by transformers' generate and by ours; after a mismatch ours restarts from the reference's prefix.
+    """Greedy decoding by transformers' generate and by ours; after a mismatch ours restarts from the right prefix.
 
     Args:
         model, drafter: as for sparrow.generate.

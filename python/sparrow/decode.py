@@ -15,7 +15,7 @@ import sparrow_ext
 from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
 from sparrow.drafter import SparrowDrafter
 from sparrow.sampling import Sampler
-from sparrow.stats import Clock, DecodeStats
+from sparrow.stats import Clock
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import DraftTree, TreeConfig

@@ -87,8 +87,8 @@ def catch_up(drafter: SparrowDrafter, pending: Pending, cache: DraftCache) -> tu
     else:
         positions = pending.positions
     out = drafter.extend(
-        pending.tokens, pending.row_index, drafter.reuse(pending.hidden), positions, cache.keys, cache.values, cache.lengths,
-        tree_start=0, num_rows=pending.num_rows,
+        pending.tokens, pending.row_index, drafter.reuse(pending.hidden), positions,
+        cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows,
     )  # fmt: skip
     cache.lengths = cache.lengths + pending.num_rows
     last = (pending.num_rows - 1).long()[:, None]

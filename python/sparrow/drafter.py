@@ -32,7 +32,7 @@ class DrafterConfig:
 
     Attributes:
         target: fingerprint of the target it was made for (family, sizes, hash of head rows).
-        hidden_layer: index into transformers' hidden_states of the states it reuses (num_layers = after the final norm).
+        hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
         hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
         output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
         rope_theta: base of the rotary embedding.
@@ -345,10 +345,15 @@ class SparrowDrafter(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drafter = cls(config)
-        drafter = drafter.to(device=target.device, dtype=target.embedding.dtype).eval().requires_grad_(False)
-        drafter.rope_frequency = drafter.rope_frequency.float()
-        drafter.attach(target)
+        drafter.place(target.device, target.embedding.dtype).attach(target)
         return drafter
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> "SparrowDrafter":
+        """Moves the weights for decoding (evaluation mode, no gradients); rotary frequencies stay float32."""
+        frequency = self.rope_frequency
+        self.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.rope_frequency = frequency.to(device)
+        return self
 
     def attach(self, target: Target) -> None:
         """Binds to a target after checking that the drafter was made for it.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sparrow.decode import DecodeState, Drafter, NoDrafter, TextDrafter, decode_round
-from sparrow.drafter import SparrowDrafter
 from sparrow.draft import Pending
+from sparrow.drafter import SparrowDrafter
 from sparrow.sampling import Sampler
 from sparrow.stats import Clock, DecodeStats
 from sparrow.targets.adapter import Target
@@ -65,8 +65,8 @@ def generate(
             top_p, repetition_penalty, logits_processor, eos_token_id, generation_config, ...) of model.generate.
 
     Raises:
-        ValueError: an option that is not supported (beams, several return sequences, batches, ...), named; a drafter that
-            was made for another target; a model that is not supported.
+        ValueError: an option that is not supported (beams, several return sequences, batches, ...), named; a drafter
+            that was made for another target; a model that is not supported.
     """
     target = Target(model)
     for name in REFUSED_ARGUMENTS:

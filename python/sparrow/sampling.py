@@ -1,4 +1,4 @@
-"""Which token the target draws at each node of a tree: operators where they can, transformers' processors where they must."""
+"""Which token the target draws at each node: operators where they can, transformers' processors where they must."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 
@@ -15,8 +16,8 @@ STAGES = ("prefill", "draft", "verify", "sample", "commit")
 class DecodeStats:
     """Counts and times of one generation.
 
-    tau counts the tokens emitted per round, bonus included and the prefill's token excluded; the last round counts by what
-    it emitted. Times are wall seconds of the host (on CUDA: of the stream, by events).
+    tau counts the tokens emitted per round, bonus included and the prefill's token excluded; the last round counts by
+    what it emitted. Times are wall seconds of the host (on CUDA: of the stream, by events).
 
     Attributes:
         emitted: tokens emitted in each round.
@@ -56,9 +57,9 @@ class DecodeStats:
 
     @property
     def acceptance_by_depth(self) -> list[float]:
-        """Of the rounds whose path reached depth d, the share that went on to depth d + 1; NaN where none reached it."""
+        """Of the rounds whose path reached depth d, the share that went on to d + 1; NaN where none reached d."""
         reached = [sum(n >= d for n in self.accepted) for d in range(self.depth + 1)]
-        return [b / a if a else float("nan") for a, b in zip(reached, reached[1:], strict=False)]
+        return [b / a if a else float("nan") for a, b in pairwise(reached)]
 
     @property
     def decode_seconds(self) -> float:

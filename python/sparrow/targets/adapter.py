@@ -1,4 +1,4 @@
-"""One adapter over the unmodified video LLMs of transformers (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, LLaVA-OneVision, InternVL, ...)."""
+"""One adapter over the unmodified video LLMs of transformers (see FAMILIES)."""
 
 import hashlib
 from collections.abc import Mapping

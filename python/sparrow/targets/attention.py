@@ -17,8 +17,8 @@ def _tree_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention signature over `tree_attention`; used by verify passes and by nothing else.
 
-    query [B, H, N, D]; key and value are the cache's whole buffer [B, K, capacity, D]; attention_mask carries the tree's
-    ancestor words, int64 [B, 1, N, W] (a 4-D mask travels through every model untouched).
+    query [B, H, N, D]; key and value are the cache's whole buffer [B, K, capacity, D]; attention_mask carries the
+    tree's ancestor words, int64 [B, 1, N, W] (a 4-D mask travels through every model untouched).
     """
     lengths: Tensor | None = kwargs.get("sparrow_lengths")
     if lengths is None:

@@ -25,7 +25,7 @@ class TargetLayer(CacheLayerMixin):
         """Writes [B, K, N, D] rows behind the committed ones.
 
         Outside a verify pass the rows are committed and the result is a view of all committed rows; inside one
-        (`TargetCache.verifying`) they stay uncommitted and the result is the whole buffer, for an op that takes lengths.
+        (`TargetCache.verifying`) they stay uncommitted and the result is the whole buffer, for ops that take lengths.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -57,7 +57,7 @@ class TargetCache(Cache):
         lengths: int32 [B] on the device, the committed rows of each sequence (what the operators read).
         verifying: True while a verify pass runs: rows are appended without being committed.
 
-    The capacity grows when a committed append needs more; inside a verify pass it may not (the operators hold pointers).
+    The capacity grows when a committed append needs more; inside a verify pass it may not (operators hold pointers).
     """
 
     def __init__(self, num_layers: int, capacity: int):

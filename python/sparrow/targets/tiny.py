@@ -93,8 +93,9 @@ def _qwen_tokens(s: TinySize) -> dict[str, object]:
 
 def _qwen2_5_vl(s: TinySize) -> PreTrainedModel:
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2,
-        "temporal_patch_size": 2, "window_size": 56, "out_hidden_size": s.hidden_size, "fullatt_block_indexes": [1],
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 56,
+        "out_hidden_size": s.hidden_size, "fullatt_block_indexes": [1],
         "tokens_per_second": 2,
     }  # fmt: skip
     text = _text(s, rope_parameters=_rope(s, sections=True))
@@ -114,8 +115,9 @@ def _qwen2_vl(s: TinySize) -> PreTrainedModel:
 
 def _qwen3_vl(s: TinySize) -> PreTrainedModel:
     vision = {
-        "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16, "spatial_merge_size": 2,
-        "temporal_patch_size": 2, "out_hidden_size": s.hidden_size, "num_position_embeddings": 64,
+        "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 16,
+        "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "out_hidden_size": s.hidden_size, "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
     rope = _rope(s, sections=True, mrope_interleaved=True)
@@ -125,8 +127,8 @@ def _qwen3_vl(s: TinySize) -> PreTrainedModel:
 
 def _vision(kind: str) -> dict[str, object]:
     return {
-        "model_type": kind, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 56, "patch_size": 14,
+        "model_type": kind, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 56, "patch_size": 14,
     }  # fmt: skip
 
 

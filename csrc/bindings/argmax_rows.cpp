@@ -1,0 +1,40 @@
+#include "ops/argmax_rows.h"
+
+#include "bindings/checks.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "argmax_rows";
+constexpr int64_t kGrainElements = 1 << 18;  // about 10 us of one thread
+
+Tensor allocate(const Tensor& logits, ArgmaxRowsParams& p) {
+  const Arg arg{kOp, "logits", logits};
+  arg.floating();
+  const int64_t d = logits.dim();
+  check_that(d == 2 || d == 3, kOp, "logits must have 2 or 3 dimensions, got shape ", shape_of(logits));
+  check_that(logits.size(d - 1) > 0, kOp, "logits must have a vocabulary of at least 1, got shape ", shape_of(logits));
+  arg.last_dense();
+  p.dtype = dtype_of(logits);
+  p.rows0 = d == 3 ? logits.size(0) : 1, p.rows1 = logits.size(d - 2), p.vocab = logits.size(d - 1);
+  p.stride0 = d == 3 ? logits.stride(0) : 0, p.stride1 = logits.stride(d - 2);
+  Tensor out =
+      d == 3 ? empty(logits, {p.rows0, p.rows1}, ScalarType::Long) : empty(logits, {p.rows1}, ScalarType::Long);
+  p.logits = logits.const_data_ptr();
+  p.out = out.mutable_data_ptr<int64_t>();
+  return out;
+}
+
+}  // namespace
+
+Tensor argmax_rows_op_cpu(const Tensor& logits) {
+  ArgmaxRowsParams p;
+  Tensor out = allocate(logits, p);
+  run_items(argmax_rows_cpu, p, p.rows0 * p.rows1, /*grain=*/1 + kGrainElements / p.vocab);
+  return out;
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) { m.def("argmax_rows(Tensor logits) -> Tensor"); }
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("argmax_rows", TORCH_BOX(&sparrow::argmax_rows_op_cpu)); }

@@ -1,0 +1,80 @@
+#include "ops/sample_rows.h"
+
+#include <cmath>
+
+#include "bindings/checks.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "sample_rows";
+constexpr int64_t kGrainElements = 1 << 16;  // about 30 us of one thread
+
+void check_per_sequence(const char* name, const Tensor& t, ScalarType dtype, const Arg& logits) {
+  Arg{kOp, name, t}.same_device(logits).dtype({dtype}).dim(1).size(0, logits.t.size(0), "B").contiguous();
+}
+
+Tensor allocate(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
+                const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p, SampleRowsParams& p) {
+  const Arg arg{kOp, "logits", logits};
+  arg.floating().dim(3).last_dense();
+  p.batch = logits.size(0), p.nodes = logits.size(1), p.vocab = logits.size(2);
+  check_that(p.vocab > 0 && p.vocab <= INT32_MAX, kOp, "logits must have a vocabulary in [1, 2^31), got shape ",
+             shape_of(logits));
+  check_per_sequence("temperature", temperature, ScalarType::Float, arg);
+  check_per_sequence("seed", seed, ScalarType::Long, arg);
+  Arg{kOp, "position", position}
+      .same_device(arg)
+      .dtype({ScalarType::Long})
+      .dim(2)
+      .size(0, p.batch, "B")
+      .size(1, p.nodes, "N")
+      .contiguous();
+  if (top_k) check_per_sequence("top_k", *top_k, ScalarType::Int, arg);
+  if (top_p) check_per_sequence("top_p", *top_p, ScalarType::Float, arg);
+  p.dtype = dtype_of(logits);
+  p.stride_b = logits.stride(0), p.stride_n = logits.stride(1);
+  p.logits = logits.const_data_ptr();
+  p.temperature = temperature.const_data_ptr<float>();
+  p.seed = seed.const_data_ptr<int64_t>();
+  p.position = position.const_data_ptr<int64_t>();
+  p.top_k = top_k ? top_k->const_data_ptr<int32_t>() : nullptr;
+  p.top_p = top_p ? top_p->const_data_ptr<float>() : nullptr;
+  Tensor out = empty(logits, {p.batch, p.nodes}, ScalarType::Long);
+  p.out = out.mutable_data_ptr<int64_t>();
+  return out;
+}
+
+void check_values(const SampleRowsParams& p) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const float t = p.temperature[b];
+    check_that(t == 0.f || (t >= kMinTemperature && std::isfinite(t)), kOp, "temperature[", b,
+               "] must be 0 (argmax) or finite and at least ", kMinTemperature, ", got ", t);
+    check_that(p.top_k == nullptr || p.top_k[b] >= 0, kOp, "top_k[", b, "] must be 0 (off) or positive, got ",
+               p.top_k == nullptr ? 0 : p.top_k[b]);
+    check_that(p.top_p == nullptr || (p.top_p[b] >= 0.f && p.top_p[b] <= 1.f), kOp, "top_p[", b,
+               "] must lie in [0, 1] (1 = off), got ", p.top_p == nullptr ? 1.f : p.top_p[b]);
+  }
+}
+
+}  // namespace
+
+Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
+                          const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
+  SampleRowsParams p;
+  Tensor out = allocate(logits, temperature, seed, position, top_k, top_p, p);
+  check_values(p);
+  Tensor block_max = empty(logits, {p.batch, p.nodes, sample_blocks(p.vocab)}, ScalarType::Float);
+  p.block_max = block_max.mutable_data_ptr<float>();
+  run_items(sample_rows_cpu, p, p.batch * p.nodes, /*grain=*/1 + kGrainElements / p.vocab);
+  return out;
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def(
+      "sample_rows(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k=None, "
+      "Tensor? top_p=None) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu)); }
