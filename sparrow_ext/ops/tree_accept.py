@@ -55,9 +55,9 @@ def reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition: node by node, child by child."""
     b, n = tokens.shape
-    num_path = torch.zeros(b, dtype=torch.int32)
-    path = torch.full((b, max_path), -1, dtype=torch.int32)
-    out_tokens = torch.full((b, max_path), -1, dtype=torch.int64)
+    num_path = parent.new_zeros(b)
+    path = parent.new_full((b, max_path), -1)
+    out_tokens = tokens.new_full((b, max_path), -1)
     for row in range(b):
         count = n if num_nodes is None else int(num_nodes[row])
         walk = [0] if count else []
@@ -92,9 +92,8 @@ def eager(
         lengths.append(len(walk))
         paths.append(walk + padding)
         outs.append([choice[i] for i in walk] + padding)
-    as_rows = (b, max_path)
     return (
-        torch.tensor(lengths, dtype=torch.int32),
-        torch.tensor(paths, dtype=torch.int32).view(as_rows),
-        torch.tensor(outs, dtype=torch.int64).view(as_rows),
+        torch.tensor(lengths, dtype=torch.int32, device=tokens.device),
+        torch.tensor(paths, dtype=torch.int32, device=tokens.device).view(b, max_path),
+        torch.tensor(outs, dtype=torch.int64, device=tokens.device).view(b, max_path),
     )
