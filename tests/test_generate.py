@@ -1,6 +1,7 @@
 """sparrow.generate as its users meet it: what it refuses, what it leaves behind, what it costs, what it reports."""
 
 import contextlib
+import sys
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_one_host_synchronisation_per_round(tiny, monkeypatch):
         finally:
             inside[0] = False
 
-    monkeypatch.setattr("sparrow.generate.decode_round", one_round)
+    monkeypatch.setattr(sys.modules["sparrow.generate"], "decode_round", one_round)
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
     for options in ({}, {"do_sample": True, "top_k": 5, "repetition_penalty": 1.1}):
         counts.clear()
