@@ -53,7 +53,13 @@ def test_cache_equals_one_shot_prefill(tiny, family, videos, hidden_norm, positi
     )
     recorder = Recorder(drafter)
     out = sparrow.generate(  # no placeholders in the text: the plain forward below would take them for videos
-        model, recorder, **inputs, max_new_tokens=30, eos_token_id=None, tree=SHAPE, suppress_tokens=[290, 291, 292, 293]
+        model,
+        recorder,
+        **inputs,
+        max_new_tokens=30,
+        eos_token_id=None,
+        tree=SHAPE,
+        suppress_tokens=[290, 291, 292, 293],
     )
     prompt, cache = inputs["input_ids"].shape[1], recorder.state.draft
     is_text = torch.ones_like(out.sequences, dtype=torch.bool)

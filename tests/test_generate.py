@@ -1,14 +1,13 @@
 """sparrow.generate as its users meet it: what it refuses, what it leaves behind, what it costs, what it reports."""
 
 import contextlib
-import sys
 
 import pytest
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import sparrow
-from sparrow import decode
+from sparrow import decode, generation
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 from tests.drafters import ScriptedDrafter
@@ -157,7 +156,7 @@ def test_one_host_synchronisation_per_round(tiny, monkeypatch):
         finally:
             inside[0] = False
 
-    monkeypatch.setattr(sys.modules["sparrow.generate"], "decode_round", one_round)
+    monkeypatch.setattr(generation, "decode_round", one_round)
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
     for options in ({}, {"do_sample": True, "top_k": 5, "repetition_penalty": 1.1}):
         counts.clear()

@@ -1,8 +1,8 @@
 """sparrow: fast, lossless decoding for video LLMs. `generate` is transformers' generate with a text-only drafter."""
 
-from sparrow.compare import Comparison, compare
+from sparrow.comparison import Comparison, compare
 from sparrow.drafter import DrafterConfig, SparrowDrafter
-from sparrow.generate import GenerateOutput, generate
+from sparrow.generation import GenerateOutput, generate
 from sparrow.stats import DecodeStats
 from sparrow.targets.adapter import Target
 from sparrow.tree import PRESETS, TreeConfig

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 import sparrow
 import sparrow_ext
 from sparrow.drafter import SparrowDrafter
-from sparrow.generate import GenerateOutput, generate
+from sparrow.generation import GenerateOutput, generate
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.video import load_settings, prepare
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sparrow.generate import GenerateOutput, generate
+from sparrow.generation import GenerateOutput, generate
 
 NEAR_TIE = (
     1e-4  # a mismatch is a near tie where the reference's top-2 margin is below this share of its largest |logit|
