@@ -182,6 +182,19 @@ def test_support_equals_transformers(top_k, top_p, isa):
         assert support(logits, 0.5, top_k, top_p, 20_000) == set(kept)
 
 
+@pytest.mark.parametrize("isa", available_isas())
+def test_equal_scores_go_to_the_lowest_id(isa):
+    seed, position, vocab = torch.tensor([3]), torch.tensor([[0]]), 152064
+    noise, order = op.gumbel(seed, position, vocab).flatten().sort(stable=True)
+    twins = (noise[1:] == noise[:-1]).nonzero().flatten()  # 152064 words of 32 bits: some pair is expected to agree
+    assert twins.numel() > 0
+    for at in twins.tolist():
+        logits = torch.full((1, 1, vocab), -INF)
+        logits[..., order[at : at + 2]] = 0.5
+        with cpu_isa(isa):
+            assert int(op.sample_rows(logits, torch.ones(1), seed, position)) == int(order[at])
+
+
 def test_ties_at_the_cuts():
     logits = torch.tensor([[0.0, 2.0, 1.0, 1.0, 2.0, 1.0, -3.0, 1.0]])
     assert support(logits, 1.0, 3, None, 4000) == {1, 2, 3, 4, 5, 7}  # the third largest is 1: its ties stay
@@ -192,6 +205,7 @@ def test_ties_at_the_cuts():
     assert support(logits, 1.0, None, 0.6, 4000) == {1, 4, 2}
     assert support(logits, 1.0, None, 0.8, 4000) == {1, 4, 2, 3, 5}
     assert support(torch.zeros(1, 200), 1.0, None, 0.1001, 4000) == set(range(21))
+    assert support(torch.zeros(1, 4), 1.0, None, 0.5, 4000) == {0, 1}  # reaches top_p exactly
     assert support(torch.tensor([[0.0, -0.0, -1.0]]), 1.0, 1, None, 400) == {0, 1}  # -0 ties with 0
 
 
