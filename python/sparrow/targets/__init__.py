@@ -1,0 +1,1 @@
+"""Target models: adapters to unmodified transformers models, and small ones built without a download."""
