@@ -85,17 +85,18 @@ class SparrowDrafter(nn.Module):
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         self.register_buffer("rope_frequency", frequency, persistent=False)
-        self._tables: tuple[Tensor, nn.Module, nn.Module] | None = None  # embedding, head, norm: not ours to register
-        self._draft_head: Tensor | None = None
+        # The target's embedding, head and norm, and the head rows we draft from: a tuple, so that they are not registered.
+        self._tables: tuple[Tensor, nn.Module, nn.Module, Tensor | None] | None = None
 
     # ---- the target's tables ----
     def bind(self, embedding: Tensor, head: nn.Module, norm: nn.Module) -> None:
         """Shares a target's embedding table [V, E], LM head and final norm with the drafter."""
-        self._tables = (embedding, head, norm)
-        self._draft_head = None
-        weight = getattr(head, "weight", None)
-        if isinstance(weight, Tensor) and getattr(head, "bias", None) is None:
-            self._draft_head = weight[self.draft_vocab_ids] if self.config.draft_vocab else weight
+        rows = getattr(head, "weight", None)
+        if not isinstance(rows, Tensor) or getattr(head, "bias", None) is not None:
+            rows = None  # no plain weight: `propose` goes through the module
+        elif self.config.draft_vocab:
+            rows = rows[self.draft_vocab_ids]
+        self._tables = (embedding, head, norm, rows)
 
     @property
     def embedding(self) -> Tensor:
@@ -130,9 +131,10 @@ class SparrowDrafter(nn.Module):
     def propose(self, out: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k]."""
         id_map = self.draft_vocab_ids if self.config.draft_vocab else None
-        if self._draft_head is not None:
-            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), self._draft_head, k, id_map)
-        else:  # a head that is no plain weight goes through its own module
+        assert self._tables is not None
+        if self._tables[3] is not None:
+            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), self._tables[3], k, id_map)
+        else:
             logp, ids, _ = sparrow_ext.topk_lse(self.logits(out), k, id_map)
         return logp, ids
 
