@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sparrow.video import FAMILIES, load_settings, load_video, prepare
 
+from sparrow.video import FAMILIES, load_settings, load_video, prepare
 from tests.golden.cases import CASES, Case, clip, digest, tokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "video.json").read_text())["cases"]
