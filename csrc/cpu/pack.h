@@ -8,6 +8,11 @@
 namespace sparrow {
 namespace SPARROW_ISA {
 
+template <class T>
+SPARROW_INLINE vf load_up_to(const T* x, int64_t n) {
+  return n >= kLanes ? load(x) : load_n(x, static_cast<int>(n));
+}
+
 // Units<T>::type, elements per unit, and kLanes units of a row as the bits of a vf (`n` elements; the rest is 0).
 template <class T>
 struct Units {
@@ -28,6 +33,14 @@ struct Units<bf16_t> {
 #endif
 template <class T>
 using Unit = typename Units<T>::type;
+
+// Rows are asked for this many rows ahead: packing alternates with arithmetic, which the hardware's prefetcher does not
+// bridge. The address may lie outside the tensor; a prefetch never faults.
+constexpr int64_t kAhead = 32;
+template <class T>
+SPARROW_INLINE void prefetch(const T* x, int64_t stride, int64_t row, int64_t d) {
+  __builtin_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(x) + sizeof(T) * (row * stride + d)));
+}
 
 template <class U>
 SPARROW_INLINE void store_units(U* y, vf bits) {
@@ -69,8 +82,10 @@ SPARROW_INLINE void pack_columns(const T* x, int64_t stride, int64_t count, int6
   for (int64_t j = 0; j < count; j += kLanes)
     for (int64_t u = 0; u < units; u += kLanes) {
       vf rows[kLanes];
-      for (int i = 0; i < kLanes; ++i)
+      for (int i = 0; i < kLanes; ++i) {
+        prefetch(x, stride, j + i + kAhead, u * kPer);
         rows[i] = j + i < count ? Units<T>::load_units(x + (j + i) * stride + u * kPer, dim - u * kPer) : vf{};
+      }
       transpose(rows);
       const int64_t n = units - u < kLanes ? units - u : kLanes;
       for (int i = 0; i < kLanes; ++i)
@@ -93,6 +108,7 @@ SPARROW_INLINE void pack_rows(const T* x, int64_t stride, int64_t count, uint64_
   if constexpr (Units<T>::kPer == 1) {
     for (int64_t j = 0; j < count; ++j)
       for (int64_t d = 0; d < cols; d += kLanes) {
+        prefetch(x, stride, j + kAhead, d);
         const int64_t n = seen >> j & 1 && d < dim ? dim - d : 0;
         store_units(y + j * cols + d, n > 0 ? Units<T>::load_units(x + j * stride + d, n) : vf{});
       }
@@ -103,6 +119,8 @@ SPARROW_INLINE void pack_rows(const T* x, int64_t stride, int64_t count, uint64_
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t j = 0; j < count; j += 2)
       for (int64_t d = 0; d < cols; d += 32) {
+        prefetch(x, stride, j + kAhead, d);
+        prefetch(x, stride, j + 1 + kAhead, d);
         const int64_t n = d < dim ? dim - d : 0, first = seen >> j & 1 ? n : 0;
         const int64_t second = j + 1 < count && seen >> (j + 1) & 1 ? n : 0;
         const __m512i a = _mm512_castps_si512(Units<T>::load_units(x + j * stride + d, first));

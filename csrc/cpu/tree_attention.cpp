@@ -60,13 +60,13 @@ void pack_query(Tile<T>& t) {
 
 template <class T>
 bool values_finite(const Tile<T>& t, int64_t row, int64_t count) {
-  float zero = 0.f;
+  vf zero = vf{};  // x - x is 0, or NaN
   for (int64_t j = 0; j < count; ++j)
-    for (int64_t d = 0; d < t.p.dim; ++d) {
-      const float x = to_f32(t.value(row + j)[d]);
+    for (int64_t d = 0; d < t.p.dim; d += kLanes) {
+      const vf x = load_up_to(t.value(row + j) + d, t.p.dim - d);
       zero += x - x;
     }
-  return zero == 0.f;
+  return reduce_add(zero) == 0.f;
 }
 
 // 2^x to about 1 ulp for x <= 0, NaN stays NaN; 2^0 is exactly 1. Scores are kept in units of log 2.
@@ -99,10 +99,11 @@ template <bool kMasked, class T, class Word>
 SPARROW_INLINE void softmax_rows(Tile<T>& t, int64_t lanes, Word word) {
   const vf none = splat(-__builtin_inff());
   for (int64_t r = 0; r < t.rows; ++r) {
+    const uint64_t seen = word(r);
     float* s = t.scores + r * kBlock;
     vf high = none;
     for (int64_t j = 0; j < lanes; j += kLanes) {
-      if constexpr (kMasked) store(s + j, select(lanes_of(word(r), j), load(s + j), none));
+      if constexpr (kMasked) store(s + j, select(lanes_of(seen, j), load(s + j), none));
       high = max(load(s + j), high);  // NaN is passed over
     }
     const float before = t.top[r], here = max_of(high), top = here > before ? here : before;
@@ -119,13 +120,23 @@ SPARROW_INLINE void softmax_rows(Tile<T>& t, int64_t lanes, Word word) {
   }
 }
 
+// Rows of T are rows of units: values can be read where they are.
+template <class T>
+constexpr bool kDirect = std::is_same_v<T, Unit<T>>;
+
 // out rows [r0, r1) = out shrink + weights values; the values of keys outside `seen` count as 0.
 template <class T>
 void add_values(Tile<T>& t, int64_t r0, int64_t r1, int64_t row, int64_t count, uint64_t seen) {
   float* out = t.out + r0 * t.cols;
-  pack_rows(t.value(row), t.p.v_s, count, seen, t.p.dim, t.values, t.cols);
+  const Unit<T>* values = t.values;
+  int64_t stride = t.cols;
+  const bool direct = kDirect<T> && t.cols == t.p.dim && seen == ~uint64_t{0};
+  if constexpr (kDirect<T>) {
+    if (direct) values = t.value(row), stride = t.p.v_s;
+  }
+  if (!direct) pack_rows(t.value(row), t.p.v_s, count, seen, t.p.dim, t.values, t.cols);
   gemm(
-      t.weights() + r0 * t.kWeightStride, t.kWeightStride, r1 - r0, t.values, t.cols, t.cols,
+      t.weights() + r0 * t.kWeightStride, t.kWeightStride, r1 - r0, values, stride, t.cols,
       (count + t.kPer - 1) / t.kPer,
       [&](int64_t r, int64_t c) { return load(out + r * t.cols + c) * t.shrink[r0 + r]; },
       [&](int64_t r, int64_t c, vf x) { store(out + r * t.cols + c, x); });
@@ -239,13 +250,17 @@ void combine_item(const TreeAttentionParams& p, int64_t item) {
     top = x > top ? x : top;
   }
   const float base = top == -__builtin_inff() ? 0.f : top;
-  const auto weight = [&](int64_t s) { return exp2(splat(p.stats[(first + s * step) * 2] - base))[0]; };
   float sum = 0.f;
-  for (int64_t s = 0; s < splits; ++s) sum += weight(s) * p.stats[(first + s * step) * 2 + 1];
+  for (int64_t s = 0; s < splits; ++s) {
+    float* stats = p.stats + (first + s * step) * 2;
+    stats[0] = exp2(splat(stats[0] - base))[0];  // from here on the split's weight
+    sum = sum + stats[0] * stats[1];
+  }
   const float inverse = sum == 0.f ? 0.f : 1.f / sum;
   for (int64_t d = 0; d < p.dim; d += kLanes) {
     vf x = vf{};
-    for (int64_t s = 0; s < splits; ++s) x = fma(splat(weight(s)), load(p.partial + (first + s * step) * cols + d), x);
+    for (int64_t s = 0; s < splits; ++s)
+      x = fma(splat(p.stats[(first + s * step) * 2]), load(p.partial + (first + s * step) * cols + d), x);
     store_row(out, p.dim, d, x * inverse);
   }
   if (p.lse != nullptr)
