@@ -1,24 +1,33 @@
-// One row: the seen tokens by a sweep over the bitmap, eight flags at a time (a chat has seen a small part of the
-// vocabulary, so most words are zero and their logits are never read), then the tokens of the visible nodes that are
-// neither in the bitmap nor repeated by a lower visible node.
+// One row: the seen tokens by a sweep over the bitmap, a vector of flags at a time (a chat has seen a small part of
+// the vocabulary, so most vectors are zero and their logits are never read), then the tokens of the visible nodes that
+// are neither in the bitmap nor repeated by a lower visible node.
 #include "ops/repetition_penalty.h"
 
-#include "cpu/vec.h"
+#include "cpu/row_max.h"  // any
 
 namespace sparrow {
 namespace SPARROW_ISA {
 namespace {
 
+constexpr int kFlags = 4 * kLanes;  // per vector
+typedef uint8_t vb __attribute__((vector_size(kLanes)));
+
 SPARROW_INLINE void penalise(float& x, float p) { x = x < 0.f ? x * p : x / p; }
 
 SPARROW_INLINE void penalise_seen(float* x, const uint8_t* seen, int64_t vocab, float p) {
+  const vf penalty = splat(p);
   int64_t v = 0;
-  for (; v + 8 <= vocab; v += 8) {
-    uint64_t flags;
-    std::memcpy(&flags, seen + v, 8);
-    if (flags == 0) continue;
-    for (int64_t i = v; i < v + 8; ++i)
-      if (seen[i]) penalise(x[i], p);
+  for (; v + kFlags <= vocab; v += kFlags) {
+    vi flags;
+    std::memcpy(&flags, seen + v, sizeof flags);
+    if (!any(flags != 0)) continue;
+    for (int64_t i = v; i < v + kFlags; i += kLanes) {
+      vb part;
+      std::memcpy(&part, seen + i, sizeof part);
+      const vf old = load(x + i);
+      const vf changed = select(old < splat(0.f), old * penalty, old / penalty);
+      store(x + i, select(__builtin_convertvector(part, vi) != 0, changed, old));
+    }
   }
   for (; v < vocab; ++v)
     if (seen[v]) penalise(x[v], p);

@@ -65,6 +65,21 @@ SPARROW_INLINE float from_ordered(uint32_t key) {
   return x;
 }
 
+// The leading bits of a key that T's values can differ in.
+constexpr int kDigitBits = 11;
+template <class T>
+struct KeyBits {
+  static constexpr int value = 32;
+};
+template <>
+struct KeyBits<bf16_t> {
+  static constexpr int value = 16;
+};
+template <>
+struct KeyBits<f16_t> {
+  static constexpr int value = 19;  // sign, float32's 8 exponent bits, 10 of mantissa
+};
+
 // Adds the weights of the tokens >= floor whose keys agree with `prefix` above bit `known` to the histogram of the
 // next bits, those from `shift` on.
 template <class T, class Weight>
@@ -78,11 +93,17 @@ void add_histogram(const Row<T>& row, float floor, const Weight& weight, uint32_
     load_block(row.x, begin, row.vocab, block);
     float x[kBlock], w[kBlock];
     for (int j = 0; j < kBlockVecs; ++j) store(x + j * kLanes, block[j]), store(w + j * kLanes, weight(block[j]));
-    for (int64_t i = 0; i < kBlock; ++i) {
+    uint32_t digit[kBlock];
+    uint32_t some = 0;
+    for (int i = 0; i < kBlock; ++i) {
       const uint32_t key = ordered(x[i]);
       const bool inside = x[i] >= floor && static_cast<uint64_t>(key ^ prefix) >> known == 0;  // NaN is outside
-      if (inside) histogram[(key >> shift) & digits] += w[i];
+      digit[i] = (key >> shift) & digits;
+      w[i] = inside ? w[i] : 0.f;
+      some |= inside;
     }
+    if (!some) continue;
+    for (int i = 0; i < kBlock; ++i) histogram[digit[i]] += w[i];
   }
 }
 
@@ -97,10 +118,10 @@ Found descend(const Row<T>& row, float floor, double target, const Weight& weigh
   double above = 0;
   uint32_t prefix = 0;
   int known = 32;
-  constexpr int kDigits[] = {11, 11, 10};
-  for (const int bits : kDigits) {
+  while (known > 32 - KeyBits<T>::value) {
+    const int bits = known > kDigitBits ? kDigitBits : known;
     const int shift = known - bits;
-    double histogram[1 << 11] = {};
+    double histogram[1 << kDigitBits] = {};
     add_histogram(row, floor, weight, prefix, known, shift, histogram);
     int found = 0;
     double found_above = above;
@@ -114,6 +135,7 @@ Found descend(const Row<T>& row, float floor, double target, const Weight& weigh
     prefix |= static_cast<uint32_t>(found) << shift;
     known = shift;
   }
+  if (prefix >> 31 == 0) prefix |= (uint64_t{1} << known) - 1;  // the bits T does not have: ones in a negative's key
   return {from_ordered(prefix), above};
 }
 

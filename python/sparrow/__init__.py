@@ -1,8 +1,9 @@
 """sparrow: fast, lossless decoding for video LLMs. `generate` is transformers' generate with a text-only drafter."""
 
-from sparrow.compare import Comparison, compare
-from sparrow.drafter import DrafterConfig, SparrowDrafter
-from sparrow.generate import GenerateOutput, generate
+from sparrow.comparison import Comparison, compare
+from sparrow.drafter import SparrowDrafter
+from sparrow.drafter_config import DrafterConfig
+from sparrow.generation import GenerateOutput, generate
 from sparrow.stats import DecodeStats
 from sparrow.targets.adapter import Target
 from sparrow.tree import PRESETS, TreeConfig

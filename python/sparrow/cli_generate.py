@@ -4,6 +4,7 @@ import argparse
 import json
 import pathlib
 import time
+from typing import Any
 
 import torch
 import transformers
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 import sparrow
 import sparrow_ext
 from sparrow.drafter import SparrowDrafter
-from sparrow.generate import GenerateOutput, generate
+from sparrow.generation import GenerateOutput, generate
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.video import load_settings, prepare
 
@@ -105,7 +106,7 @@ def load_drafter(folder: str, model) -> SparrowDrafter:
     return drafter
 
 
-def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, model) -> dict[str, Tensor]:
+def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, model) -> dict[str, Any]:
     """Decodes the videos and builds the model's inputs, with a progress bar."""
     settings = load_settings(folder)
     columns = (TextColumn("reading the video"), BarColumn(), TextColumn("{task.completed}/{task.total} frames"))
@@ -119,11 +120,11 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, m
     return {k: v.to(model.device) for k, v in inputs.items()} | pixels
 
 
-def sampling_options(arguments: argparse.Namespace) -> dict[str, object]:
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """generate()'s options from the command line."""
     if arguments.temperature < 0:
         raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
-    options: dict[str, object] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if arguments.repetition_penalty is not None:
         options["repetition_penalty"] = arguments.repetition_penalty
     if arguments.temperature > 0:

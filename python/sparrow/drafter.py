@@ -10,7 +10,7 @@ drafter's own output where the target has not been there yet).
 
 import json
 import pathlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -18,76 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sparrow_ext
+from sparrow.drafter_config import DrafterConfig
 from sparrow.targets.adapter import Target
-from sparrow.tree import TreeConfig
 
-FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MAX_ATTENTION_ROWS = 128  # rows draft_attention takes at once
-
-
-@dataclass(frozen=True)
-class DrafterConfig:
-    """Everything about a drafter but its weights; stored as config.json.
-
-    Attributes:
-        target: fingerprint of the target it was made for (family, sizes, hash of head rows).
-        hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
-        hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
-        output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
-        rope_theta: base of the rotary embedding.
-        positions: "text" numbers text rows consecutively; "target" uses the target's own position ids.
-        window, n_anchor: 0 = all text rows; window > 0 = the first n_anchor and the last `window` text rows.
-        draft_vocab: True where the drafter proposes from a subset of the vocabulary (ids stored with the weights).
-        tree: default tree, "total-depth-width".
-    """
-
-    target: dict[str, object]
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    hidden_layer: int
-    rms_norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    fc_bias: bool = False
-    hidden_norm: bool = False
-    output_norm: str = "own"
-    rope_theta: float = 10000.0
-    positions: str = "text"
-    window: int = 0
-    n_anchor: int = 0
-    draft_vocab: bool = False
-    tree: str = "30-4-8"
-    format_version: int = field(default=FORMAT_VERSION)
-
-    def __post_init__(self):
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(f"drafter format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even (rotary embedding), got {self.head_dim}")
-        if self.output_norm not in ("own", "target", "none"):
-            raise ValueError(f"output_norm must be own, target or none, got {self.output_norm!r}")
-        if self.positions not in ("text", "target"):
-            raise ValueError(f"positions must be text or target, got {self.positions!r}")
-        TreeConfig.parse(self.tree)
-
-    @classmethod
-    def from_json(cls, text: str) -> "DrafterConfig":
-        """Raises ValueError where a key is unknown or missing."""
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("a drafter's config.json holds one JSON object")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown keys in a drafter's config.json: {', '.join(unknown)}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"a drafter's config.json is incomplete: {error}") from None
 
 
 class RMSNorm(nn.Module):
@@ -133,12 +68,15 @@ class SparrowDrafter(nn.Module):
     Call `bind` with the target's tables before drafting: they are shared, never stored.
     """
 
+    rope_frequency: Tensor
+    draft_vocab_ids: Tensor
+
     def __init__(self, config: DrafterConfig):
         super().__init__()
         self.config = config
         e, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
-        self.layers = nn.ModuleList([Layer(config)])
+        self.layers = nn.ModuleList([Layer(config)])  # a list for the sake of the stored names
         if config.output_norm == "own":
             self.norm = RMSNorm(e, eps)
         if config.hidden_norm:
@@ -147,23 +85,30 @@ class SparrowDrafter(nn.Module):
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         self.register_buffer("rope_frequency", frequency, persistent=False)
-        self._tables: tuple[Tensor, nn.Module, nn.Module] | None = None  # embedding, head, norm: not ours to register
-        self._draft_head: Tensor | None = None
+        # The target's embedding, head and norm, and the head rows we draft from: in a tuple nothing gets registered.
+        self._tables: tuple[Tensor, nn.Module, nn.Module, Tensor | None] | None = None
 
     # ---- the target's tables ----
     def bind(self, embedding: Tensor, head: nn.Module, norm: nn.Module) -> None:
         """Shares a target's embedding table [V, E], LM head and final norm with the drafter."""
-        self._tables = (embedding, head, norm)
-        self._draft_head = None
-        weight = getattr(head, "weight", None)
-        if isinstance(weight, Tensor) and getattr(head, "bias", None) is None:
-            self._draft_head = weight[self.draft_vocab_ids] if self.config.draft_vocab else weight
+        rows = getattr(head, "weight", None)
+        if not isinstance(rows, Tensor) or getattr(head, "bias", None) is not None:
+            rows = None  # no plain weight: `propose` goes through the module
+        elif self.config.draft_vocab:
+            rows = rows[self.draft_vocab_ids]
+        self._tables = (embedding, head, norm, rows)
 
     @property
     def embedding(self) -> Tensor:
         if self._tables is None:
             raise RuntimeError("the drafter shares its target's embedding and head: call bind() first")
         return self._tables[0]
+
+    @property
+    def decoder_layer(self) -> Layer:
+        layer = self.layers[0]
+        assert isinstance(layer, Layer)
+        return layer
 
     @property
     def num_draft_tokens(self) -> int:
@@ -186,9 +131,10 @@ class SparrowDrafter(nn.Module):
     def propose(self, out: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k]."""
         id_map = self.draft_vocab_ids if self.config.draft_vocab else None
-        if self._draft_head is not None:
-            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), self._draft_head, k, id_map)
-        else:  # a head that is no plain weight goes through its own module
+        assert self._tables is not None
+        if self._tables[3] is not None:
+            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), self._tables[3], k, id_map)
+        else:
             logp, ids, _ = sparrow_ext.topk_lse(self.logits(out), k, id_map)
         return logp, ids
 
@@ -219,7 +165,7 @@ class SparrowDrafter(nn.Module):
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         """The decoder layer over rows x [B, T, E], in plain PyTorch."""
-        c, layer = self.config, self.layers[0]
+        c, layer = self.config, self.decoder_layer
         qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
         q, k, v = qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
         cos, sin = (t.unsqueeze(1).to(x.dtype) for t in self.cos_sin(positions).chunk(2, dim=-1))
@@ -259,7 +205,7 @@ class SparrowDrafter(nn.Module):
         Returns:
             [B, T, E], as `forward`.
         """
-        c, layer = self.config, self.layers[0]
+        c, layer = self.config, self.decoder_layer
         b, t = token_ids.shape
         x = sparrow_ext.hsr_project(
             token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias

@@ -78,8 +78,7 @@ class DecodeStats:
 
     def as_dict(self) -> dict[str, object]:
         """Every field and every derived figure, ready for JSON."""
-        derived = ("rounds", "tau", "accepted_histogram", "acceptance_by_depth", "decode_seconds")
-        derived += ("decode_tokens_per_second", "tokens_per_second")
+        derived = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
         return {**self.__dict__, **{name: getattr(self, name) for name in derived}}
 
 

@@ -53,7 +53,7 @@ class TargetCache(Cache):
     """Preallocated keys and values of every layer, [L, 2, B, K, capacity, D].
 
     Attributes:
-        buffer: the storage, allocated at the first append; None before.
+        buffer: the storage, allocated at the first append.
         lengths: int32 [B] on the device, the committed rows of each sequence (what the operators read).
         verifying: True while a verify pass runs: rows are appended without being committed.
 
@@ -63,8 +63,7 @@ class TargetCache(Cache):
     def __init__(self, num_layers: int, capacity: int):
         super().__init__(layers=[TargetLayer(self, i) for i in range(num_layers)])
         self.capacity = capacity
-        self.buffer: Tensor | None = None
-        self.lengths: Tensor | None = None
+        self.buffer, self.lengths = torch.empty(0), torch.empty(0, dtype=torch.int32)
         self.verifying = False
         self._host_lengths = [0] * num_layers
 
@@ -76,13 +75,11 @@ class TargetCache(Cache):
         """Declares `length` rows committed, in one layer or in all."""
         for i in range(len(self.layers)) if layer is None else [layer]:
             self._host_lengths[i] = length
-        if self.lengths is not None:
-            self.lengths.fill_(length)
+        self.lengths.fill_(length)
 
     @property
     def by_row(self) -> Tensor:
         """The buffer as kv_commit wants it: [L, 2, B, capacity, K, D]."""
-        assert self.buffer is not None
         return self.buffer.transpose(3, 4)
 
     def reserve(self, capacity: int) -> None:
@@ -90,7 +87,7 @@ class TargetCache(Cache):
         if capacity <= self.capacity:
             return
         self.capacity = capacity
-        if self.buffer is not None:
+        if self.buffer.numel():
             used, old = max(self._host_lengths), self.buffer
             self.buffer = old.new_empty(*old.shape[:4], capacity, old.shape[5])
             self.buffer[..., :used, :] = old[..., :used, :]
@@ -105,13 +102,12 @@ class TargetCache(Cache):
         if keys.shape != values.shape:
             raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must have one shape")
         b, k, _, d = keys.shape
-        if self.buffer is None:
+        if not self.buffer.numel():
             self.buffer = keys.new_empty(len(self.layers), 2, b, k, self.capacity, d)
             self.lengths = torch.zeros(b, dtype=torch.int32, device=keys.device)
             self._share()
 
     def _share(self) -> None:
-        assert self.buffer is not None
         for i, layer in enumerate(self.layers):
             layer.keys, layer.values = self.buffer[i, 0], self.buffer[i, 1]
 
@@ -125,7 +121,6 @@ class TargetCache(Cache):
                 )
         elif end > self.capacity:
             self.reserve(max(end, 2 * self.capacity))
-        assert self.buffer is not None and self.lengths is not None
         k, v = self.buffer[index, 0], self.buffer[index, 1]
         if self.verifying and keys.shape[0] > 1:  # ragged: each sequence appends behind its own length
             rows = (self.lengths[:, None] + torch.arange(keys.shape[2], device=keys.device)).long()

@@ -41,19 +41,19 @@ def decode_file(path: Path, choose: Choose, progress: Progress | None = None) ->
     """
     total, fps = _count(path)
     indices = choose(total, fps)
-    frames, decoded, rotation = _collect(path, indices, progress)
+    frames, decoded = _collect(path, indices, progress)
     if decoded <= indices[-1]:
         # a header may count frames that an edit list hides; decoding ended in good order, so this number is true
         total, indices = decoded, choose(decoded, fps)
-        frames, _, rotation = _collect(path, indices, progress)
-    return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2], rotation)
+        frames, _ = _collect(path, indices, progress)
+    return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2])
 
 
 def decode_picture(path: Path) -> np.ndarray:
     """uint8 [H, W, 3] of a png, jpeg, bmp or webp file; transparency is dropped."""
     with _opened(path, PICTURES, "a picture") as (container, _):
         for frame in container.decode(video=0):
-            return _rgb(frame)[0]
+            return _rgb(frame)
     raise VideoError(f"{path} holds no decodable picture")
 
 
@@ -97,15 +97,15 @@ def _count(path: Path) -> tuple[int, float | None]:
     return total, fps
 
 
-def _collect(path: Path, indices: tuple[int, ...], progress: Progress | None) -> tuple[np.ndarray, int, int]:
-    """(frames uint8 [T, H, W, 3], frames decoded, rotation): up to the last index, fewer if the file ends before it."""
-    frames, kept, decoded, rotation, end = np.empty((0, 0, 0, 3), np.uint8), 0, 0, 0, 0.0
+def _collect(path: Path, indices: tuple[int, ...], progress: Progress | None) -> tuple[np.ndarray, int]:
+    """(frames uint8 [T, H, W, 3], frames decoded): up to the last index, fewer if the file ends before it."""
+    frames, kept, decoded, end = np.empty((0, 0, 0, 3), np.uint8), 0, 0, 0.0
     with _opened(path, CONTAINERS, "a video") as (container, stream):
         for frame in (frame for packet in _packets(path, container, stream) for frame in packet.decode()):
             if frame.is_corrupt:
                 raise VideoError(f"{path} is truncated or corrupt: frame {decoded} cannot be decoded")
             while kept < len(indices) and indices[kept] == decoded:
-                rgb, rotation = _rgb(frame)
+                rgb = _rgb(frame)
                 if kept == 0:
                     frames = _allocate(path, len(indices), rgb.shape)
                 if rgb.shape != frames.shape[1:]:
@@ -120,9 +120,9 @@ def _collect(path: Path, indices: tuple[int, ...], progress: Progress | None) ->
             decoded += 1
             end = max(end, _end(frame))
             if kept == len(indices):
-                return frames, decoded, rotation
+                return frames, decoded
         _check_complete(path, stream, decoded, end)
-    return frames[:kept], decoded, rotation
+    return frames[:kept], decoded
 
 
 def _packets(path: Path, container: Any, stream: Any) -> Iterator[Any]:
@@ -168,9 +168,14 @@ def _allocate(path: Path, count: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.empty((count, *shape), np.uint8)
 
 
-def _rgb(frame: Any) -> tuple[np.ndarray, int]:
-    """(uint8 [H, W, 3] upright, degrees clockwise it was turned)."""
+def _rgb(frame: Any) -> np.ndarray:
+    """uint8 [H, W, 3], turned and mirrored as the file's display matrix asks."""
     rgb = frame.to_ndarray(format="rgb24")
-    # PyAV tells by how many degrees counter-clockwise the picture is to be turned
-    turns = round(frame.rotation / 90) % 4
-    return (np.rot90(rgb, turns) if turns else rgb), -90 * turns % 360
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            # 3 x 3, of which a point moves by x' = right_x * x + right_y * y, y' = down_x * x + down_y * y
+            right_x, down_x, _, right_y, down_y = np.frombuffer(data, np.int32)[:5].tolist()
+            if abs(right_y) > abs(right_x):
+                rgb, right_x, down_y = rgb.transpose(1, 0, 2), right_y, down_x
+            rgb = rgb[:: -1 if down_y < 0 else 1, :: -1 if right_x < 0 else 1]
+    return rgb

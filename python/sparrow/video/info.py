@@ -14,9 +14,8 @@ class VideoInfo:
         total_frames: frames of the source before sampling.
         fps: average frames per second of the source; None when it has no clock (arrays, folders).
         indices: source index of each sampled frame, ascending.
-        height: pixels, after rotation.
-        width: pixels, after rotation.
-        rotation: degrees clockwise by which frames were turned to stand upright: 0, 90, 180 or 270.
+        height: pixels of a frame standing upright.
+        width: likewise.
     """
 
     total_frames: int
@@ -24,7 +23,6 @@ class VideoInfo:
     indices: tuple[int, ...]
     height: int
     width: int
-    rotation: int = 0
 
     @property
     def sampled_fps(self) -> float:

@@ -3,11 +3,12 @@
 import hashlib
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparrow.generate import GenerateOutput, generate
+from sparrow.generation import GenerateOutput, generate
 
 NEAR_TIE = (
     1e-4  # a mismatch is a near tie where the reference's top-2 margin is below this share of its largest |logit|
@@ -88,7 +89,7 @@ class Comparison:
         return line
 
 
-def compare(model, drafter, inputs: dict[str, Tensor], *, max_restarts: int = 16, **options) -> Comparison:
+def compare(model, drafter, inputs: dict[str, Any], *, max_restarts: int = 16, **options: Any) -> Comparison:
     """Greedy decoding by transformers' generate and by ours; after a mismatch ours restarts from the right prefix.
 
     Args:
@@ -102,7 +103,7 @@ def compare(model, drafter, inputs: dict[str, Tensor], *, max_restarts: int = 16
     """
     if options.get("do_sample"):
         raise ValueError("compare is for greedy decoding: transformers samples with noise of its own")
-    ours_only = {name: options.pop(name) for name in ("tree", "seed", "positions") if name in options}
+    ours_only: dict[str, Any] = {name: options.pop(name) for name in ("tree", "seed", "positions") if name in options}
     options["do_sample"] = False
     start = time.perf_counter()
     with torch.no_grad():
@@ -136,7 +137,7 @@ def compare(model, drafter, inputs: dict[str, Tensor], *, max_restarts: int = 16
     )
 
 
-def _positions(model, inputs: dict[str, Tensor], ours: dict[str, object]) -> dict[str, Tensor]:
+def _positions(model, inputs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The reference run numbers the prompt by the same rule as ours."""
     from sparrow.targets.adapter import Target
     from sparrow.targets.positions import prompt_positions
@@ -168,7 +169,7 @@ def _mismatch(reference: Tensor, ours: Tensor, at: int, prompt: int, logits: tup
     return Mismatch(at - prompt, want, got, margin, float(top[0] - top[1]), float(row.abs().max()))
 
 
-def _from_prefix(inputs: dict[str, Tensor], prefix: Tensor) -> dict[str, Tensor]:
+def _from_prefix(inputs: dict[str, Any], prefix: Tensor) -> dict[str, Any]:
     """The same inputs with a longer prompt: generated tokens are text."""
     more = prefix.shape[1] - inputs["input_ids"].shape[1]
     result = {**inputs, "input_ids": prefix, "attention_mask": torch.ones_like(prefix)}
