@@ -1,4 +1,4 @@
-"""What the operator tests share: the one tolerance, dtypes, instruction sets, random trees, strided tensors, poison."""
+"""What the operator tests share: the one tolerance, dtypes, instruction sets, random trees, poisoned tensors."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -68,8 +68,9 @@ def strided(x: Tensor) -> Tensor:
 
 
 def poison(x: Tensor) -> Tensor:
-    """Fills with NaN, or with a large negative number for integers."""
-    return x.fill_(float("nan") if x.is_floating_point() else (1 if x.dtype == torch.bool else -77777))
+    """Fills with NaN, or with a large negative number for integers (True, 205 where those do not fit)."""
+    small = {torch.bool: True, torch.uint8: 205}
+    return x.fill_(float("nan") if x.is_floating_point() else small.get(x.dtype, -77777))
 
 
 def compiled(function: Callable, *args: object) -> object:

@@ -86,6 +86,26 @@ struct Arg {
                     name, " must be dense in its last dimension (stride 1), got stride ", t.stride(t.dim() - 1));
     return *this;
   }
+  // A written tensor may not hold an element twice (expand): the strides of the first `dims` dimensions span a row.
+  const Arg& rows_apart(int64_t dims, int64_t row) const {
+    for (int64_t d = 0; d < dims; ++d)
+      STD_TORCH_CHECK(t.size(d) <= 1 || t.stride(d) >= row, "sparrow::", op, ": ", name,
+                      " must not hold an element twice, got stride ", t.stride(d), " in dimension ", d);
+    return *this;
+  }
+  // Conservative: the ranges from the first to the last element must be apart, even where the elements interleave.
+  const Arg& apart_from(const Arg& other) const {
+    const auto [a0, a1] = extent();
+    const auto [b0, b1] = other.extent();
+    STD_TORCH_CHECK(a1 <= b0 || b1 <= a0, "sparrow::", op, ": ", name, " must not overlap ", other.name, " in memory");
+    return *this;
+  }
+  std::pair<const char*, const char*> extent() const {
+    const char* first = static_cast<const char*>(t.const_data_ptr());
+    int64_t elements = t.numel() > 0 ? 1 : 0;
+    for (int64_t d = 0; elements > 0 && d < t.dim(); ++d) elements += (t.size(d) - 1) * t.stride(d);
+    return {first, first + elements * static_cast<int64_t>(t.element_size())};
+  }
 };
 
 // A scalar rule: check_that(n <= 128, "tree_mask", "N must be <= 128, got ", n).
@@ -100,8 +120,20 @@ inline DType dtype_of(const Tensor& t) {
                                                    : DType::f16;
 }
 
+// A fresh contiguous tensor on the device of `like`. Straight through the C shim: a small operator is little else than
+// its allocations, and with the dispatcher's boxed new_empty tree_expand's five outputs take it 1.5 times as long.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype);
+  int64_t strides[8], step = 1;
+  STD_TORCH_CHECK(shape.size() <= 8, "sparrow: at most 8 dimensions");
+  for (size_t d = shape.size(); d-- > 0; step *= shape.begin()[d] > 1 ? shape.begin()[d] : 1) strides[d] = step;
+  int32_t device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device,
+                               like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
 // Bad parents are an error here: nodes come after their parents, so parent[i] lies in [-1, i).

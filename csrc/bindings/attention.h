@@ -1,0 +1,67 @@
+// What tree_attention and draft_attention share: the checks of cache, words and workspace, and the run.
+#pragma once
+#include "bindings/checks.h"
+#include "ops/tree_attention.h"
+
+namespace sparrow {
+
+inline void check_lengths(const char* op, const Tensor& t, const char* name, const Arg& like, int64_t batch) {
+  Arg{op, name, t}.same_device(like).dtype({ScalarType::Int}).dim(1).size(0, batch, "B").contiguous();
+}
+
+// caches [B, Smax, K, D] of the dtype and device of `like`; fills p.k ... p.v_h, p.kv_heads.
+inline void take_caches(const char* op, const Tensor& k_cache, const Tensor& v_cache, const Arg& like,
+                        TreeAttentionParams& p) {
+  for (const Arg& a : {Arg{op, "k_cache", k_cache}, Arg{op, "v_cache", v_cache}}) {
+    a.same_device(like).same_dtype(like).dim(4);
+    a.size(0, p.batch, "B").size(1, k_cache.size(1), "Smax").size(2, k_cache.size(2), "K").size(3, p.dim, "D");
+    a.last_dense();
+  }
+  p.kv_heads = k_cache.size(2);
+  check_that(p.kv_heads > 0 && p.heads % p.kv_heads == 0, op, "the ", p.heads,
+             " query heads must be a multiple of the kv heads, got k_cache of shape ", shape_of(k_cache));
+  p.k = k_cache.const_data_ptr(), p.v = v_cache.const_data_ptr();
+  p.k_b = k_cache.stride(0), p.k_s = k_cache.stride(1), p.k_h = k_cache.stride(2);
+  p.v_b = v_cache.stride(0), p.v_s = v_cache.stride(1), p.v_h = v_cache.stride(2);
+}
+
+inline void check_head_dim(const char* op, int64_t dim) {
+  check_that(dim >= 1 && dim <= kMaxHeadDim, op, "head_dim must lie in [1, ", kMaxHeadDim, "], got ", dim);
+}
+
+// out [B, N, H, D], strided, written in place.
+inline void take_out(const char* op, const Tensor& out, const Arg& like, TreeAttentionParams& p) {
+  const Arg a{op, "out", out};
+  a.same_device(like).same_dtype(like).dim(4).size(0, p.batch, "B").size(1, p.nodes, "N").size(2, p.heads, "H");
+  a.size(3, p.dim, "D").last_dense();
+  p.out = out.mutable_data_ptr();
+  p.o_b = out.stride(0), p.o_n = out.stride(1), p.o_h = out.stride(2);
+}
+
+// Bytes [from, from + need) of the workspace become partial and stats.
+inline void take_workspace(const char* op, const Tensor& workspace, const Arg& like, int64_t from,
+                           TreeAttentionParams& p) {
+  const int64_t rows = p.nodes * p.heads;
+  const int64_t need = from + attention_workspace(p.batch, p.nodes, p.heads, p.dim, p.splits);
+  const Arg a{op, "workspace", workspace};
+  a.same_device(like).dtype({ScalarType::Byte}).dim(1).contiguous();
+  check_that(workspace.size(0) >= need, op, "workspace must have at least ", need, " bytes (", op,
+             "_workspace_size), got ", workspace.size(0));
+  char* bytes = static_cast<char*>(workspace.mutable_data_ptr()) + from;
+  check_that(reinterpret_cast<uintptr_t>(bytes) % sizeof(float) == 0, op, "workspace must be aligned to 4 bytes");
+  p.partial = reinterpret_cast<float*>(bytes);
+  p.stats = p.partial + p.batch * p.splits * rows * padded_dim(p.dim);
+}
+
+// Runs both kernels. Small problems stay on the calling thread.
+inline void run_attention(const TreeAttentionParams& p) {
+  const int64_t rows = p.nodes * (p.heads / p.kv_heads), tiles = attention_row_tiles(rows);
+  const int64_t item_cost = rows / tiles * p.split_keys * p.dim;  // multiply-adds of one product, at most
+  constexpr int64_t kThreadCost = int64_t{1} << 20;
+  run_items(tree_attention_split_cpu, p, p.batch * p.kv_heads * p.splits * tiles,
+            item_cost >= kThreadCost ? 1 : kThreadCost / item_cost);
+  run_items(tree_attention_combine_cpu, p, p.batch * p.nodes * p.heads,
+            1 + kThreadCost / 8 / (p.splits * padded_dim(p.dim)));
+}
+
+}  // namespace sparrow

@@ -1,0 +1,112 @@
+#include "ops/draft_attention.h"
+
+#include "bindings/attention.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "draft_attention";
+
+// qkv, cos_sin and out; the caches give K.
+DraftAttentionParams take_rows(const Tensor& qkv, const Tensor& cos_sin, const Tensor& k_cache, const Tensor& v_cache,
+                               const Tensor& out) {
+  DraftAttentionParams d;
+  TreeAttentionParams& p = d.attention;
+  const Arg a{kOp, "qkv", qkv};
+  a.floating().dim(3).last_dense();
+  Arg{kOp, "out", out}.same_device(a).same_dtype(a).dim(4);
+  p.dtype = dtype_of(qkv);
+  p.batch = qkv.size(0), p.nodes = qkv.size(1), p.heads = out.size(2), p.dim = out.size(3);
+  check_head_dim(kOp, p.dim);
+  check_that(p.dim % 2 == 0, kOp, "head_dim must be even, got ", p.dim);
+  take_caches(kOp, k_cache, v_cache, a, p);
+  a.size(2, (p.heads + 2 * p.kv_heads) * p.dim, "(H + 2 K) D");
+  take_out(kOp, out, a, p);
+  const Arg angles{kOp, "cos_sin", cos_sin};
+  angles.same_device(a).dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "T");
+  angles.size(2, p.dim, "D").contiguous();
+  d.qkv = qkv.const_data_ptr(), d.qkv_b = qkv.stride(0), d.qkv_t = qkv.stride(1);
+  d.cos_sin = cos_sin.const_data_ptr<float>();
+  d.k_cache = k_cache.mutable_data_ptr(), d.v_cache = v_cache.mutable_data_ptr();
+  return d;
+}
+
+void take_lengths(const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
+                  const std::optional<Tensor>& num_rows, const Arg& qkv, TreeAttentionParams& p) {
+  check_lengths(kOp, seq_lens, "seq_lens", qkv, p.batch);
+  check_lengths(kOp, tree_start, "tree_start", qkv, p.batch);
+  p.lens = seq_lens.const_data_ptr<int32_t>(), p.tree_start = tree_start.const_data_ptr<int32_t>();
+  p.num_rows = nullptr, p.anc = nullptr, p.words = 0;
+  if (anc) {
+    const Arg a{kOp, "anc", *anc};
+    a.same_device(qkv).dtype({ScalarType::Long}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "T").contiguous();
+    p.anc = anc->const_data_ptr<int64_t>(), p.words = anc->size(2);
+    check_that(p.words > 0 || p.nodes == 0, kOp, "anc must have a word per 64 tree slots, got shape ", shape_of(*anc));
+  }
+  if (num_rows) {
+    check_lengths(kOp, *num_rows, "num_rows", qkv, p.batch);
+    p.num_rows = num_rows->const_data_ptr<int32_t>();
+  }
+}
+
+void check_values(const TreeAttentionParams& p, int64_t cache_rows) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t len = p.lens[b], start = p.tree_start[b], used = used_nodes(p, b);
+    check_that(len >= 0 && start >= 0 && len + start + p.nodes <= cache_rows, kOp, "seq_lens[", b, "] + tree_start[", b,
+               "] + T must be >= 0 and <= Smax = ", cache_rows, ", got ", len, " + ", start, " + ", p.nodes);
+    check_that(start + p.nodes <= kMaxNodes, kOp, "tree_start[", b, "] + T must be <= ", kMaxNodes, ", got ", start,
+               " + ", p.nodes);
+    check_that(p.anc == nullptr || p.words >= words_for(start + p.nodes), kOp,
+               "anc must have a word per 64 tree slots (", start + p.nodes, " slots), got ", p.words, " words");
+    check_that(used >= 0 && used <= p.nodes, kOp, "num_rows[", b, "] must lie in [0, T = ", p.nodes, "], got ", used);
+  }
+}
+
+int64_t visible_rows(int64_t cache_rows, int64_t window, int64_t anchors) {
+  return window > 0 && window + anchors < cache_rows ? window + anchors : cache_rows;
+}
+
+}  // namespace
+
+void draft_attention_op_cpu(const Tensor& qkv, const Tensor& cos_sin, Tensor k_cache, Tensor v_cache,
+                            const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
+                            double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
+                            Tensor out, Tensor workspace) {
+  DraftAttentionParams d = take_rows(qkv, cos_sin, k_cache, v_cache, out);
+  TreeAttentionParams& p = d.attention;
+  const Arg a{kOp, "qkv", qkv};
+  take_lengths(seq_lens, tree_start, anc, num_rows, a, p);
+  check_that(window >= 0 && n_anchor >= 0, kOp, "window and n_anchor must be >= 0, got ", window, " and ", n_anchor);
+  p.scale = static_cast<float>(scale), p.window = window, p.anchors = n_anchor;
+  p.lse = nullptr, p.zero_unused = false;
+  p.split_keys = kSplitKeys;
+  p.splits = attention_splits(visible_rows(k_cache.size(1), window, n_anchor), p.split_keys);
+  take_workspace(kOp, workspace, a, draft_attention_roped(p.batch, p.nodes, p.heads, p.dim), p);
+  check_values(p, k_cache.size(1));
+  if (p.batch * p.nodes * p.heads == 0) return;
+  d.roped = workspace.mutable_data_ptr();
+  p.q = d.roped, p.q_h = p.dim, p.q_n = p.heads * p.dim, p.q_b = p.nodes * p.q_n;
+  run_items(draft_attention_append_cpu, d, p.batch * p.nodes, 1 + 262144 / qkv.size(2));
+  run_attention(p);
+}
+
+int64_t draft_attention_workspace_size_op(int64_t batch, int64_t rows, int64_t heads, int64_t dim, int64_t max_len) {
+  check_that(batch >= 0 && rows >= 0 && heads >= 0 && dim >= 0 && max_len >= 0, "draft_attention_workspace_size",
+             "every argument must be >= 0");
+  return draft_attention_roped(batch, rows, heads, dim) +
+         attention_workspace(batch, rows, heads, dim, attention_splits(max_len, kSplitKeys));
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def(
+      "draft_attention(Tensor qkv, Tensor cos_sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, "
+      "Tensor tree_start, Tensor? anc, float scale, int window, int n_anchor, Tensor? num_rows, Tensor(c!) out, "
+      "Tensor(d!) workspace) -> ()");
+  m.def("draft_attention_workspace_size(int B, int T, int H, int D, int max_len) -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
+  m.impl("draft_attention_workspace_size", TORCH_BOX(&sparrow::draft_attention_workspace_size_op));
+}

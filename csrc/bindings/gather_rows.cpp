@@ -1,0 +1,77 @@
+#include "ops/gather_rows.h"
+
+#include "bindings/checks.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "gather_rows";
+constexpr int64_t kBytesPerThread = 256 << 10;
+
+// Elements of one row: the dimensions behind the first two, which must be dense.
+int64_t row_elements(const Arg& a) {
+  int64_t row = 1;
+  for (int64_t d = a.t.dim() - 1; d >= 2; --d) {
+    check_that(a.t.size(d) <= 1 || a.t.stride(d) == row, kOp, a.name,
+               " must be dense behind its first two dimensions, ", "got stride ", a.t.stride(d), " in dimension ", d);
+    row *= a.t.size(d);
+  }
+  return row;
+}
+
+void tensor_params(const Tensor& src, const Tensor& index, const Tensor& dst, GatherRowsParams& p) {
+  const Arg from{kOp, "src", src}, to{kOp, "dst", dst};
+  check_that(src.dim() >= 2, kOp, "src must have at least 2 dimensions, got shape ", shape_of(src));
+  to.dim(src.dim());
+  p.batch = src.size(0), p.max_count = index.size(1);
+  to.size(0, p.batch, "B of src");
+  for (int64_t d = 2; d < src.dim(); ++d) to.size(d, src.size(d), "as in src");
+  const int64_t row = row_elements(from), bytes = src.element_size();
+  row_elements(to);
+  to.rows_apart(2, row).apart_from(from);
+  p.src = static_cast<const char*>(src.const_data_ptr());
+  p.dst = static_cast<char*>(dst.mutable_data_ptr());
+  p.src_batch = src.stride(0) * bytes, p.src_row = src.stride(1) * bytes;
+  p.dst_batch = dst.stride(0) * bytes, p.dst_row = dst.stride(1) * bytes;
+  p.row_bytes = row * bytes;
+}
+
+// Everything is checked before the first row is written.
+void check_values(const GatherRowsParams& p, int64_t rows, int64_t capacity) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t n = p.count[b], start = p.dst_start[b];
+    check_that(n >= 0 && n <= p.max_count, kOp, "count[", b, "] must lie in [0, ", p.max_count, "], got ", n);
+    check_that(start >= 0 && start + n <= capacity, kOp, "dst_start[", b, "] must lie in [0, cap - count] = [0, ",
+               capacity - n, "], got ", start);
+    for (int64_t i = 0; i < n; ++i) {
+      const int32_t at = p.index[b * p.max_count + i];
+      check_that(at >= 0 && at < rows, kOp, "index[", b, "][", i, "] must lie in [0, ", rows, "), got ", at);
+    }
+  }
+}
+
+}  // namespace
+
+void gather_rows_op_cpu(const Tensor& src, const Tensor& index, const Tensor& count, Tensor dst,
+                        const Tensor& dst_start) {
+  const Arg a{kOp, "src", src}, i{kOp, "index", index}, n{kOp, "count", count}, d{kOp, "dst", dst},
+      s{kOp, "dst_start", dst_start};
+  for (const Arg* other : {&i, &n, &d, &s}) other->same_device(a);
+  for (const Arg* other : {&i, &n, &s}) other->dtype({ScalarType::Int});
+  d.same_dtype(a);
+  i.dim(2), n.dim(1), s.dim(1);
+  GatherRowsParams p;
+  tensor_params(src, index, dst, p);
+  for (const Arg* other : {&i, &n, &s}) other->size(0, p.batch, "B of src").contiguous();
+  p.index = index.const_data_ptr<int32_t>(), p.count = count.const_data_ptr<int32_t>();
+  p.dst_start = dst_start.const_data_ptr<int32_t>();
+  check_values(p, src.size(1), dst.size(1));
+  run_items(gather_rows_cpu, p, p.batch * p.max_count, 1 + kBytesPerThread / (1 + p.row_bytes));
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def("gather_rows(Tensor src, Tensor index, Tensor count, Tensor(a!) dst, Tensor dst_start) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("gather_rows", TORCH_BOX(&sparrow::gather_rows_op_cpu)); }

@@ -1,0 +1,56 @@
+#include "ops/rope_append.h"
+
+#include "bindings/checks.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "rope_append";
+
+}  // namespace
+
+void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& slots,
+                        Tensor k_cache, Tensor v_cache) {
+  RopeAppendParams p;
+  const Arg a{kOp, "q", q};
+  a.floating().dim(4).last_dense();
+  p.dtype = dtype_of(q);
+  p.batch = q.size(0), p.nodes = q.size(1), p.heads = q.size(2), p.dim = q.size(3);
+  check_that(p.dim % 2 == 0, kOp, "head_dim must be even, got ", p.dim);
+  for (const Arg& x : {Arg{kOp, "k", k}, Arg{kOp, "v", v}}) {
+    x.same_device(a).same_dtype(a).dim(4).size(0, p.batch, "B").size(1, p.nodes, "N");
+    x.size(2, k.size(2), "K").size(3, p.dim, "D").last_dense();
+  }
+  p.kv_heads = k.size(2);
+  const Arg angles{kOp, "cos_sin", cos_sin};
+  angles.same_device(a).dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "N");
+  angles.size(2, p.dim, "D").contiguous();
+  const Arg rows{kOp, "slots", slots};
+  rows.same_device(a).dtype({ScalarType::Int}).dim(2).size(0, p.batch, "B").size(1, p.nodes, "N").contiguous();
+  for (const Arg& c : {Arg{kOp, "k_cache", k_cache}, Arg{kOp, "v_cache", v_cache}}) {
+    c.same_device(a).same_dtype(a).dim(4).size(0, p.batch, "B").size(1, k_cache.size(1), "Smax");
+    c.size(2, p.kv_heads, "K").size(3, p.dim, "D").last_dense();
+  }
+  p.cos_sin = cos_sin.const_data_ptr<float>(), p.slots = slots.const_data_ptr<int32_t>();
+  for (int64_t i = 0; i < p.batch * p.nodes; ++i)
+    check_that(p.slots[i] >= -1 && p.slots[i] < k_cache.size(1), kOp, "slots[", i / p.nodes, "][", i % p.nodes,
+               "] must lie in [-1, Smax = ", k_cache.size(1), "), got ", p.slots[i]);
+  p.q = q.mutable_data_ptr(), p.q_b = q.stride(0), p.q_n = q.stride(1), p.q_h = q.stride(2);
+  p.k = k.const_data_ptr(), p.k_b = k.stride(0), p.k_n = k.stride(1), p.k_h = k.stride(2);
+  p.v = v.const_data_ptr(), p.v_b = v.stride(0), p.v_n = v.stride(1), p.v_h = v.stride(2);
+  p.k_cache = k_cache.mutable_data_ptr();
+  p.kc_b = k_cache.stride(0), p.kc_s = k_cache.stride(1), p.kc_h = k_cache.stride(2);
+  p.v_cache = v_cache.mutable_data_ptr();
+  p.vc_b = v_cache.stride(0), p.vc_s = v_cache.stride(1), p.vc_h = v_cache.stride(2);
+  if (p.nodes * p.dim == 0) return;
+  run_items(rope_append_cpu, p, rope_append_items(p), /*grain=*/1 + 262144 / (p.nodes * p.dim));
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def(
+      "rope_append(Tensor(a!) q, Tensor k, Tensor v, Tensor cos_sin, Tensor slots, Tensor(b!) k_cache, "
+      "Tensor(c!) v_cache) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("rope_append", TORCH_BOX(&sparrow::rope_append_op_cpu)); }

@@ -1,0 +1,54 @@
+#include "ops/text_compact.h"
+
+#include "bindings/checks.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "text_compact";
+constexpr int64_t kRowsPerThread = 256 << 10;
+
+std::tuple<Tensor, Tensor> allocate(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text,
+                                    TextCompactParams& p) {
+  const Arg a{kOp, "is_text", is_text}, b{kOp, "seq_lens", seq_lens};
+  b.same_device(a);
+  a.dtype({ScalarType::Bool}).dim(2);
+  p.batch = is_text.size(0), p.max_text = max_text;
+  b.dtype({ScalarType::Int}).dim(1).size(0, p.batch, "B").contiguous();
+  a.last_dense();
+  check_that(is_text.size(1) <= INT32_MAX, kOp, "is_text must have less than 2^31 rows, got shape ", shape_of(is_text));
+  check_that(max_text >= 0, kOp, "max_text must not be negative, got ", max_text);
+  Tensor index = empty(is_text, {p.batch, max_text}, ScalarType::Int);
+  Tensor count = empty(is_text, {p.batch}, ScalarType::Int);
+  p.is_text = static_cast<const uint8_t*>(is_text.const_data_ptr());
+  p.batch_stride = is_text.stride(0);
+  p.seq_lens = seq_lens.const_data_ptr<int32_t>();
+  p.index = index.mutable_data_ptr<int32_t>();
+  p.count = count.mutable_data_ptr<int32_t>();
+  return {index, count};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> text_compact_op_cpu(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text) {
+  TextCompactParams p;
+  auto out = allocate(is_text, seq_lens, max_text, p);
+  const int64_t rows = is_text.size(1);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    check_that(p.seq_lens[b] >= 0 && p.seq_lens[b] <= rows, kOp, "seq_lens[", b, "] must lie in [0, ", rows, "], got ",
+               p.seq_lens[b]);
+  }
+  run_items(text_compact_cpu, p, p.batch, 1 + kRowsPerThread / (1 + rows));
+  for (int64_t b = 0; b < p.batch; ++b) {
+    check_that(p.count[b] <= max_text, kOp, "max_text = ", max_text, " must hold the text rows of each sequence, but ",
+               "sequence ", b, " has ", p.count[b]);
+  }
+  return out;
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def("text_compact(Tensor is_text, Tensor seq_lens, int max_text) -> (Tensor index, Tensor count)");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cpu)); }

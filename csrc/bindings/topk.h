@@ -1,0 +1,69 @@
+// What the bindings of topk_lse and lm_head_topk share: outputs, scratch for partial results, the final merge.
+#pragma once
+#include "bindings/checks.h"
+#include "ops/topk_lse.h"
+
+namespace sparrow {
+
+struct TopkResult {
+  Tensor logp, ids, lse;
+  std::tuple<Tensor, Tensor, Tensor> tuple() const { return {logp, ids, lse}; }
+};
+
+inline void check_topk(const char* op, const Arg& first, int64_t vocab, int64_t k,
+                       const std::optional<Tensor>& id_map) {
+  check_that(k >= 1 && k <= kTopkMax && k <= vocab, op, "k must lie in [1, min(", kTopkMax, ", V = ", vocab, ")], got ",
+             k);
+  check_that(vocab < (int64_t{1} << 31), op, "V must be below 2^31, got ", vocab);
+  if (!id_map) return;
+  const Arg map{op, "id_map", *id_map};
+  map.same_device(first).dtype({ScalarType::Long}).dim(1).size(0, vocab, "V").contiguous();
+}
+
+// logp, ids [.., k] and lse [..] for the leading dimensions of `like` (2-D or 3-D).
+inline TopkResult topk_outputs(const Tensor& like, int64_t k) {
+  const int64_t a = like.size(0), b = like.dim() == 3 ? like.size(1) : 0;
+  if (like.dim() == 2)
+    return {empty(like, {a, k}, ScalarType::Float), empty(like, {a, k}, ScalarType::Long),
+            empty(like, {a}, ScalarType::Float)};
+  return {empty(like, {a, b, k}, ScalarType::Float), empty(like, {a, b, k}, ScalarType::Long),
+          empty(like, {a, b}, ScalarType::Float)};
+}
+
+// Owns the partial results of [rows, chunks].
+struct TopkScratch {
+  Tensor stat, value, index;
+  TopkPartials parts;
+  TopkScratch(const Tensor& like, int64_t rows, int64_t chunks, int64_t k)
+      : stat(empty(like, {rows * chunks, 2}, ScalarType::Float)),
+        value(empty(like, {rows * chunks, k}, ScalarType::Float)),
+        index(empty(like, {rows * chunks, k}, ScalarType::Int)),
+        parts{stat.mutable_data_ptr<float>(), value.mutable_data_ptr<float>(), index.mutable_data_ptr<int32_t>(),
+              chunks, k} {}
+};
+
+// Merges the partials of rows [first, first + rows) of the result.
+inline void topk_merge(const TopkPartials& parts, const std::optional<Tensor>& id_map, const TopkResult& result,
+                       int64_t first, int64_t rows) {
+  TopkMergeParams p;
+  p.parts = parts;
+  p.id_map = id_map ? id_map->const_data_ptr<int64_t>() : nullptr;
+  p.logp = result.logp.mutable_data_ptr<float>() + first * parts.k;
+  p.ids = result.ids.mutable_data_ptr<int64_t>() + first * parts.k;
+  p.lse = result.lse.mutable_data_ptr<float>() + first;
+  run_items(topk_merge_cpu, p, rows, /*grain=*/64);
+}
+
+// The row addressing of a 2-D or 3-D tensor with dense rows: rows, inner, outer_stride, inner_stride.
+struct RowLayout {
+  int64_t rows, inner, outer_stride, inner_stride;
+};
+inline RowLayout row_layout(const Arg& arg) {
+  const Tensor& t = arg.t;
+  check_that(t.dim() == 2 || t.dim() == 3, arg.op, arg.name, " must have 2 or 3 dimensions, got shape ", shape_of(t));
+  arg.last_dense();
+  if (t.dim() == 2) return {t.size(0), t.size(0) > 0 ? t.size(0) : 1, 0, t.stride(0)};
+  return {t.size(0) * t.size(1), t.size(1) > 0 ? t.size(1) : 1, t.stride(0), t.stride(1)};
+}
+
+}  // namespace sparrow

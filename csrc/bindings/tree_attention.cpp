@@ -1,0 +1,131 @@
+#include "ops/tree_attention.h"
+
+#include "bindings/attention.h"
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "tree_attention";
+
+void take_options(const std::optional<Tensor>& num_nodes, const std::optional<Tensor>& anc, const Arg& q,
+                  TreeAttentionParams& p) {
+  p.num_rows = nullptr, p.tree_start = nullptr, p.anc = nullptr, p.words = 0;
+  if (num_nodes) {
+    check_lengths(kOp, *num_nodes, "num_nodes", q, p.batch);
+    p.num_rows = num_nodes->const_data_ptr<int32_t>();
+  }
+  if (anc) {
+    const Arg a{kOp, "anc", *anc};
+    a.same_device(q).dtype({ScalarType::Long}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "N");
+    a.size(2, words_for(p.nodes), "W = ceil(N / 64)").contiguous();
+    p.anc = anc->const_data_ptr<int64_t>(), p.words = anc->size(2);
+  }
+}
+
+// Everything but out, lse and workspace.
+TreeAttentionParams take_inputs(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
+                                const std::optional<Tensor>& anc, double scale, int64_t max_prefix_len,
+                                int64_t split_size) {
+  TreeAttentionParams p;
+  const Arg a{kOp, "q", q};
+  a.floating().dim(4).last_dense();
+  p.dtype = dtype_of(q);
+  p.batch = q.size(0), p.nodes = q.size(1), p.heads = q.size(2), p.dim = q.size(3);
+  check_that(p.nodes <= kMaxNodes, kOp, "q must have at most ", kMaxNodes, " nodes, got shape ", shape_of(q));
+  check_head_dim(kOp, p.dim);
+  p.q = q.const_data_ptr(), p.q_b = q.stride(0), p.q_n = q.stride(1), p.q_h = q.stride(2);
+  take_caches(kOp, k_cache, v_cache, a, p);
+  check_lengths(kOp, prefix_lens, "prefix_lens", a, p.batch);
+  p.lens = prefix_lens.const_data_ptr<int32_t>();
+  take_options(num_nodes, anc, a, p);
+  check_that(max_prefix_len >= 0, kOp, "max_prefix_len must be >= 0, got ", max_prefix_len);
+  check_that(split_size >= 0, kOp, "split_size must be >= 0, got ", split_size);
+  p.scale = static_cast<float>(scale), p.window = 0, p.anchors = 0, p.zero_unused = true;
+  p.split_keys = split_size > 0 ? split_size : kSplitKeys;
+  p.splits = attention_splits(max_prefix_len, p.split_keys);
+  return p;
+}
+
+void check_values(const TreeAttentionParams& p, int64_t cache_rows, int64_t max_prefix_len) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t len = p.lens[b], used = used_nodes(p, b);
+    check_that(len >= 0 && len <= max_prefix_len, kOp, "prefix_lens[", b,
+               "] must lie in [0, max_prefix_len = ", max_prefix_len, "], got ", len);
+    check_that(len + p.nodes <= cache_rows, kOp, "prefix_lens[", b, "] + N must be <= Smax = ", cache_rows, ", got ",
+               len, " + ", p.nodes);
+    check_that(used >= 0 && used <= p.nodes, kOp, "num_nodes[", b, "] must lie in [0, N = ", p.nodes, "], got ", used);
+  }
+}
+
+int64_t workspace_bytes(const TreeAttentionParams& p) {
+  return attention_workspace(p.batch, p.nodes, p.heads, p.dim, p.splits);
+}
+
+}  // namespace
+
+void tree_attention_out_op_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& prefix_lens,
+                               const std::optional<Tensor>& num_nodes, const std::optional<Tensor>& anc, double scale,
+                               int64_t max_prefix_len, int64_t split_size, Tensor out, std::optional<Tensor> lse,
+                               Tensor workspace) {
+  TreeAttentionParams p =
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+  const Arg a{kOp, "q", q};
+  take_out(kOp, out, a, p);
+  p.lse = nullptr;
+  if (lse) {
+    const Arg l{kOp, "lse", *lse};
+    l.same_device(a).dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "N");
+    l.size(2, p.heads, "H").contiguous();
+    p.lse = lse->mutable_data_ptr<float>();
+  }
+  take_workspace(kOp, workspace, a, 0, p);
+  check_values(p, k_cache.size(1), max_prefix_len);
+  if (p.batch * p.nodes * p.heads > 0) run_attention(p);
+}
+
+std::tuple<Tensor, Tensor> tree_attention_op_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                                 const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
+                                                 const std::optional<Tensor>& anc, double scale, int64_t max_prefix_len,
+                                                 int64_t split_size) {
+  TreeAttentionParams p =
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+  check_values(p, k_cache.size(1), max_prefix_len);
+  const Arg a{kOp, "q", q};
+  Tensor out = empty(q, {p.batch, p.nodes, p.heads, p.dim}, q.scalar_type());
+  Tensor lse = empty(q, {p.batch, p.nodes, p.heads}, ScalarType::Float);
+  Tensor workspace = empty(q, {workspace_bytes(p)}, ScalarType::Byte);
+  take_out(kOp, out, a, p);
+  p.lse = lse.mutable_data_ptr<float>();
+  take_workspace(kOp, workspace, a, 0, p);
+  if (p.batch * p.nodes * p.heads > 0) run_attention(p);
+  return {out, lse};
+}
+
+int64_t tree_attention_workspace_size_op(int64_t batch, int64_t nodes, int64_t heads, int64_t dim,
+                                         int64_t max_prefix_len, int64_t split_size) {
+  check_that(batch >= 0 && nodes >= 0 && heads >= 0 && dim >= 0 && max_prefix_len >= 0 && split_size >= 0,
+             "tree_attention_workspace_size", "every argument must be >= 0");
+  return attention_workspace(batch, nodes, heads, dim,
+                             attention_splits(max_prefix_len, split_size > 0 ? split_size : kSplitKeys));
+}
+
+}  // namespace sparrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+  m.def(
+      "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor prefix_lens, Tensor? num_nodes, Tensor? anc, "
+      "float scale, int max_prefix_len, int split_size=0) -> (Tensor out, Tensor lse)");
+  m.def(
+      "tree_attention_out(Tensor q, Tensor k_cache, Tensor v_cache, Tensor prefix_lens, Tensor? num_nodes, "
+      "Tensor? anc, float scale, int max_prefix_len, int split_size, Tensor(a!) out, Tensor(b!)? lse, "
+      "Tensor(c!) workspace) -> ()");
+  m.def("tree_attention_workspace_size(int B, int N, int H, int D, int max_prefix_len, int split_size) -> int");
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) {
+  m.impl("tree_attention", TORCH_BOX(&sparrow::tree_attention_op_cpu));
+  m.impl("tree_attention_out", TORCH_BOX(&sparrow::tree_attention_out_op_cpu));
+}
+STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
+  m.impl("tree_attention_workspace_size", TORCH_BOX(&sparrow::tree_attention_workspace_size_op));
+}

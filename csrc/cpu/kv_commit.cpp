@@ -1,0 +1,43 @@
+#include "ops/kv_commit.h"
+
+#include <cstring>
+
+namespace sparrow {
+namespace SPARROW_ISA {
+namespace {
+
+void commit_rows(const KvCommitParams& p, int64_t item) {
+  const int64_t head = item % p.heads, rest = item / p.heads, b = rest % p.batch, pair = rest / p.batch;
+  char* base = p.kv + pair / 2 * p.kv_layer + pair % 2 * p.kv_pair + b * p.kv_batch + head * p.kv_head +
+               static_cast<int64_t>(p.base_lens[b]) * p.kv_row;
+  const int32_t* path = p.path + b * p.max_path;
+  for (int64_t j = 0; j < p.num_path[b]; ++j) {
+    if (path[j] != j) std::memcpy(base + j * p.kv_row, base + path[j] * p.kv_row, p.kv_bytes);
+  }
+}
+
+void commit_sequence(const KvCommitParams& p, int64_t b) {
+  const int32_t* path = p.path + b * p.max_path;
+  p.new_lens[b] = p.base_lens[b] + p.num_path[b];
+  if (!p.hidden) return;
+  for (int64_t j = 0; j < p.num_path[b]; ++j) {
+    std::memcpy(p.hidden_out + b * p.out_batch + j * p.out_row, p.hidden + b * p.hidden_batch + path[j] * p.hidden_row,
+                p.hidden_bytes);
+  }
+}
+
+}  // namespace
+
+void kv_commit_cpu(const KvCommitParams& p, int64_t begin, int64_t end) {
+  const int64_t kv_items = p.layers * 2 * p.heads * p.batch;
+  for (int64_t item = begin; item < end; ++item) {
+    if (item < kv_items) {
+      commit_rows(p, item);
+    } else {
+      commit_sequence(p, item - kv_items);
+    }
+  }
+}
+
+}  // namespace SPARROW_ISA
+}  // namespace sparrow

@@ -1,0 +1,120 @@
+"""The `sparrow` command: generate, demo, doctor."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sparrow.tree import PRESETS, TreeConfig
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Errors are one line on stderr and a non-zero exit code; --debug shows the traceback."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        print("\nsparrow: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(f"sparrow: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory: {text[:200]} Use fewer frames (--num-frames) or new tokens, or a smaller --dtype."
+    if isinstance(error, (ValueError, FileNotFoundError, OSError, ImportError)):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sparrow", description="Fast, lossless decoding for video LLMs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show tracebacks")
+    _add_generate(commands, debug)
+    demo = commands.add_parser(
+        "demo", parents=[debug], help="decode a small clip with a small target built on the spot"
+    )
+    demo.add_argument(
+        "--folder", default=None, help="where target and drafter are written (default: a temporary folder)"
+    )
+    demo.add_argument("--max-new-tokens", type=_positive, default=64)
+    demo.set_defaults(run=_demo)
+    doctor = commands.add_parser(
+        "doctor", parents=[debug], help="versions, what is built, and a losslessness self-test"
+    )
+    doctor.add_argument("--target", default=None, help="also check this model folder's config")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
+    p = commands.add_parser("generate", parents=[debug], help="answer a prompt about a video")
+    p.add_argument("--target", required=True, help="folder or hub id of a video LLM (safetensors)")
+    p.add_argument("--drafter", default=None, help="folder of a drafter made for it; without one: plain decoding")
+    p.add_argument("--video", action="append", default=[], help="mp4, mkv, avi, webm, folder of frames, .npy or .npz")
+    p.add_argument("--prompt", required=True, help="the question")
+    p.add_argument("--num-frames", type=_positive, default=None, help="frames to sample (default: the model's rule)")
+    p.add_argument("--fps", type=float, default=None, help="frames per second to sample")
+    p.add_argument("--max-new-tokens", type=_positive, default=256)
+    p.add_argument("--tree", type=_tree, default=None, help=f"total-depth-width, such as {', '.join(PRESETS)}")
+    p.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (the default)")
+    p.add_argument("--top-k", type=int, default=0)
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--repetition-penalty", type=float, default=None, help="default: the model's generation config")
+    p.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    p.add_argument("--positions", choices=["hf", "reference"], default="hf", help="how the prompt is numbered")
+    p.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    p.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where kernels and GPU are there)")
+    p.add_argument(
+        "--compare", action="store_true", help="also decode plainly; print speed-ups and whether outputs match"
+    )
+    p.add_argument("--json", default=None, metavar="FILE", help="write the statistics there")
+    p.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    p.set_defaults(run=_generate)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _tree(text: str) -> TreeConfig:
+    try:
+        return TreeConfig.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# Late imports: --help answers at once.
+def _generate(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_generate import run
+
+    return run(arguments)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_demo import run
+
+    return run(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_doctor import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

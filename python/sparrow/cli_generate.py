@@ -1,0 +1,195 @@
+"""`sparrow generate`: load, prepare, decode with progress, print a summary."""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, TextStreamer
+
+import sparrow
+import sparrow_ext
+from sparrow.drafter import SparrowDrafter
+from sparrow.generation import GenerateOutput, generate
+from sparrow.targets.adapter import FAMILIES, Target
+from sparrow.video import load_settings, prepare
+
+err = Console(stderr=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Streams the answer to stdout; progress and summary go to stderr."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if arguments.compare and arguments.temperature > 0:
+        raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
+    folder = target_folder(arguments.target)
+    for video in arguments.video:
+        if not pathlib.Path(video).exists():
+            raise FileNotFoundError(f"--video: no such file or folder: {video}")
+    with err.status("loading the target"):
+        model, tokenizer = load_target(
+            folder, arguments.dtype, pick_device(arguments.device), arguments.trust_remote_code
+        )
+        drafter = None if arguments.drafter is None else load_drafter(arguments.drafter, model)
+    inputs = read_video(folder, tokenizer, arguments, model)
+    options = sampling_options(arguments)
+    output = decode(model, drafter, inputs, tokenizer, options, arguments)
+    plain = compared = None
+    if arguments.compare:
+        with err.status("decoding plainly, for comparison"):
+            greedy = {k: v for k, v in options.items() if k not in ("do_sample", "seed")}
+            compared = sparrow.compare(model, drafter, inputs, tree=arguments.tree if drafter else None, **greedy)
+            plain = generate(model, None, **inputs, **options, positions=arguments.positions)
+    summarise(output, plain, compared)
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(output.stats.as_dict(), indent=2, allow_nan=True) + "\n")
+    exact = model.dtype == torch.float32
+    return 1 if compared is not None and exact and not compared.lossless else 0
+
+
+def target_folder(name: str) -> pathlib.Path:
+    """The local folder of a target: the path itself, or the files of a hub id (weights come when the model loads)."""
+    folder = pathlib.Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"--target: no such model folder: {name}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return pathlib.Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
+    except Exception as error:  # many kinds, all meaning the same to the user
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"--target: {name} is no folder here and cannot be had from the hub: {reason}"
+        ) from error
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for; by default CUDA where there is a GPU and our kernels were built for it."""
+    if name is None:
+        usable = torch.cuda.is_available() and sparrow_ext.has_cuda_kernels("tree_attention")
+        return torch.device("cuda" if usable else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch ({torch.__version__}) sees no GPU")
+    if device.type == "cuda" and not sparrow_ext.has_cuda_kernels("tree_attention"):
+        raise ValueError(f"--device {name}: sparrow was built without CUDA kernels: SPARROW_CUDA=ON pip install -e .")
+    return device
+
+
+def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_code: bool):
+    """Model (safetensors only) and tokenizer. Raises ValueError for a family that is not supported."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"--target must be one of {', '.join(FAMILIES.values())}; {folder} is a {config.model_type!r}")
+    kind = "auto" if dtype == "auto" else getattr(torch, dtype)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=kind, use_safetensors=True, trust_remote_code=remote_code
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+    return model.to(device).eval(), tokenizer
+
+
+def load_drafter(folder: str, model) -> SparrowDrafter:
+    """The drafter, in the target's dtype and on its device, checked against it."""
+    drafter = SparrowDrafter.from_pretrained(folder).place(model.device, model.dtype)
+    drafter.attach(Target(model))
+    return drafter
+
+
+def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, model) -> dict[str, Any]:
+    """Decodes the videos and builds the model's inputs, with a progress bar."""
+    settings = load_settings(folder)
+    columns = (TextColumn("reading the video"), BarColumn(), TextColumn("{task.completed}/{task.total} frames"))
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("frames", total=None)
+        inputs = prepare(
+            settings, tokenizer, arguments.prompt, arguments.video, num_frames=arguments.num_frames, fps=arguments.fps,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    pixels = {k: v.to(model.device, model.dtype) for k, v in inputs.items() if k.startswith("pixel")}
+    return {k: v.to(model.device) for k, v in inputs.items()} | pixels
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """generate()'s options from the command line."""
+    if arguments.temperature < 0:
+        raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if arguments.repetition_penalty is not None:
+        options["repetition_penalty"] = arguments.repetition_penalty
+    if arguments.temperature > 0:
+        options |= {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
+        options["seed"] = arguments.seed
+    return options
+
+
+class _Prefill:
+    """Shows that the prompt is running until the first token comes, then streams text."""
+
+    def __init__(self, tokenizer, prompt_tokens: int):
+        self.text = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.status = err.status(f"prefill of {prompt_tokens} tokens")
+        self.puts = 0
+
+    def put(self, value: Tensor) -> None:
+        if self.puts == 0:
+            self.status.start()
+        elif self.puts == 1:
+            self.status.stop()
+        self.puts += 1
+        self.text.put(value)
+
+    def end(self) -> None:
+        self.status.stop()
+        self.text.end()
+
+
+def decode(model, drafter, inputs, tokenizer, options, arguments) -> GenerateOutput:
+    """One streamed generation."""
+    streamer = _Prefill(tokenizer, inputs["input_ids"].shape[1])
+    tree = arguments.tree if drafter is not None else None
+    start = time.perf_counter()
+    try:
+        return generate(
+            model, drafter, **inputs, **options, tree=tree, positions=arguments.positions, streamer=streamer
+        )
+    finally:
+        streamer.status.stop()
+        err.print(f"[dim]{time.perf_counter() - start:.1f} s[/dim]")
+
+
+def summarise(output: GenerateOutput, plain: GenerateOutput | None, compared) -> None:
+    """The table after an answer."""
+    s = output.stats
+    table = Table("figure", "value", title="sparrow", title_justify="left")
+    table.add_row("prompt", f"{s.prompt_tokens} tokens, {s.visual_tokens} of them visual")
+    table.add_row("new tokens", f"{s.new_tokens} in {s.rounds} rounds, tree {s.tree}")
+    table.add_row("tau (tokens per round, bonus included)", f"{s.tau:.2f}")
+    table.add_row("decode", f"{s.decode_tokens_per_second:.1f} tokens/s")
+    table.add_row("end to end", f"{s.tokens_per_second:.1f} tokens/s, prefill {s.seconds['prefill']:.2f} s")
+    shares = ", ".join(
+        f"{k} {v / s.decode_seconds:.0%}" for k, v in s.seconds.items() if k != "prefill" and s.decode_seconds
+    )
+    table.add_row("decode time", shares)
+    table.add_row("peak memory", f"{s.peak_memory_bytes / 2**30:.2f} GiB")
+    if compared is not None and plain is not None:
+        theirs = compared.reference_seconds
+        table.add_row(
+            "end-to-end speed-up over transformers' generate", f"{theirs / compared.output.stats.total_seconds:.2f}x"
+        )
+        faster = s.decode_tokens_per_second / plain.stats.decode_tokens_per_second
+        table.add_row("decode speed-up over our own plain loop", f"{faster:.2f}x")
+    err.print(table)
+    if compared is not None:
+        verdict, _, details = compared.summary().partition(": ")
+        print(f"{verdict} to plain decoding: {details}")

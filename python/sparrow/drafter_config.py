@@ -1,0 +1,72 @@
+"""What a drafter is, apart from its weights."""
+
+import json
+from dataclasses import dataclass, field, fields
+
+from sparrow.tree import TreeConfig
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DrafterConfig:
+    """Everything about a drafter but its weights; stored as config.json.
+
+    Attributes:
+        target: fingerprint of the target it was made for (family, sizes, hash of head rows).
+        hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
+        hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
+        output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
+        rope_theta: base of the rotary embedding.
+        positions: "text" numbers text rows consecutively; "target" uses the target's own position ids.
+        window, n_anchor: 0 = all text rows; window > 0 = the first n_anchor and the last `window` text rows.
+        draft_vocab: True where the drafter proposes from a subset of the vocabulary (ids stored with the weights).
+        tree: default tree, "total-depth-width".
+    """
+
+    target: dict[str, object]
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    hidden_layer: int
+    rms_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    fc_bias: bool = False
+    hidden_norm: bool = False
+    output_norm: str = "own"
+    rope_theta: float = 10000.0
+    positions: str = "text"
+    window: int = 0
+    n_anchor: int = 0
+    draft_vocab: bool = False
+    tree: str = "30-4-8"
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def __post_init__(self):
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(f"drafter format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even (rotary embedding), got {self.head_dim}")
+        if self.output_norm not in ("own", "target", "none"):
+            raise ValueError(f"output_norm must be own, target or none, got {self.output_norm!r}")
+        if self.positions not in ("text", "target"):
+            raise ValueError(f"positions must be text or target, got {self.positions!r}")
+        TreeConfig.parse(self.tree)
+
+    @classmethod
+    def from_json(cls, text: str) -> "DrafterConfig":
+        """Raises ValueError where a key is unknown or missing."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("a drafter's config.json holds one JSON object")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown keys in a drafter's config.json: {', '.join(unknown)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"a drafter's config.json is incomplete: {error}") from None

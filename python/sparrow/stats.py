@@ -1,0 +1,119 @@
+"""What a generation did: accepted lengths, where the time went, memory."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+STAGES = ("prefill", "draft", "verify", "sample", "commit")
+
+
+@dataclass
+class DecodeStats:
+    """Counts and times of one generation.
+
+    tau counts the tokens emitted per round, bonus included and the prefill's token excluded; the last round counts by
+    what it emitted. Times are wall seconds of the host (on CUDA: of the stream, by events).
+
+    Attributes:
+        emitted: tokens emitted in each round.
+        accepted: drafted tokens accepted in each round (before any stop).
+        prompt_tokens, visual_tokens: length of the prompt and how many of it are visual.
+        new_tokens: tokens returned behind the prompt.
+        seconds: per stage.
+        total_seconds: the whole call.
+        peak_memory_bytes: CUDA: peak allocated; CPU: the process' peak resident set.
+        tree: "total-depth-width", or "none" for plain decoding.
+    """
+
+    tree: str = "none"
+    depth: int = 0
+    prompt_tokens: int = 0
+    visual_tokens: int = 0
+    new_tokens: int = 0
+    emitted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    total_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    @property
+    def rounds(self) -> int:
+        return len(self.emitted)
+
+    @property
+    def tau(self) -> float:
+        """Mean tokens emitted per round; NaN where no round ran."""
+        return sum(self.emitted) / self.rounds if self.rounds else float("nan")
+
+    @property
+    def accepted_histogram(self) -> list[int]:
+        """Rounds by the number of drafted tokens accepted, 0 to depth."""
+        return [self.accepted.count(n) for n in range(self.depth + 1)]
+
+    @property
+    def acceptance_by_depth(self) -> list[float]:
+        """Of the rounds whose path reached depth d, the share that went on to d + 1; NaN where none reached d."""
+        reached = [sum(n >= d for n in self.accepted) for d in range(self.depth + 1)]
+        return [b / a if a else float("nan") for a, b in pairwise(reached)]
+
+    @property
+    def decode_seconds(self) -> float:
+        """All stages but prefill."""
+        return sum(s for stage, s in self.seconds.items() if stage != "prefill")
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Tokens after the prefill's, over the time after prefill."""
+        return sum(self.emitted) / self.decode_seconds if self.decode_seconds > 0 else float("nan")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """All new tokens over the whole call."""
+        return self.new_tokens / self.total_seconds if self.total_seconds > 0 else float("nan")
+
+    def as_dict(self) -> dict[str, object]:
+        """Every field and every derived figure, ready for JSON."""
+        derived = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
+        return {**self.__dict__, **{name: getattr(self, name) for name in derived}}
+
+
+class Clock:
+    """Adds wall time per stage. On CUDA by events, read once at the end: no synchronisation while decoding."""
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._start = time.perf_counter()
+        self._host = dict.fromkeys(STAGES, 0.0)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self._cuda:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._events.append((name, begin, end))
+        else:
+            begin_s = time.perf_counter()
+            yield
+            self._host[name] += time.perf_counter() - begin_s
+
+    def write(self, stats: DecodeStats) -> None:
+        """Fills in times and memory; synchronises once."""
+        if self._cuda:
+            torch.cuda.synchronize()
+            for name, begin, end in self._events:
+                self._host[name] += begin.elapsed_time(end) / 1e3
+            stats.peak_memory_bytes = torch.cuda.max_memory_allocated()
+        else:
+            stats.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        stats.seconds = dict(self._host)
+        stats.total_seconds = time.perf_counter() - self._start

@@ -1,0 +1,176 @@
+"""One adapter over the unmodified video LLMs of transformers (see FAMILIES)."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparrow.targets.attention import tree_attention_in
+from sparrow.targets.cache import TargetCache
+
+FAMILIES = {
+    "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL",
+    "qwen3_vl": "Qwen3-VL",
+    "llava_onevision": "LLaVA-OneVision",
+    "internvl": "InternVL",
+    "llava_next_video": "LLaVA-NeXT-Video",
+}
+MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What the prompt's forward pass leaves behind.
+
+    Attributes:
+        logits: float32 [B, V] at the last prompt token.
+        hidden: [B, P, E], the requested layer's state of every prompt token.
+        next_position: int64 [..., B, 1], the position ids of the first generated token (3 or 4 axes under M-RoPE).
+        text_position: int64 [B, P], the last axis' positions (equal on every axis at text tokens).
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    next_position: Tensor
+    text_position: Tensor
+
+
+class Target:
+    """A transformers video LLM as the decode loop sees it: prefill, verify, and the weights a drafter shares.
+
+    Args:
+        model: one of FAMILIES, eager PyTorch, all of it on one device.
+
+    Raises:
+        ValueError: an unsupported family, or a decoder with a feature tree_attention does not model.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.config = model.config.get_text_config()
+        self.family = str(model.config.model_type)
+        _refuse_what_is_not_modelled(model, self.family)
+        self.decoder = model.model.language_model
+        self.num_layers = int(self.config.num_hidden_layers)
+        self.vocab_size = int(self.embedding.shape[0])
+
+    @property
+    def embedding(self) -> Tensor:
+        """The token embedding table, [V, E]."""
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def head(self) -> nn.Module:
+        """The LM head module."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def norm(self) -> nn.Module:
+        """The decoder's final norm."""
+        return self.decoder.norm
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def visual_tokens(self) -> set[int]:
+        """The placeholder ids that the model replaces by image or video features."""
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return {
+            int(getattr(self.model.config, name))
+            for name in names
+            if getattr(self.model.config, name, None) is not None
+        }
+
+    def fingerprint(self) -> dict[str, object]:
+        """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
+        weight = getattr(self.head, "weight", None)
+        rows = self.embedding if weight is None else weight
+        sample = rows[:: max(1, rows.shape[0] // 64)].detach().float().cpu().contiguous()
+        return {
+            "family": self.family,
+            "hidden_size": int(self.config.hidden_size),
+            "num_layers": self.num_layers,
+            "vocab_size": self.vocab_size,
+            "head_hash": hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16],
+        }
+
+    def new_cache(self, capacity: int) -> TargetCache:
+        """An empty cache of `capacity` rows per sequence."""
+        return TargetCache(self.num_layers, capacity)
+
+    def prefill(self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: int) -> Prefill:
+        """Runs the prompt with the attention the user loaded the model with.
+
+        Args:
+            input_ids: int64 [B, P].
+            model_kwargs: what transformers' generate() prepared: past_key_values, position_ids, pixel values, ...
+            hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm).
+        """
+        position_ids = model_kwargs["position_ids"]
+        assert isinstance(position_ids, Tensor)
+        inputs = self.model.prepare_inputs_for_generation(
+            input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
+        )
+        out = self.model(**inputs, output_hidden_states=[hidden_layer], return_dict=True)
+        flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
+        return Prefill(
+            logits=out.logits[:, -1].float(),
+            hidden=out.hidden_states[hidden_layer],
+            next_position=position_ids[..., -1:] + 1,
+            text_position=flat,
+        )
+
+    def verify(
+        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """One forward pass over the root and the drafted nodes; call it inside `tree_attention_in`.
+
+        Args:
+            tokens: int64 [B, N]; anc: int64 [B, N, W], see tree_mask; position_ids: int64 [..., B, N].
+            cache: its rows behind the committed ones receive the nodes' keys and values, uncommitted.
+            hidden_layer: as in prefill.
+
+        Returns:
+            logits float32 [B, N, V] and that layer's states [B, N, E].
+        """
+        cache.verifying = True
+        try:
+            out = self.model(
+                input_ids=tokens,
+                attention_mask=anc.unsqueeze(1),
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                output_hidden_states=[hidden_layer],
+                return_dict=True,
+                sparrow_lengths=cache.lengths,
+                sparrow_max_length=cache.get_seq_length(),
+            )
+        finally:
+            cache.verifying = False
+        return out.logits.float(), out.hidden_states[hidden_layer]
+
+    def verifying(self):
+        """Context manager: the decoder's attention is tree_attention inside."""
+        return tree_attention_in(self.model)
+
+
+def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:
+    """Raises ValueError naming what tree_attention does not compute."""
+    if family not in FAMILIES:
+        raise ValueError(f"model must be one of {', '.join(FAMILIES.values())}; got model_type={family!r}")
+    text = model.config.get_text_config()
+    other = {t for t in getattr(text, "layer_types", None) or [] if t != "full_attention"}
+    if other:
+        raise ValueError(f"tree_attention models full attention only; {family} has layers of type {sorted(other)}")
+    for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_sinks", "attention_chunk_size"):
+        if getattr(text, name, None):
+            raise ValueError(f"tree_attention does not model {name}={getattr(text, name)!r} of this {family} config")
+    devices = {str(p.device) for p in model.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"model must live on one device; its parameters are on {sorted(devices)}")

@@ -1,0 +1,96 @@
+"""What transformers' generate() prepared, as rules for our operators; what we do not support, refused by name."""
+
+from collections.abc import Sequence
+
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import (
+    RepetitionPenaltyLogitsProcessor,
+    StopStringCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sparrow.sampling import SamplingRules
+
+# Options of generate() that this loop does not have, and the values under which they are off.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "num_beams": (None, 1),
+    "num_return_sequences": (None, 1),
+    "penalty_alpha": (None,),
+    "dola_layers": (None,),
+    "guidance_scale": (None, 1, 1.0),
+    "prompt_lookup_num_tokens": (None,),
+    "prefill_chunk_size": (None,),
+    "cache_implementation": (None,),
+    "use_cache": (None, True),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "output_scores": (None, False),
+    "output_logits": (None, False),
+    "token_healing": (None, False),
+}
+# Arguments of generate() (not of its config) that this loop does not have.
+REFUSED_ARGUMENTS = (
+    "assistant_model", "inputs_embeds", "past_key_values", "negative_prompt_ids", "synced_gpus", "custom_generate",
+)  # fmt: skip
+_OPERATORS = (RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+
+
+def refuse_unsupported(config: GenerationConfig) -> None:
+    """Raises ValueError naming the first option that is set and not supported."""
+    for name, off in _UNSUPPORTED.items():
+        value = getattr(config, name, None)
+        if value not in off:
+            raise ValueError(f"sparrow.generate does not support {name}={value!r}")
+
+
+def rules_from(config: GenerationConfig, processors: LogitsProcessorList, seed: int) -> SamplingRules:
+    """Sampling rules of a prepared generation.
+
+    Repetition penalty, temperature, top-k and top-p in transformers' own order become operators; a list with anything
+    else is kept whole and called per visited node.
+    """
+    sampling = bool(config.do_sample)
+    if not _are_operators(processors):
+        return SamplingRules(temperature=1.0 if sampling else 0.0, seed=seed, processor=processors)
+    values: dict[str, float] = {}
+    for p in processors:
+        if isinstance(p, RepetitionPenaltyLogitsProcessor):
+            values["repetition_penalty"] = float(p.penalty)
+        elif isinstance(p, TemperatureLogitsWarper):
+            values["temperature"] = float(p.temperature)
+        elif isinstance(p, TopKLogitsWarper):
+            values["top_k"] = int(p.top_k)
+        elif isinstance(p, TopPLogitsWarper):
+            values["top_p"] = float(p.top_p)
+    values.setdefault("temperature", 1.0 if sampling else 0.0)
+    return SamplingRules(seed=seed, **values)  # type: ignore[arg-type]
+
+
+def _are_operators(processors: Sequence[object]) -> bool:
+    """True where the list holds only what our operators do, each at most once, in their order and default form."""
+    kinds = [type(p) for p in processors]
+    if any(kind not in _OPERATORS for kind in kinds):
+        return False
+    order = [_OPERATORS.index(kind) for kind in kinds]
+    if order != sorted(set(order)):
+        return False
+    for p in processors:
+        if getattr(p, "prompt_ignore_length", None) is not None:
+            return False
+        if getattr(p, "filter_value", -float("inf")) != -float("inf") or getattr(p, "min_tokens_to_keep", 1) != 1:
+            return False
+    return True
+
+
+def with_stop_strings(
+    criteria: StoppingCriteriaList | None, stop_strings: object, tokenizer: object
+) -> StoppingCriteriaList:
+    """The user's criteria and one for stop strings (generate() drops the tokenizer on the way to a custom loop)."""
+    criteria = StoppingCriteriaList(criteria or [])
+    if stop_strings is not None:
+        if tokenizer is None:
+            raise ValueError("stop_strings needs tokenizer=: the strings are compared with decoded text")
+        criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    return criteria

@@ -1,0 +1,32 @@
+"""What is known of a clip beside its frames: where they lie in time."""
+
+from dataclasses import dataclass
+
+# transformers assumes this rate where frames come without one
+ASSUMED_FPS = 24.0
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Where the sampled frames lie in the source.
+
+    Attributes:
+        total_frames: frames of the source before sampling.
+        fps: average frames per second of the source; None when it has no clock (arrays, folders).
+        indices: source index of each sampled frame, ascending.
+        height: pixels of a frame standing upright.
+        width: likewise.
+    """
+
+    total_frames: int
+    fps: float | None
+    indices: tuple[int, ...]
+    height: int
+    width: int
+
+    @property
+    def sampled_fps(self) -> float:
+        """Sampled frames per second of the clip; 24 where the source has no clock, as transformers does."""
+        if self.fps is None:
+            return ASSUMED_FPS
+        return len(self.indices) / self.total_frames * self.fps

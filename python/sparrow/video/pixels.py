@@ -1,0 +1,138 @@
+"""Frames to pixel tensors: resize, normalise, cut into patches.
+
+The resize is torch's native uint8 bicubic filter with antialiasing, on the CPU: what torchvision calls there, bit for
+bit. Work runs over short blocks of frames, so a long clip is never held in float32 twice.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparrow.video.errors import VideoError
+from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
+
+MAX_ASPECT_RATIO = 200
+FRAMES_AT_ONCE = 16
+
+
+def patch_pixels(frames: np.ndarray, settings: PatchSettings) -> tuple[Tensor, Tensor]:
+    """Frames as flat patches, in the order in which the Qwen vision towers read them.
+
+    Args:
+        frames: uint8 [T, H, W, 3]. The last frame is repeated up to whole temporal patches.
+        settings: Qwen settings.
+
+    Returns:
+        pixel_values_videos float32 [t * h * w, 3 * temporal_patch_size * patch_size^2] and video_grid_thw int64 [1, 3],
+        (t, h, w) patches.
+    """
+    group, patch, merge = settings.temporal_patch_size, settings.patch_size, settings.merge_size
+    size = budgeted_size(frames.shape[0], frames.shape[1], frames.shape[2], settings)
+    t, h, w = -(-frames.shape[0] // group), size[0] // patch, size[1] // patch
+    out = torch.empty(t * h * w, 3 * group * patch * patch)
+    blocks = out.view(t, h // merge, w // merge, merge, merge, 3, group, patch, patch)
+    step = max(1, FRAMES_AT_ONCE // group)
+    for start in range(0, t, step):
+        x = _normalised(_block(frames, start * group, step * group), size, settings)
+        if short := -x.shape[0] % group:
+            x = torch.cat([x, x[-1:].expand(short, -1, -1, -1)])
+        x = x.view(-1, group, 3, h // merge, merge, patch, w // merge, merge, patch)
+        blocks[start : start + step] = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return out, torch.tensor([[t, h, w]])
+
+
+def frame_pixels(frames: np.ndarray, settings: FrameSettings) -> Tensor:
+    """Frames at the model's fixed size.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        settings: LLaVA or InternVL settings.
+
+    Returns:
+        float32 [T, 3, height, width].
+    """
+    size = settings.size or _shortest_edge(frames.shape[1], frames.shape[2], settings.shortest_edge)
+    height, width = settings.crop or size
+    out = torch.empty(frames.shape[0], 3, height, width)
+    for start in range(0, frames.shape[0], FRAMES_AT_ONCE):
+        out[start : start + FRAMES_AT_ONCE] = _normalised(_block(frames, start, FRAMES_AT_ONCE), size, settings)
+    return out
+
+
+def budgeted_size(num_frames: int, height: int, width: int, settings: PatchSettings) -> tuple[int, int]:
+    """(height, width) of a resized frame: multiples of patch_size * merge_size in the pixel budget, aspect ratio kept.
+
+    Raises:
+        VideoError: one side is more than 200 times the other.
+    """
+    factor = settings.patch_size * settings.merge_size
+    # Qwen3-VL budgets the whole clip, the others each frame
+    count, rounded = 1, 1
+    if settings.family == "qwen3_vl":
+        group = settings.temporal_patch_size
+        count = max(num_frames, group)
+        rounded = round(count / group) * group
+        if height < factor or width < factor:
+            scale = max(factor / height, factor / width)
+            height, width = int(height * scale), int(width * scale)
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise VideoError(
+            f"a frame's aspect ratio must be at most {MAX_ASPECT_RATIO}, got height {height} and width {width}"
+        )
+    least, most = settings.min_pixels, _max_pixels(num_frames, factor, settings)
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if rounded * new_height * new_width > most:
+        beta = math.sqrt(count * height * width / most)
+        new_height = max(factor, math.floor(height / beta / factor) * factor)
+        new_width = max(factor, math.floor(width / beta / factor) * factor)
+    elif rounded * new_height * new_width < least:
+        beta = math.sqrt(least / (count * height * width))
+        new_height = math.ceil(height * beta / factor) * factor
+        new_width = math.ceil(width * beta / factor) * factor
+    return new_height, new_width
+
+
+def _max_pixels(num_frames: int, factor: int, settings: PatchSettings) -> int:
+    """The upper end of the budget, lowered for long clips where the settings ask for it."""
+    most = settings.max_pixels
+    if not settings.cap_pixels_per_frame:
+        return most
+    floor = int(settings.min_pixels * 1.05)
+    if settings.family == "qwen3_vl":
+        return max(min(settings.max_video_tokens * factor * factor, most // num_frames), floor) * num_frames
+    total = int(settings.max_video_tokens * factor * factor * 0.9)
+    return max(min(most, total * settings.temporal_patch_size // num_frames), floor)
+
+
+def _shortest_edge(height: int, width: int, edge: int | None) -> tuple[int, int]:
+    assert edge is not None
+    longest = int(edge * max(height, width) / min(height, width))
+    return (longest, edge) if width <= height else (edge, longest)
+
+
+def _block(frames: np.ndarray, start: int, count: int) -> Tensor:
+    """uint8 [<= count, 3, H, W], contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(frames[start : start + count].transpose(0, 3, 1, 2)))
+
+
+def _normalised(x: Tensor, size: tuple[int, int], settings: VideoSettings) -> Tensor:
+    """uint8 [T, 3, H, W] -> float32 [T, 3, height, width], resized, cropped, rescaled and normalised."""
+    if tuple(x.shape[-2:]) != size:
+        x = F.interpolate(x, size=list(size), mode="bicubic", align_corners=False, antialias=True)
+    if isinstance(settings, FrameSettings) and settings.crop is not None:
+        x = _centre_crop(x, settings.crop)
+    # rescale folded into mean and std, in this order of operations: transformers' bits
+    mean = torch.tensor(settings.image_mean, dtype=torch.float32) * (1.0 / settings.rescale_factor)
+    std = torch.tensor(settings.image_std, dtype=torch.float32) * (1.0 / settings.rescale_factor)
+    return x.to(torch.float32).sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
+
+
+def _centre_crop(x: Tensor, crop: tuple[int, int]) -> Tensor:
+    """The middle [height, width] of every frame; where the frame is smaller, black around it."""
+    pad_h, pad_w = max(0, crop[0] - x.shape[-2]), max(0, crop[1] - x.shape[-1])
+    x = F.pad(x, (pad_w // 2, (pad_w + 1) // 2, pad_h // 2, (pad_h + 1) // 2))
+    top, left = (x.shape[-2] - crop[0]) // 2, (x.shape[-1] - crop[1]) // 2
+    return x[..., top : top + crop[0], left : left + crop[1]]

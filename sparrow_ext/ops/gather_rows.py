@@ -1,0 +1,42 @@
+"""gather_rows: copies indexed rows behind each other."""
+
+import torch
+from torch import Tensor
+
+from sparrow_ext._library import require_backend
+
+
+def gather_rows(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor) -> None:
+    """dst[b, dst_start[b] + i] = src[b, index[b, i]] for i < count[b]. No other row of dst changes.
+
+    Args:
+        src: [B, S, ...], any dtype; the dimensions behind the first two are one dense row.
+        index: int32 [B, I], contiguous; the first count[b] entries lie in [0, S), the others are ignored.
+        count: int32 [B] in [0, I].
+        dst: [B, cap, ...] of src's dtype and row, not overlapping src. Mutated.
+        dst_start: int32 [B], dst_start + count <= cap.
+
+    Raises:
+        RuntimeError: wrong device, dtype, shape or stride, or overlapping src and dst; on the CPU also a bad index,
+            count or start. The checks come first: after an error nothing has been written.
+    """
+    require_backend("gather_rows", src)
+    torch.ops.sparrow.gather_rows(src, index, count, dst, dst_start)
+
+
+@torch.library.register_fake("sparrow::gather_rows")
+def _fake(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor) -> None:
+    return None
+
+
+def reference(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor) -> None:
+    """The definition, row by row."""
+    for b in range(src.shape[0]):
+        for i in range(int(count[b])):
+            dst[b, int(dst_start[b]) + i] = src[b, int(index[b, i])]
+
+
+def eager(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor) -> None:
+    """What a user would write: index_select straight into dst, sequence by sequence."""
+    for b, (n, start) in enumerate(zip(count.tolist(), dst_start.tolist(), strict=True)):
+        torch.index_select(src[b], 0, index[b, :n], out=dst[b, start : start + n])

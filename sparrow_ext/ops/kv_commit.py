@@ -1,0 +1,111 @@
+"""kv_commit: keeps the accepted rows of a verified tree, in place, for all layers in one call."""
+
+import torch
+from torch import Tensor
+
+from sparrow_ext._library import require_backend
+
+
+def kv_commit(
+    kv: Tensor,
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None = None,
+    hidden_out: Tensor | None = None,
+) -> None:
+    """Moves the cache rows of the accepted nodes to the front of the tree, in every layer, in place.
+
+    kv[l, c, b, base + j] = kv[l, c, b, base + path[b, j]] for j < num_path[b], with base = base_lens[b];
+    hidden_out[b, j] = hidden[b, path[b, j]] for the same j; new_lens = base_lens + num_path. No other row changes.
+
+    Args:
+        kv: [L, 2, B, S, K, D], any dtype, any strides with a dense last dimension (a buffer kept as [L, 2, B, K, S, D]
+            passes `buffer.transpose(3, 4)`). Row base + i holds tree node i. Mutated.
+        path: int32 [B, P], contiguous; the first num_path[b] entries strictly increase within [0, S - base).
+        num_path: int32 [B] in [0, P].
+        base_lens: int32 [B], rows before the tree; base_lens + num_path <= S.
+        new_lens: int32 [B], another tensor than base_lens, so that a replay starts from the same lengths. Mutated.
+        hidden: [B, N, E], dense in its last dimension: the nodes' hidden states; then path entries lie below N, too.
+        hidden_out: [B, at least P, E] of hidden's dtype, not overlapping hidden. Mutated: rows j < num_path[b].
+
+    Raises:
+        RuntimeError: wrong device, dtype, shape or stride, or overlapping arguments; on the CPU also a bad path, count
+            or length. The checks come first: after an error nothing has moved.
+    """
+    require_backend("kv_commit", kv)
+    torch.ops.sparrow.kv_commit(kv, path, num_path, base_lens, new_lens, hidden, hidden_out)
+
+
+@torch.library.register_fake("sparrow::kv_commit")
+def _fake(
+    kv: Tensor,
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None = None,
+    hidden_out: Tensor | None = None,
+) -> None:
+    return None
+
+
+def reference(
+    kv: Tensor,
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None = None,
+    hidden_out: Tensor | None = None,
+) -> None:
+    """The definition: every row read from a copy of the old cache."""
+    old = kv.clone()
+    for b in range(kv.shape[2]):
+        base, count = int(base_lens[b]), int(num_path[b])
+        for j in range(count):
+            kv[:, :, b, base + j] = old[:, :, b, base + int(path[b, j])]
+            if hidden is not None and hidden_out is not None:
+                hidden_out[b, j] = hidden[b, int(path[b, j])]
+        new_lens[b] = base + count
+
+
+def eager(
+    kv: Tensor,
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None = None,
+    hidden_out: Tensor | None = None,
+) -> None:
+    """What a user would write: index_select and copy_, layer by layer."""
+    for b, (base, count) in enumerate(zip(base_lens.tolist(), num_path.tolist(), strict=True)):
+        rows = path[b, :count]
+        in_cache = rows + base
+        for layer in kv.unbind(0):
+            for cache in layer.unbind(0):
+                cache[b, base : base + count].copy_(cache[b].index_select(0, in_cache))
+        if hidden is not None and hidden_out is not None:
+            torch.index_select(hidden[b], 0, rows, out=hidden_out[b, :count])
+    torch.add(base_lens, num_path, out=new_lens)
+
+
+def eager_stacked(
+    kv: Tensor,
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None = None,
+    hidden_out: Tensor | None = None,
+) -> None:
+    """The same where all layers share one buffer: one index_select and one copy_ per sequence."""
+    for b, (base, count) in enumerate(zip(base_lens.tolist(), num_path.tolist(), strict=True)):
+        rows = path[b, :count]
+        cache = kv[:, :, b]
+        cache[:, :, base : base + count].copy_(cache.index_select(2, rows + base))
+        if hidden is not None and hidden_out is not None:
+            torch.index_select(hidden[b], 0, rows, out=hidden_out[b, :count])
+    torch.add(base_lens, num_path, out=new_lens)

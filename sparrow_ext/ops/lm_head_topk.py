@@ -1,0 +1,55 @@
+"""lm_head_topk: the language-model head and the top-k of its log-probabilities in one operator."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparrow_ext._library import require_backend
+from sparrow_ext.ops import topk_lse as _topk
+
+
+def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """topk_lse(h @ weight.T): the head's weights are streamed once and the logits are never written to memory.
+
+    Up to 64 rows (the product of h's leading dimensions) the logits are float32 sums of exact products, never rounded
+    to the dtype, and a row's result has the same bits whatever the number of rows. More rows go through the library's
+    GEMM in chunks; the logits then have the dtype of h, as F.linear returns them.
+
+    Args:
+        h: float32, bfloat16 or float16, [M, E] or [B, N, E]; the last dimension dense.
+        weight: [V, E], the dtype of h; the last dimension dense.
+        k: 1 <= k <= min(32, V).
+        id_map: int64 [V], contiguous: the token id of each row of weight (a trimmed vocabulary); None = the row itself.
+
+    Returns:
+        logp: float32 [..., k], sorted (logit descending, then row of weight ascending).
+        ids: int64 [..., k].
+        lse: float32 [...], natural log.
+
+        NaN and infinities as in topk_lse.
+
+    Raises:
+        RuntimeError: wrong dtype, shape, stride or k.
+    """
+    require_backend("lm_head_topk", h)
+    return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map)
+
+
+@torch.library.register_fake("sparrow::lm_head_topk")
+def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    lead = h.shape[:-1]
+    return (
+        h.new_empty((*lead, k), dtype=torch.float32),
+        h.new_empty((*lead, k), dtype=torch.int64),
+        h.new_empty(lead, dtype=torch.float32),
+    )
+
+
+def reference(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition, in the dtype of the inputs (float64 for tests)."""
+    return _topk.reference(h @ weight.T, k, id_map)
+
+
+def eager(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What a user would write: F.linear, then torch.logsumexp and torch.topk."""
+    return _topk.eager(F.linear(h, weight), k, id_map)

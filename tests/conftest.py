@@ -1,0 +1,36 @@
+"""One thread, no model-hub traffic, quiet transformers; tiny targets are built once a session."""
+
+import functools
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """tiny(family, seed=0, ...) -> a random model of the family, cached."""
+    import transformers
+
+    from sparrow.targets.tiny import tiny_target
+
+    transformers.logging.set_verbosity_error()
+    return functools.lru_cache(maxsize=None)(tiny_target)
+
+
+@pytest.fixture(scope="session")
+def greedy():
+    """greedy(model, inputs, n, **options) -> transformers' own greedy output, without end-of-sequence unless given."""
+
+    def run(model, inputs, n, **options):
+        options = {"eos_token_id": None, **options}
+        return model.generate(**inputs, do_sample=False, max_new_tokens=n, **options)
+
+    return run
