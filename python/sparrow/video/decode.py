@@ -49,7 +49,7 @@ def decode_file(
     indices = choose(total, fps)
     frames, decoded = _collect(path, indices, progress)
     if decoded <= indices[-1]:
-        # a header may count frames that an edit list hides; decoding ended in good order, so this number is true
+        # not every packet gives a frame; decoding ended in good order, so this number is true
         total, indices = decoded, choose(decoded, fps)
         frames, _ = _collect(path, indices, progress)
     return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2])
@@ -96,15 +96,22 @@ def _count(path: Path) -> tuple[int, float | None]:
         if stream.frames > path.stat().st_size:
             # before anybody counts to two billion
             raise VideoError(f"{path} is corrupt: its header promises {stream.frames} frames, more than it has bytes")
-        if stream.frames > 0:
+        if stream.frames > 0 and _agrees(stream, fps):
             return stream.frames, fps
         total, end = 0, 0.0
         for packet in _packets(path, container, stream):
-            # the demuxer closes with an empty packet
-            total += packet.size > 0
+            # the demuxer closes with an empty packet; an edit list discards what it hides
+            total += packet.size > 0 and not packet.is_discard
             end = max(end, _end(packet))
         _check_complete(path, stream, total, end)
     return total, fps
+
+
+def _agrees(stream: Any, fps: float | None) -> bool:
+    """Whether the header's frame count fits its duration: an edit list shortens the latter only."""
+    if fps is None or stream.duration is None:
+        return True
+    return abs(float(stream.duration * stream.time_base) * fps - stream.frames) <= 1 + 0.01 * stream.frames
 
 
 def _collect(path: Path, indices: tuple[int, ...], progress: Progress | None) -> tuple[np.ndarray, int]:
