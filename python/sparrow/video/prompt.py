@@ -108,6 +108,8 @@ def _clip(
         if isinstance(source, str) and "://" in source:
             raise VideoError(f"a video must be on disk, addresses are not fetched, got {source!r}")
         return load_video(source, settings, num_frames=num_frames, fps=fps, progress=progress)
+    if num_frames is not None or fps is not None:
+        raise VideoError("num_frames and fps go to load_video where a video is given as its result")
     frames, info = check_frames(source[0], "frames"), source[1]
     if len(info.indices) != len(frames):
         raise VideoError(
