@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from sparrow.targets.tokenizer import BYTES, NAMED_TOKENS, SENTENCES, SPECIAL_TOKENS, build_tokenizer
 from transformers import AutoTokenizer
+
+from sparrow.targets.tokenizer import BYTES, NAMED_TOKENS, SENTENCES, SPECIAL_TOKENS, build_tokenizer
 
 TEXTS = [
     "",

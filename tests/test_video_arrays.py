@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sparrow.video import VideoError, load_video
 
+from sparrow.video import VideoError, load_video
 from tests.golden.cases import clip
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
 import sparrow.video.decode
 from sparrow.video import FAMILIES, VideoError, load_video
-
 from tests.golden.cases import clip
 
 ROOT = Path(__file__).parents[1]

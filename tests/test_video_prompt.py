@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from sparrow.targets.tokenizer import build_tokenizer
 from sparrow.video import FAMILIES, FrameSettings, PatchSettings, VideoError, load_video, prepare
-
 from tests.golden.cases import clip
 
 DEMO = Path(__file__).parents[1] / "python" / "sparrow" / "assets" / "demo.mp4"
