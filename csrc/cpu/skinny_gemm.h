@@ -155,18 +155,21 @@ SPARROW_INLINE int64_t add_lines(vf (&a)[R][V], const Operands<T>& in, int64_t i
   return i;
 }
 
-// The steps left over in [i, end), the last of which may be a part of a chunk.
-template <class T, int R, int V>
-SPARROW_INLINE void add_rest(vf (&a)[R][V], const Operands<T>& in, int64_t i, int64_t end) {
+// The steps left over in [i, end), the last of which may be a part of a chunk. On memory: indices that are not
+// constants would keep the accumulators of the loop above out of registers.
+template <class T>
+static void add_rest(vf* acc, int64_t lda, const Operands<T>& in, int64_t rows, int64_t vectors, int64_t i,
+                     int64_t end) {
   using S = Step<T>;
   for (; i < end; i += S::kChunk) {
     const int64_t n = end - i < S::kChunk ? end - i : S::kChunk;
-    for (int r = 0; r < R; ++r) {
+    const typename S::X* x = in.x + i / S::kChunk * in.ldx;
+    for (int64_t r = 0; r < rows; ++r) {
       T chunk[S::kChunk] = {};
       std::memcpy(chunk, in.w[r] + i, n * sizeof(T));
-      for (int v = 0; v < V; ++v)
-        a[r][v] =
-            S::add(a[r][v], S::weights(chunk), S::activations(in.x + i / S::kChunk * in.ldx + v * kTokens * S::kChunk));
+      const typename S::V wr = S::weights(chunk);
+      for (int64_t v = 0; v < vectors; ++v)
+        acc[r * lda + v] = S::add(acc[r * lda + v], wr, S::activations(x + v * kTokens * S::kChunk));
     }
   }
 }
@@ -186,8 +189,8 @@ static void add_tile(vf* acc, int64_t lda, const Operands<T>& in, const Span& sp
   int64_t i = span.begin;
   if (kFetch) i = add_lines<T, R, V, true>(a, in, i, span.turn, span.ahead);
   i = add_lines<T, R, V, kFetch>(a, in, i, span.end, span.ahead_after);
-  add_rest<T, R, V>(a, in, i, span.end);
   SPARROW_UNROLL for (int r = 0; r < R; ++r) SPARROW_UNROLL for (int v = 0; v < V; ++v) acc[r * lda + v] = a[r][v];
+  if (i < span.end) add_rest(acc, lda, in, R, V, i, span.end);
 }
 
 // Only the first group of vectors to see a block of weights fetches.
