@@ -170,7 +170,10 @@ def _pixels(
 
 
 def _patch_text(settings: PatchSettings, tokenizer: Any, token: str, grid: list[int], info: VideoInfo) -> str:
-    """Qwen: one placeholder per merged patch; Qwen3-VL: per temporal patch, after its time in seconds."""
+    """Qwen: one placeholder per merged patch. Qwen3-VL: each temporal patch between vision marks, after its time.
+
+    The template's own vision marks stay around the whole, as in transformers since 5.10.
+    """
     t, h, w = grid
     per_patch = h * w // settings.merge_size**2
     if settings.family != "qwen3_vl":
