@@ -36,5 +36,5 @@ Tensor argmax_rows_op_cpu(const Tensor& logits) {
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) { m.def("argmax_rows(Tensor logits) -> Tensor"); }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("argmax_rows", TORCH_BOX(&sparrow::argmax_rows_op_cpu)); }
+SPARROW_LIBRARY(m) { m.def("argmax_rows(Tensor logits) -> Tensor"); }
+SPARROW_CPU_IMPL(m) { m.impl("argmax_rows", TORCH_BOX(&sparrow::argmax_rows_op_cpu)); }

@@ -14,6 +14,19 @@
 
 #include "ops/common.h"
 
+// The operators' namespace and dispatch keys. The simulated build (tests/hostsim) registers the CUDA halves, and only
+// them, for CPU tensors in a namespace of its own.
+#if defined(SPARROW_HOSTSIM)
+#define SPARROW_LIBRARY(m) STABLE_TORCH_LIBRARY_FRAGMENT(sparrow_hostsim, m)
+#define SPARROW_CPU_IMPL(m) \
+  [[maybe_unused]] static void C10_CONCATENATE(no_cpu_, C10_UID)(torch::stable::detail::StableLibrary & m)
+#define SPARROW_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow_hostsim, CPU, m)
+#else
+#define SPARROW_LIBRARY(m) STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m)
+#define SPARROW_CPU_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m)
+#define SPARROW_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow, CUDA, m)
+#endif
+
 namespace sparrow {
 
 using torch::headeronly::ScalarType;

@@ -4,14 +4,25 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if !defined(SPARROW_HOSTSIM)
 // The one symbol that lives in libtorch_cuda.so. Weak: the library then loads under a CPU-only torch, too (the
 // pointer is null there, and the CUDA dispatch key is never reached).
 extern "C" {
 __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 }
+#endif
 
 namespace sparrow {
 
+#if defined(SPARROW_HOSTSIM)
+struct DeviceGuard {
+  explicit DeviceGuard(int) {}
+};
+inline cudaStream_t current_stream(const torch::stable::Tensor&) { return nullptr; }
+inline void check_launch(const char* op, cudaError_t error) {
+  STD_TORCH_CHECK(error == cudaSuccess, "sparrow::", op, ": CUDA error ", static_cast<int>(error));
+}
+#else
 using torch::stable::accelerator::DeviceGuard;
 
 inline cudaStream_t current_stream(const torch::stable::Tensor& t) {
@@ -24,5 +35,6 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& t) {
 inline void check_launch(const char* op, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "sparrow::", op, ": ", cudaGetErrorString(error));
 }
+#endif
 
 }  // namespace sparrow

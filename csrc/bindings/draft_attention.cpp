@@ -99,14 +99,14 @@ int64_t draft_attention_workspace_size_op(int64_t batch, int64_t rows, int64_t h
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "draft_attention(Tensor qkv, Tensor cos_sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, "
       "Tensor tree_start, Tensor? anc, float scale, int window, int n_anchor, Tensor? num_rows, Tensor(c!) out, "
       "Tensor(d!) workspace) -> ()");
   m.def("draft_attention_workspace_size(int B, int T, int H, int D, int max_len) -> int");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cpu)); }
 STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
   m.impl("draft_attention_workspace_size", TORCH_BOX(&sparrow::draft_attention_workspace_size_op));
 }

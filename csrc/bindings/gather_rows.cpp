@@ -71,7 +71,7 @@ void gather_rows_op_cpu(const Tensor& src, const Tensor& index, const Tensor& co
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def("gather_rows(Tensor src, Tensor index, Tensor count, Tensor(a!) dst, Tensor dst_start) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("gather_rows", TORCH_BOX(&sparrow::gather_rows_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("gather_rows", TORCH_BOX(&sparrow::gather_rows_op_cpu)); }

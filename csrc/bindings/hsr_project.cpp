@@ -157,7 +157,7 @@ void hsr_project_out_op_cpu(const Tensor& token_ids, const Tensor& row_index, co
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "hsr_project(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias=None, "
       "Tensor? num_rows=None) -> Tensor");
@@ -166,7 +166,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
       "Tensor? num_rows, Tensor(a!) out, Tensor(b!) workspace) -> ()");
   m.def("hsr_project_workspace_size(int M, int E, int H, int O) -> int");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) {
+SPARROW_CPU_IMPL(m) {
   m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cpu));
   m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cpu));
 }

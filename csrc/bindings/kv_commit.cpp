@@ -99,9 +99,9 @@ void kv_commit_op_cpu(Tensor kv, const Tensor& path, const Tensor& num_path, con
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "kv_commit(Tensor(a!) kv, Tensor path, Tensor num_path, Tensor base_lens, Tensor(b!) new_lens, "
       "Tensor? hidden=None, Tensor(c!)? hidden_out=None) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("kv_commit", TORCH_BOX(&sparrow::kv_commit_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("kv_commit", TORCH_BOX(&sparrow::kv_commit_op_cpu)); }

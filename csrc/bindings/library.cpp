@@ -12,7 +12,7 @@ void set_cpu_isa_op(std::string name) {
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def("cpu_isa() -> str");
   m.def("set_cpu_isa(str name) -> ()");
 }

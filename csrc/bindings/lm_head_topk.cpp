@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Te
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def("lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu)); }

@@ -61,9 +61,7 @@ void repetition_penalty_op_cpu(Tensor logits, const Tensor& tokens, const Tensor
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def("repetition_penalty(Tensor(a!) logits, Tensor tokens, Tensor anc, Tensor seen, Tensor penalty) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) {
-  m.impl("repetition_penalty", TORCH_BOX(&sparrow::repetition_penalty_op_cpu));
-}
+SPARROW_CPU_IMPL(m) { m.impl("repetition_penalty", TORCH_BOX(&sparrow::repetition_penalty_op_cpu)); }

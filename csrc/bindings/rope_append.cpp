@@ -48,9 +48,9 @@ void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "rope_append(Tensor(a!) q, Tensor k, Tensor v, Tensor cos_sin, Tensor slots, Tensor(b!) k_cache, "
       "Tensor(c!) v_cache) -> ()");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("rope_append", TORCH_BOX(&sparrow::rope_append_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("rope_append", TORCH_BOX(&sparrow::rope_append_op_cpu)); }

@@ -72,9 +72,9 @@ Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "sample_rows(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k=None, "
       "Tensor? top_p=None) -> Tensor");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu)); }

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> text_compact_op_cpu(const Tensor& is_text, const Tens
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def("text_compact(Tensor is_text, Tensor seq_lens, int max_text) -> (Tensor index, Tensor count)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cpu)); }

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def("topk_lse(Tensor logits, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu)); }

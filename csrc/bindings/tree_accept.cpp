@@ -57,9 +57,9 @@ std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cpu(const Tensor& tokens, cons
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "tree_accept(Tensor tokens, Tensor parent, Tensor target, Tensor? num_nodes, int max_path) "
       "-> (Tensor num_path, Tensor path, Tensor out_tokens)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("tree_accept", TORCH_BOX(&sparrow::tree_accept_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("tree_accept", TORCH_BOX(&sparrow::tree_accept_op_cpu)); }

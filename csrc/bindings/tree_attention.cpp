@@ -112,7 +112,7 @@ int64_t tree_attention_workspace_size_op(int64_t batch, int64_t nodes, int64_t h
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor prefix_lens, Tensor? num_nodes, Tensor? anc, "
       "float scale, int max_prefix_len, int split_size=0) -> (Tensor out, Tensor lse)");
@@ -122,7 +122,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
       "Tensor(c!) workspace) -> ()");
   m.def("tree_attention_workspace_size(int B, int N, int H, int D, int max_prefix_len, int split_size) -> int");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) {
+SPARROW_CPU_IMPL(m) {
   m.impl("tree_attention", TORCH_BOX(&sparrow::tree_attention_op_cpu));
   m.impl("tree_attention_out", TORCH_BOX(&sparrow::tree_attention_out_op_cpu));
 }

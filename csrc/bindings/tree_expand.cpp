@@ -88,10 +88,10 @@ Beam tree_expand_op_cpu(const Tensor& logp, const Tensor& ids, const Tensor& bea
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "tree_expand(Tensor logp, Tensor ids, Tensor beam_score, Tensor beam_index, Tensor beam_anc, int level, "
       "int beam, Tensor(a!) hist_score, Tensor(b!) hist_id, Tensor(c!) hist_parent) "
       "-> (Tensor token_ids, Tensor row_index, Tensor score, Tensor index, Tensor anc)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("tree_expand", TORCH_BOX(&sparrow::tree_expand_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("tree_expand", TORCH_BOX(&sparrow::tree_expand_op_cpu)); }

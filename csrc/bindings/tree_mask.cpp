@@ -45,8 +45,8 @@ std::tuple<Tensor, Tensor> tree_mask_op_cuda(const Tensor& parent) {
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) { m.def("tree_mask(Tensor parent) -> (Tensor anc, Tensor depth)"); }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cpu)); }
+SPARROW_LIBRARY(m) { m.def("tree_mask(Tensor parent) -> (Tensor anc, Tensor depth)"); }
+SPARROW_CPU_IMPL(m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cpu)); }
 #if defined(SPARROW_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CUDA, m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cuda)); }
+SPARROW_CUDA_IMPL(m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cuda)); }
 #endif

@@ -62,9 +62,9 @@ Tree tree_rerank_op_cpu(const Tensor& root_token, const Tensor& hist_score, cons
 
 }  // namespace sparrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m) {
+SPARROW_LIBRARY(m) {
   m.def(
       "tree_rerank(Tensor root_token, Tensor hist_score, Tensor hist_id, Tensor hist_parent, int num_nodes) "
       "-> (Tensor tokens, Tensor parent, Tensor anc, Tensor depth, Tensor num_nodes)");
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m) { m.impl("tree_rerank", TORCH_BOX(&sparrow::tree_rerank_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl("tree_rerank", TORCH_BOX(&sparrow::tree_rerank_op_cpu)); }

@@ -1,0 +1,69 @@
+// portable.cuh - the few things a kernel source has to spell through a name of ours so that nvcc and the host
+// simulator both take it: shared-memory declarations and the launch.
+#pragma once
+#if defined(SPARROW_HOSTSIM)
+#include "cuda_host.hpp"
+#define SMEM_DYNAMIC(name) unsigned char* const name = ::hostsim::engine->dynamic_shared()
+#define SMEM_ARRAY(T, name, n) \
+  T(&name)[n] = *static_cast<T(*)[n]>(::hostsim::engine->static_shared(__FILE__, __LINE__, sizeof(T) * (n), alignof(T)))
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+#define SMEM_DYNAMIC(name) extern __shared__ __align__(1024) unsigned char name[]
+#define SMEM_ARRAY(T, name, n) __shared__ T name[n]
+#endif
+
+// Cuts the dynamic shared memory into arrays. Called with a null base it only adds up sizes, so host code that
+// computes the launch's byte count and the kernel share one description. On the CPU each array is followed by a red
+// zone, which ASan reports when it is touched.
+struct SmemCarver {
+  unsigned char* base;
+  size_t at = 0;
+  template <class T>
+  __host__ __device__ __forceinline__ T* take(size_t n) {
+    at = (at + 127) / 128 * 128;
+    T* p = reinterpret_cast<T*>(base + at);
+    at += n * sizeof(T);
+#if defined(SPARROW_HOSTSIM)
+    at = (at + 15) / 16 * 16 + 128;
+#if defined(__SANITIZE_ADDRESS__)
+    if (base)
+      ASAN_POISON_MEMORY_REGION(reinterpret_cast<unsigned char*>(p + n),
+                                base + at - reinterpret_cast<unsigned char*>(p + n));
+#endif
+#endif
+    return p;
+  }
+};
+
+namespace sparrow {
+
+// Launches and returns the launch's error. Use through SPARROW_LAUNCH, which hands on the kernel's name.
+template <class... P, class... A>
+cudaError_t launch_kernel([[maybe_unused]] const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
+                          cudaStream_t stream, A&&... args) {
+#if defined(SPARROW_HOSTSIM)
+  hostsim::record_launch(name);
+  hostsim::launch(kernel, grid, block, smem, stream, std::forward<A>(args)...);
+  return cudaSuccess;
+#else
+  if (smem > 48 * 1024) {
+    const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (cudaError_t e = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(smem)); e != cudaSuccess) return e;
+  }
+  kernel<<<grid, block, smem, stream> > >(std::forward<A>(args)...);
+  return cudaGetLastError();
+#endif
+}
+
+}  // namespace sparrow
+
+// SPARROW_LAUNCH((my_kernel<T, 128>), grid, block, smem, stream, args...)
+#define SPARROW_LAUNCH(kernel, ...) ::sparrow::launch_kernel(#kernel, kernel, __VA_ARGS__)
