@@ -58,8 +58,12 @@ cudaError_t launch_kernel([[maybe_unused]] const char* name, void (*kernel)(P...
     const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     if (cudaError_t e = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(smem)); e != cudaSuccess) return e;
   }
-  kernel<<<grid, block, smem, stream> > >(std::forward<A>(args)...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
 #endif
 }
 
