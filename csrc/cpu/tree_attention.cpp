@@ -1,5 +1,7 @@
 #include "ops/tree_attention.h"
 
+#include <type_traits>
+
 #include "cpu/pack.h"
 
 namespace sparrow {
@@ -11,8 +13,10 @@ enum class Seen { block, some, own };
 
 constexpr int64_t kBlock = kWordBits;  // keys of one block: a block of tree slots is one mask word
 
-// The rows of one split item and where they stand. Queries, keys and weights, values are packed into units (pack.h), so
-// that both products are the same register-tiled gemm.
+// The rows of one split item and where they stand. Both products are one register-tiled gemm (gemm_tile.h):
+//   scores [rows, keys] = q [rows, dim] keys [dim, keys];   out [rows, dim] += weights [rows, keys] values [keys, dim]
+// A block of keys is packed once for all rows. Where units are bfloat16 pairs the weights are rounded to bfloat16, as
+// matrix units do; their sum is not.
 template <class T>
 struct Tile {
   explicit Tile(const TreeAttentionParams& params) : p(params) {}  // leaves the buffers as they are
@@ -26,12 +30,12 @@ struct Tile {
   alignas(64) Unit<T> values[kWeightStride * kMaxHeadDim];
   alignas(64) float scores[kRowTile * kBlock];
   alignas(64) Unit<T> packed[kPer == 1 ? 1 : kRowTile * kWeightStride];
-  alignas(64) vf sum[kRowTile];  // of exp(s - top), lane by lane
+  alignas(64) vf sum[kRowTile];  // of the weights, lane by lane
   float top[kRowTile], shrink[kRowTile];
 
   const T* key(int64_t row) const { return static_cast<const T*>(p.k) + b * p.k_b + row * p.k_s + head * p.k_h; }
   const T* value(int64_t row) const { return static_cast<const T*>(p.v) + b * p.v_b + row * p.v_s + head * p.v_h; }
-  // exp(s - top) in units: the scores themselves, where a unit is a float.
+  // The weights 2^(s - top) in units; they overwrite the scores where a unit is a float.
   Unit<T>* weights() {
     if constexpr (kPer == 1)
       return scores;
