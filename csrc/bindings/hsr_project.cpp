@@ -89,17 +89,27 @@ void concatenate(const HsrProjectParams& p, int64_t begin, int64_t count) {
   });
 }
 
+// Rows [begin, begin + count) of what p describes; count <= kSkinnyRows.
+void project_rows(HsrProjectParams p, int64_t begin, int64_t count) {
+  const int64_t element = p.dtype == DType::f32 ? 4 : 2;
+  p.token_ids += begin, p.row_index += begin, p.rows = count;
+  p.out = static_cast<char*>(p.out) + begin * p.out_stride * element;
+  run_items(hsr_pack_cpu, p, pack_items(count), /*grain=*/4);
+  const int64_t work = count * (p.embed_width + p.hidden_width) * kSkinnyTile;  // multiply-adds of an item
+  run_items(hsr_project_cpu, p, (p.outputs + kSkinnyTile - 1) / kSkinnyTile, 1 + (1 << 19) / (work + 1));
+}
+
 void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
   const HsrProjectParams p = make_params(a, out, valid, scratch);
   if (valid == 0 || p.outputs == 0) return;
-  const int64_t width = p.embed_width + p.hidden_width;
-  if (valid <= kSkinnyRows) {
-    run_items(hsr_pack_cpu, p, pack_items(valid), /*grain=*/4);
-    const int64_t work = valid * width * kSkinnyTile;  // multiply-adds of an item
-    return run_items(hsr_project_cpu, p, (p.outputs + kSkinnyTile - 1) / kSkinnyTile, 1 + (1 << 19) / (work + 1));
-  }
-  for (int64_t begin = 0; begin < valid; begin += kHsrChunk) {
-    const int64_t count = valid - begin < kHsrChunk ? valid - begin : kHsrChunk;
+  const bool library = use_library(valid, p.dtype);
+  const int64_t width = p.embed_width + p.hidden_width, most = library ? kHsrChunk : kSkinnyRows;
+  for (int64_t begin = 0; begin < valid; begin += most) {
+    const int64_t count = valid - begin < most ? valid - begin : most;
+    if (!library) {
+      project_rows(p, begin, count);
+      continue;
+    }
     concatenate(p, begin, count);
     const int64_t shape[] = {count, width}, strides[] = {width, 1};
     const Tensor x =

@@ -10,38 +10,46 @@ namespace {
 constexpr const char* kOp = "lm_head_topk";
 constexpr int64_t kRowsPerGemm = 128;  // bounds the logits in memory: 39 MB at V = 152064 in bf16
 
-void skinny(const Tensor& h, const RowLayout& rows, const Tensor& weight, const std::optional<Tensor>& id_map,
-            int64_t k, const TopkResult& result) {
-  const int64_t width = h.size(h.dim() - 1), vocab = weight.size(0);
-  const Tensor packed = empty(h, {packed_bytes(rows.rows, width)}, ScalarType::Byte);
-  const TopkScratch scratch(h, rows.rows, (vocab + kLmHeadChunk - 1) / kLmHeadChunk, k);
+struct LmHeadArgs {
+  const Tensor& h;
+  const RowLayout rows;
+  const Tensor& weight;
+  const std::optional<Tensor>& id_map;
+  const int64_t k;
+};
+
+void skinny(const LmHeadArgs& a, const TopkResult& result) {
   LmHeadTopkParams p;
-  p.h = h.const_data_ptr();
-  p.inner = rows.inner, p.outer_stride = rows.outer_stride, p.inner_stride = rows.inner_stride;
-  p.weight = weight.const_data_ptr(), p.weight_stride = weight.stride(0);
+  p.h = a.h.const_data_ptr(), p.dtype = dtype_of(a.h);
+  p.inner = a.rows.inner, p.outer_stride = a.rows.outer_stride, p.inner_stride = a.rows.inner_stride;
+  p.weight = a.weight.const_data_ptr(), p.weight_stride = a.weight.stride(0);
+  p.width = a.weight.size(1), p.vocab = a.weight.size(0);
+  const int64_t most = a.rows.rows < kSkinnyRows ? a.rows.rows : kSkinnyRows;
+  const Tensor packed = empty(a.h, {packed_bytes(most, p.width)}, ScalarType::Byte);
+  const TopkScratch scratch(a.h, most, (p.vocab + kLmHeadChunk - 1) / kLmHeadChunk, a.k);
   p.packed = align_packed(packed.mutable_data_ptr());
-  p.rows = rows.rows, p.width = width, p.vocab = vocab;
-  p.dtype = dtype_of(h);
   p.parts = scratch.parts;
-  run_items(lm_head_pack_cpu, p, pack_items(rows.rows), /*grain=*/4);
-  const int64_t work = rows.rows * width * kLmHeadChunk;  // multiply-adds of an item
-  run_items(lm_head_topk_cpu, p, scratch.parts.chunks, 1 + (1 << 19) / (work + 1));
-  topk_merge(scratch.parts, id_map, result, 0, rows.rows);
+  for (p.first = 0; p.first < a.rows.rows; p.first += most) {
+    p.rows = a.rows.rows - p.first < most ? a.rows.rows - p.first : most;
+    run_items(lm_head_pack_cpu, p, pack_items(p.rows), /*grain=*/4);
+    const int64_t work = p.rows * p.width * kLmHeadChunk;  // multiply-adds of an item
+    run_items(lm_head_topk_cpu, p, p.parts.chunks, 1 + (1 << 19) / (work + 1));
+    topk_merge(p.parts, a.id_map, result, p.first, p.rows);
+  }
 }
 
-void with_library(const Tensor& h, const RowLayout& rows, const Tensor& weight, const std::optional<Tensor>& id_map,
-                  int64_t k, const TopkResult& result) {
-  const int64_t width = h.size(h.dim() - 1), vocab = weight.size(0), chunks = (vocab + kTopkChunk - 1) / kTopkChunk;
-  const int64_t shape[] = {rows.rows, width};
-  const Tensor x = torch::stable::reshape(h, {shape, 2});
-  const Tensor logits = empty(h, {kRowsPerGemm, vocab}, h.scalar_type());
-  const TopkScratch scratch(h, kRowsPerGemm, chunks, k);
-  for (int64_t begin = 0; begin < rows.rows; begin += kRowsPerGemm) {
-    const int64_t count = rows.rows - begin < kRowsPerGemm ? rows.rows - begin : kRowsPerGemm;
-    library_linear(rows_of(logits, 0, count), rows_of(x, begin, count), weight, std::nullopt);
-    const TopkLseParams p{logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(h), scratch.parts};
+void with_library(const LmHeadArgs& a, const TopkResult& result) {
+  const int64_t width = a.weight.size(1), vocab = a.weight.size(0), chunks = (vocab + kTopkChunk - 1) / kTopkChunk;
+  const int64_t shape[] = {a.rows.rows, width};
+  const Tensor x = torch::stable::reshape(a.h, {shape, 2});
+  const Tensor logits = empty(a.h, {kRowsPerGemm, vocab}, a.h.scalar_type());
+  const TopkScratch scratch(a.h, kRowsPerGemm, chunks, a.k);
+  for (int64_t begin = 0; begin < a.rows.rows; begin += kRowsPerGemm) {
+    const int64_t count = a.rows.rows - begin < kRowsPerGemm ? a.rows.rows - begin : kRowsPerGemm;
+    library_linear(rows_of(logits, 0, count), rows_of(x, begin, count), a.weight, std::nullopt);
+    const TopkLseParams p{logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), scratch.parts};
     run_items(topk_lse_cpu, p, count * chunks, /*grain=*/4);
-    topk_merge(scratch.parts, id_map, result, begin, count);
+    topk_merge(scratch.parts, a.id_map, result, begin, count);
   }
 }
 
@@ -58,10 +66,12 @@ std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Te
   check_topk(kOp, arg, weight.size(0), k, id_map);
   const TopkResult result = topk_outputs(h, k);
   if (rows.rows == 0) return result.tuple();
-  if (rows.rows <= kSkinnyRows)
-    skinny(h, rows, weight, id_map, k, result);
-  else
-    with_library(h, rows, weight, id_map, k, result);
+  const LmHeadArgs args{h, rows, weight, id_map, k};
+  if (use_library(rows.rows, dtype_of(h))) {
+    with_library(args, result);
+  } else {
+    skinny(args, result);
+  }
   return result.tuple();
 }
 

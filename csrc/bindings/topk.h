@@ -30,16 +30,17 @@ inline TopkResult topk_outputs(const Tensor& like, int64_t k) {
           empty(like, {a, b}, ScalarType::Float)};
 }
 
-// Owns the partial results of [rows, chunks].
+// Owns the partial results of [rows, chunks]: one allocation.
 struct TopkScratch {
-  Tensor stat, value, index;
+  Tensor buffer;
   TopkPartials parts;
   TopkScratch(const Tensor& like, int64_t rows, int64_t chunks, int64_t k)
-      : stat(empty(like, {rows * chunks, 2}, ScalarType::Float)),
-        value(empty(like, {rows * chunks, k}, ScalarType::Float)),
-        index(empty(like, {rows * chunks, k}, ScalarType::Int)),
-        parts{stat.mutable_data_ptr<float>(), value.mutable_data_ptr<float>(), index.mutable_data_ptr<int32_t>(),
-              chunks, k} {}
+      : buffer(empty(like, {rows * chunks * (2 + 2 * k)}, ScalarType::Float)) {
+    const int64_t entries = rows * chunks;
+    float* stat = buffer.mutable_data_ptr<float>();
+    float* value = stat + entries * 2;
+    parts = {stat, value, reinterpret_cast<int32_t*>(value + entries * k), chunks, k};
+  }
 };
 
 // Merges the partials of rows [first, first + rows) of the result.

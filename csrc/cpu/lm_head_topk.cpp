@@ -13,7 +13,8 @@ static_assert(kLmHeadChunk % kTile == 0, "a chunk is whole tiles");
 template <class T>
 void pack(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
   const auto fill = [&](const PackedRow<T>& row, int64_t m) {
-    row.put(0, static_cast<const T*>(p.h) + m / p.inner * p.outer_stride + m % p.inner * p.inner_stride, p.width);
+    const int64_t r = p.first + m;
+    row.put(0, static_cast<const T*>(p.h) + r / p.inner * p.outer_stride + r % p.inner * p.inner_stride, p.width);
   };
   for (int64_t item = begin; item < end; ++item) pack_rows<T>(p.packed, p.rows, p.width, item, fill);
 }

@@ -213,36 +213,30 @@ SPARROW_INLINE void add_any_tile(int64_t rows, int64_t vectors, bool fetch, vf* 
   add_tile_if<T, kRows, 3>(fetch, acc, lda, in, span);
 }
 
-// sums[token * 4 + j] = the four partial sums of a_j for that token, added.
-SPARROW_INLINE void add_partials(vf a0, vf a1, vf a2, vf a3, float* sums) {
+// The four partial sums of a0 .. a3, added: to[0 .. 3] for the vector's first token, to + ld for the next, `tokens` in
+// all.
+SPARROW_INLINE void store_sums(vf a0, vf a1, vf a2, vf a3, float* to, int64_t ld, int64_t tokens) {
 #if defined(__AVX512F__)
   const __m512 s = _mm512_unpacklo_ps(a0, a1) + _mm512_unpackhi_ps(a0, a1);
   const __m512 t = _mm512_unpacklo_ps(a2, a3) + _mm512_unpackhi_ps(a2, a3);
   const __m512d u = _mm512_castps_pd(s), v = _mm512_castps_pd(t);
-  store(sums, _mm512_castpd_ps(_mm512_unpacklo_pd(u, v)) + _mm512_castpd_ps(_mm512_unpackhi_pd(u, v)));
+  const __m512 sums = _mm512_castpd_ps(_mm512_unpacklo_pd(u, v)) + _mm512_castpd_ps(_mm512_unpackhi_pd(u, v));
+  _mm_storeu_ps(to, _mm512_castps512_ps128(sums));
+  if (tokens > 1) _mm_storeu_ps(to + ld, _mm512_extractf32x4_ps(sums, 1));
+  if (tokens > 2) _mm_storeu_ps(to + 2 * ld, _mm512_extractf32x4_ps(sums, 2));
+  if (tokens > 3) _mm_storeu_ps(to + 3 * ld, _mm512_extractf32x4_ps(sums, 3));
 #elif defined(__AVX2__)
   const __m256 s = _mm256_unpacklo_ps(a0, a1) + _mm256_unpackhi_ps(a0, a1);
   const __m256 t = _mm256_unpacklo_ps(a2, a3) + _mm256_unpackhi_ps(a2, a3);
   const __m256d u = _mm256_castps_pd(s), v = _mm256_castps_pd(t);
-  store(sums, _mm256_castpd_ps(_mm256_unpacklo_pd(u, v)) + _mm256_castpd_ps(_mm256_unpackhi_pd(u, v)));
+  const __m256 sums = _mm256_castpd_ps(_mm256_unpacklo_pd(u, v)) + _mm256_castpd_ps(_mm256_unpackhi_pd(u, v));
+  _mm_storeu_ps(to, _mm256_castps256_ps128(sums));
+  if (tokens > 1) _mm_storeu_ps(to + ld, _mm256_extractf128_ps(sums, 1));
 #else
   const vf a[4] = {a0, a1, a2, a3};
-  for (int j = 0; j < 4; ++j) sums[j] = (a[j][0] + a[j][2]) + (a[j][1] + a[j][3]);
+  for (int j = 0; j < 4; ++j) to[j] = (a[j][0] + a[j][2]) + (a[j][1] + a[j][3]);
+  (void)ld, (void)tokens;  // one token
 #endif
-}
-
-// y[m * ldy + r] for R weight rows and all tokens.
-SPARROW_INLINE void store_sums(const vf* acc, int64_t lda, int64_t group, int64_t rows, float* y, int64_t ldy) {
-  for (int64_t r = 0; r < group; r += 4) {
-    const int64_t n = group - r < 4 ? group - r : 4;  // 4 or 2
-    for (int64_t m = 0; m < rows; m += kTokens) {
-      const vf* a = acc + r * lda + m / kTokens;
-      float sums[kTokens * 4];
-      add_partials(a[0], a[lda], a[n == 4 ? 2 * lda : 0], a[n == 4 ? 3 * lda : lda], sums);
-      for (int64_t t = 0; t < kTokens && m + t < rows; ++t)
-        std::memcpy(y + (m + t) * ldy + r, sums + t * 4, n * sizeof(float));
-    }
-  }
 }
 
 // What one call multiplies: `outputs` <= kSkinnyTile weight rows, all activation rows.
@@ -260,31 +254,34 @@ static void skinny_gemm(const SkinnyTile<T>& p, float* y, int64_t ldy) {
   constexpr int64_t kElement = sizeof(T);
   const int64_t vectors = vectors_for(p.rows), parts = (vectors + kMaxVectors - 1) / kMaxVectors;
   const int64_t group = (vectors + parts - 1) / parts == kMaxVectors ? kFewRows : kRows;  // weight rows at a time
-  const int64_t groups_at_once = parts == 1 ? 1 : (p.outputs + group - 1) / group;
+  const int64_t computed = (p.outputs + group - 1) / group * group;
   const int64_t block = parts > 1 ? kBlockBytes / kElement : p.width > 0 ? p.width : 1;
   const int64_t ahead = kPrefetchBytes / kElement < p.width ? kPrefetchBytes / kElement : p.width;
   vf acc[kSkinnyTile * ((kSkinnyRows + kTokens - 1) / kTokens)];
   Operands<T> in;
   in.ldx = vectors * kTokens * Step<T>::kChunk;
-  for (int64_t o = 0; o < p.outputs; o += group * groups_at_once) {
-    for (int64_t begin = 0; begin < p.width || begin == 0; begin += block) {
-      const int64_t end = begin + block < p.width ? begin + block : p.width;
-      // One block: on to the same rows, at their end to the next group's start. Several: this group's next block.
-      Span span{begin, end - ahead, end, ahead, group * p.ldw - p.width + ahead};
-      if (parts > 1) span = {begin, end, end, end < p.width ? block : group * groups_at_once * p.ldw - begin, 0};
-      for (int64_t g = 0; g < groups_at_once; ++g) {
-        for (int64_t r = 0; r < kRows; ++r) {  // beyond the last output: the last row again, its result dropped
-          const int64_t row = o + g * group + r;
-          in.w[r] = p.w + (row < p.outputs ? row : p.outputs - 1) * p.ldw;
-        }
-        for (int64_t part = 0; part < parts; ++part) {
-          const int64_t v = vectors * part / parts, count = vectors * (part + 1) / parts - v;
-          in.x = p.x + v * kTokens * Step<T>::kChunk;
-          add_any_tile<T>(group, count, part == 0, acc + g * group * vectors + v, vectors, in, span);
-        }
+  for (int64_t begin = 0; begin < p.width || begin == 0; begin += block) {
+    const int64_t end = begin + block < p.width ? begin + block : p.width;
+    // One block: on in the same rows, at their end to the next group. Several: this group's next block.
+    Span span{begin, end - ahead, end, ahead, group * p.ldw - p.width + ahead};
+    if (parts > 1) span = {begin, end, end, end < p.width ? block : computed * p.ldw - begin, 0};
+    for (int64_t o = 0; o < p.outputs; o += group) {
+      for (int64_t r = 0; r < kRows; ++r)  // beyond the last output: the last row again, its result dropped
+        in.w[r] = p.w + (o + r < p.outputs ? o + r : p.outputs - 1) * p.ldw;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t v = vectors * part / parts, count = vectors * (part + 1) / parts - v;
+        in.x = p.x + v * kTokens * Step<T>::kChunk;
+        add_any_tile<T>(group, count, part == 0, acc + o * vectors + v, vectors, in, span);
       }
     }
-    store_sums(acc, vectors, group * groups_at_once, p.rows, y + o, ldy);
+  }
+  for (int64_t o = 0; o < p.outputs; o += 4) {
+    const vf* a = acc + o * vectors;
+    const vf* last = acc + (computed - 1) * vectors;
+    const vf *b = a + vectors < last ? a + vectors : last, *c = b + vectors < last ? b + vectors : last,
+             *d = c + vectors < last ? c + vectors : last;
+    for (int64_t v = 0; v < vectors; ++v)
+      store_sums(a[v], b[v], c[v], d[v], y + v * kTokens * ldy + o, ldy, p.rows - v * kTokens);
   }
 }
 

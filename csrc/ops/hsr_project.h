@@ -25,7 +25,7 @@ struct HsrProjectParams {
 SPARROW_CPU_KERNEL(hsr_pack_cpu, HsrProjectParams)
 SPARROW_CPU_KERNEL(hsr_project_cpu, HsrProjectParams)
 
-// More than kSkinnyRows rows are gathered and multiplied in chunks of this many.
+// For the library rows are gathered and multiplied in chunks of this many.
 constexpr int64_t kHsrChunk = 512;
 // Bytes of scratch for M rows, with room to align it to 64 bytes. O is part of the signature for the CUDA kernel's
 // sake.

@@ -12,8 +12,9 @@ struct LmHeadTopkParams {
   int64_t outer_stride, inner_stride;  // elements
   const void* weight;                  // [V, E], dense rows
   int64_t weight_stride;
-  void* packed;                // scratch: packed_bytes(M, E) bytes, 64-byte aligned
-  int64_t rows, width, vocab;  // M <= kSkinnyRows, E, V < 2^31
+  void* packed;          // scratch: packed_bytes(M, E) bytes, 64-byte aligned
+  int64_t first, rows;   // the rows of h of this call: [first, first + M), M <= kSkinnyRows
+  int64_t width, vocab;  // E, V < 2^31
   DType dtype;
   TopkPartials parts;
 };

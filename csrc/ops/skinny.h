@@ -5,9 +5,15 @@
 
 namespace sparrow {
 
-// Up to this many activation rows take the streaming kernel, and a row's bits do not depend on how many there are.
-// More rows reuse each weight often enough for the library's GEMM.
+// Up to this many activation rows take one call of the streaming kernel; a row's bits do not depend on how many there
+// are.
 constexpr int64_t kSkinnyRows = 64;
+// More rows reuse each weight often enough for the library's GEMM to be worth its packing. It has a fast one for bf16;
+// in float32 and float16 the streaming kernel, 64 rows at a time, is twice and six times as fast (Zen 5, oneMKL
+// 2024.2).
+inline bool use_library(int64_t rows, DType dtype) {
+  return rows > kSkinnyRows && (dtype == DType::bf16 || cpu_isa() == Isa::generic);
+}
 // Outputs per tile of the streaming kernel.
 constexpr int64_t kSkinnyTile = 48;
 

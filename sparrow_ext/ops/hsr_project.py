@@ -20,9 +20,9 @@ def hsr_project(
 ) -> Tensor:
     """out[m] = weight @ concat(embed[token_ids[m]], hidden[row_index[m]]) + bias, without the gathered copies.
 
-    float32 accumulation; one rounding to the dtype. Up to 64 rows a row has the same bits whatever their number; more
-    rows are gathered in chunks of 512 and go through the library's GEMM. With bfloat16 on CPUs that multiply it
-    natively (avx512_bf16) denormal inputs count as zero.
+    float32 accumulation; one rounding to the dtype. Up to 64 rows a row has the same bits whatever their number. More
+    rows are taken 64 at a time or, where that is faster (bfloat16), gathered in chunks of 512 for the library's GEMM.
+    With bfloat16 on CPUs that multiply it natively (avx512_bf16) denormal inputs count as zero.
 
     Args:
         token_ids: int64 [M], contiguous, each in [0, V).
