@@ -1,6 +1,6 @@
 """sparrow's operators. Importing this package makes them available as `torch.ops.sparrow.*`, too."""
 
-from sparrow_ext._library import cpu_isa, has_cuda_kernels, set_cpu_isa
+from sparrow_ext._library import cpu_isa, has_cuda_kernels, require_backend, set_cpu_isa
 from sparrow_ext.ops.argmax_rows import argmax_rows
 from sparrow_ext.ops.draft_attention import draft_attention, draft_attention_workspace_size
 from sparrow_ext.ops.gather_rows import gather_rows
@@ -21,6 +21,6 @@ from sparrow_ext.ops.tree_rerank import tree_rerank
 __all__ = [
     "argmax_rows", "cpu_isa", "draft_attention", "draft_attention_workspace_size", "fold_embedding", "gather_rows",
     "has_cuda_kernels", "hsr_project", "hsr_project_workspace_size", "kv_commit", "lm_head_topk", "repetition_penalty",
-    "rope_append", "sample_rows", "set_cpu_isa", "text_compact", "topk_lse", "tree_accept", "tree_attention",
-    "tree_attention_out", "tree_attention_workspace_size", "tree_expand", "tree_mask", "tree_rerank",
+    "require_backend", "rope_append", "sample_rows", "set_cpu_isa", "text_compact", "topk_lse", "tree_accept",
+    "tree_attention", "tree_attention_out", "tree_attention_workspace_size", "tree_expand", "tree_mask", "tree_rerank",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ class ScriptedDrafter:
         vocab_size: ids are drawn below it.
     """
 
-    hidden_layer = 0
+    hidden_layer = None
 
     def __init__(self, truth: Tensor, right: Callable[[int], int], vocab_size: int = 280):
         self.truth, self.right, self.vocab_size = truth.tolist(), right, vocab_size

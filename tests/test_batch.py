@@ -19,7 +19,7 @@ LENGTH = 40
 class Together:
     """One scripted drafter per row."""
 
-    hidden_layer = 0
+    hidden_layer = None
 
     def __init__(self, drafters):
         self.drafters = drafters

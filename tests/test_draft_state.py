@@ -187,6 +187,24 @@ def test_draft_vocabulary(tiny, greedy):
     assert len(proposed) and bool((proposed % 10 == 0).all())
 
 
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_head_that_is_no_plain_weight(tiny, trimmed):
+    """A head with a bias goes through its own module: the proposals are those of its logits."""
+    target = Target(tiny("qwen2_5_vl"))
+    drafter = sparrow.SparrowDrafter.from_target(target, draft_vocab=trimmed)
+    ids = torch.arange(5, 290, 3) if trimmed else torch.arange(300)
+    if trimmed:
+        drafter.set_draft_vocab(ids)
+    head = torch.nn.Linear(64, 300)
+    drafter.bind(target.embedding, head, target.norm)
+    out = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logp, tokens = drafter.propose(out, 5)
+        want = head(drafter.norm(out))[..., ids].log_softmax(-1).topk(5)
+    torch.testing.assert_close(logp, want.values)
+    assert torch.equal(tokens, ids[want.indices])
+
+
 def test_tree_larger_than_the_draft_vocabulary(tiny, greedy):
     """Fewer candidates than the tree asks for: the rest of the tree is padding."""
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")

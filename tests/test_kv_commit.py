@@ -140,18 +140,17 @@ def test_empty(shape):
 
 
 def test_offsets_beyond_2_to_the_31_elements():
-    rows, dim = 2**23 + 64, 128  # 2**30 elements and more per layer and key/value: 4.3 GB of uint8, hardly touched
-    kv = torch.empty(2, 2, 1, rows, 1, dim, dtype=torch.uint8)
-    base = rows - 64
-    for layer in range(2):
-        kv[layer, :, 0, base:, 0] = torch.arange(64, dtype=torch.uint8)[:, None] + 100 * layer
+    rows, dim = 2**24 + 64, 128  # more than 2**31 elements for the keys and again for the values, hardly touched
+    kv = torch.empty(1, 2, 1, rows, 1, dim, dtype=torch.uint8)
+    base, nodes = rows - 64, torch.arange(64, dtype=torch.uint8)
+    for c in range(2):
+        kv[0, c, 0, base:, 0] = (nodes + 100 * c)[:, None]
     path = torch.tensor([[0, 2, 5, 63]], dtype=INT)
     new_lens = torch.zeros(1, dtype=INT)
     op.kv_commit(kv, path, torch.tensor([4], dtype=INT), torch.tensor([base], dtype=INT), new_lens)
-    for layer in range(2):
-        want = torch.arange(64, dtype=torch.uint8)
-        want[:4] = torch.tensor([0, 2, 5, 63])
-        assert bool((kv[layer, :, 0, base:, 0] == (want + 100 * layer)[:, None]).all())
+    nodes[:4] = path[0]
+    for c in range(2):
+        assert bool((kv[0, c, 0, base:, 0] == (nodes + 100 * c)[:, None]).all())
     assert new_lens.item() == base + 4
 
 
@@ -213,6 +212,15 @@ def test_bad_arguments_raise_and_change_nothing(change, message):
     with pytest.raises(RuntimeError, match="kv_commit: .*" + message):
         op.kv_commit(**arguments)
     assert all(torch.equal(arguments[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("at", [1, 15, 16, 17, 32, 99])
+def test_a_repeated_node_raises_wherever_it_is(at):
+    path = torch.arange(100, dtype=INT)[None]
+    path[0, at] = at - 1
+    lens = torch.zeros(1, dtype=INT)
+    with pytest.raises(RuntimeError, match=rf"path\[0\]\[{at}\] must be above the entry before it .* got {at - 1}"):
+        op.kv_commit(torch.zeros(1, 2, 1, 100, 1, 4), path, ints(100), lens, lens.clone())
 
 
 def test_opcheck_and_compile():

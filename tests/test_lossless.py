@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import sparrow
 from sparrow.targets.adapter import Target
+from sparrow.targets.tokenizer import build_tokenizer
 from sparrow.tree import TreeConfig
 from sparrow_ext.ops import kv_commit, tree_attention
 from tests.drafters import ScriptedDrafter
@@ -160,6 +161,25 @@ def test_stopping_criteria_run_after_every_token(tiny, greedy):
     )  # fmt: skip
     check(out.sequences, want, prompt)
     assert ours.seen == theirs.seen
+
+
+@pytest.mark.parametrize("where", ["argument", "generation config"])
+def test_stop_strings(tiny, greedy, where):
+    tokenizer = build_tokenizer(vocab_size=300)
+    model, inputs = tiny("llava_onevision"), sample_inputs("llava_onevision")
+    prompt = inputs["input_ids"].shape[1]
+    free = greedy(model, inputs, 40)
+    stop = next(word for token in free[0, prompt + 6 :] if (word := tokenizer.decode([int(token)])).strip().isalnum())
+    want = greedy(model, inputs, 40, stop_strings=[stop], tokenizer=tokenizer)
+    assert prompt + 2 <= want.shape[1] < prompt + 40
+    given = {"stop_strings": [stop]}
+    if where == "generation config":
+        given = {"generation_config": GenerationConfig(stop_strings=[stop], eos_token_id=None, pad_token_id=2)}
+    out = sparrow.generate(
+        model, ScriptedDrafter(free[0], lambda r: 5), **inputs, max_new_tokens=40, eos_token_id=None, tree=SHAPE,
+        tokenizer=tokenizer, **given,
+    )  # fmt: skip
+    check(out.sequences, want, prompt)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])

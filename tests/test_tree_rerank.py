@@ -84,6 +84,11 @@ def test_all_ties_keep_the_first_entries():
     assert torch.equal(parent[0], torch.arange(-1, 127, dtype=INT)) and depth[0, -1] == 127
 
 
+def test_minus_zero_ties_with_zero():
+    score, parent = torch.tensor([[-1.0, -0.0, 0.0]]), torch.full((1, 3), -1, dtype=INT)
+    assert op.tree_rerank(torch.tensor([9]), score, torch.tensor([[10, 11, 12]]), parent, 2)[0].tolist() == [[9, 11]]
+
+
 def test_a_child_scoring_above_its_parent_never_loses_it():
     score = torch.tensor([[-5.0, -1.0, -2.0, -3.0]])
     parent = torch.tensor([[-1, 0, -1, -1]], dtype=INT)  # entry 1 counts as -5, like its parent, and comes after it

@@ -63,7 +63,7 @@ HsrProjectParams make_params(const HsrArgs& a, const Tensor& out, int64_t valid,
   p.weight = a.weight.const_data_ptr();
   p.bias = a.bias ? a.bias->const_data_ptr() : nullptr;
   p.out = out.mutable_data_ptr();
-  p.packed = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch) + 63) & ~uintptr_t{63});
+  p.packed = align_packed(scratch);
   p.rows = valid;
   p.embed_width = a.embed.size(1), p.hidden_width = a.hidden.size(1), p.outputs = a.weight.size(0);
   p.embed_stride = a.embed.stride(0), p.hidden_stride = a.hidden.stride(0), p.weight_stride = a.weight.stride(0);
@@ -94,9 +94,9 @@ void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
   if (valid == 0 || p.outputs == 0) return;
   const int64_t width = p.embed_width + p.hidden_width;
   if (valid <= kSkinnyRows) {
-    run_items(hsr_pack_cpu, p, valid, /*grain=*/16);
-    const int64_t work = valid * width * kHsrTile;  // multiply-adds of an item
-    return run_items(hsr_project_cpu, p, (p.outputs + kHsrTile - 1) / kHsrTile, 1 + (1 << 19) / (work + 1));
+    run_items(hsr_pack_cpu, p, pack_items(valid), /*grain=*/4);
+    const int64_t work = valid * width * kSkinnyTile;  // multiply-adds of an item
+    return run_items(hsr_project_cpu, p, (p.outputs + kSkinnyTile - 1) / kSkinnyTile, 1 + (1 << 19) / (work + 1));
   }
   for (int64_t begin = 0; begin < valid; begin += kHsrChunk) {
     const int64_t count = valid - begin < kHsrChunk ? valid - begin : kHsrChunk;

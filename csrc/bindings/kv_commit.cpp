@@ -48,8 +48,10 @@ void hidden_params(const Tensor& kv, const Tensor& path, const std::optional<Ten
   p.hidden_bytes = hidden->size(2) * bytes;
 }
 
-// Everything is checked before the first row moves: `rows` of the cache, `nodes` of hidden (or no limit).
-void check_values(const KvCommitParams& p, int64_t rows, int64_t nodes) {
+// Everything is checked before the first row moves: `rows` of the cache, `nodes` of hidden (or no limit). Returns the
+// longest path.
+int64_t check_values(const KvCommitParams& p, int64_t rows, int64_t nodes) {
+  int64_t longest = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t base = p.base_lens[b], n = p.num_path[b];
     const int32_t* path = p.path + b * p.max_path;
@@ -62,7 +64,9 @@ void check_values(const KvCommitParams& p, int64_t rows, int64_t nodes) {
                  "] must be above the entry before it and below ", high, " (S - base_lens, nodes of hidden), got ",
                  path[j]);
     }
+    longest = std::max(longest, n);
   }
+  return longest;
 }
 
 }  // namespace
@@ -88,8 +92,8 @@ void kv_commit_op_cpu(Tensor kv, const Tensor& path, const Tensor& num_path, con
   p.path = path.const_data_ptr<int32_t>(), p.max_path = path.size(1);
   p.num_path = num_path.const_data_ptr<int32_t>(), p.base_lens = base_lens.const_data_ptr<int32_t>();
   p.new_lens = new_lens.mutable_data_ptr<int32_t>();
-  check_values(p, kv.size(3), hidden ? hidden->size(1) : kv.size(3));
-  const int64_t item_bytes = std::max(p.kv_bytes, p.hidden_bytes) * p.max_path;
+  const int64_t longest = check_values(p, kv.size(3), hidden ? hidden->size(1) : kv.size(3));
+  const int64_t item_bytes = std::max(p.kv_bytes, p.hidden_bytes) * longest;
   run_items(kv_commit_cpu, p, kv_commit_items(p), 1 + kBytesPerThread / (1 + item_bytes));
 }
 

@@ -13,17 +13,17 @@ constexpr int64_t kRowsPerGemm = 128;  // bounds the logits in memory: 39 MB at 
 void skinny(const Tensor& h, const RowLayout& rows, const Tensor& weight, const std::optional<Tensor>& id_map,
             int64_t k, const TopkResult& result) {
   const int64_t width = h.size(h.dim() - 1), vocab = weight.size(0);
-  const Tensor packed = empty(h, {rows.rows * packed_width(width) + 16}, ScalarType::Float);
+  const Tensor packed = empty(h, {packed_bytes(rows.rows, width)}, ScalarType::Byte);
   const TopkScratch scratch(h, rows.rows, (vocab + kLmHeadChunk - 1) / kLmHeadChunk, k);
   LmHeadTopkParams p;
   p.h = h.const_data_ptr();
   p.inner = rows.inner, p.outer_stride = rows.outer_stride, p.inner_stride = rows.inner_stride;
   p.weight = weight.const_data_ptr(), p.weight_stride = weight.stride(0);
-  p.packed = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(packed.mutable_data_ptr()) + 63) & ~uintptr_t{63});
+  p.packed = align_packed(packed.mutable_data_ptr());
   p.rows = rows.rows, p.width = width, p.vocab = vocab;
   p.dtype = dtype_of(h);
   p.parts = scratch.parts;
-  run_items(lm_head_pack_cpu, p, rows.rows, /*grain=*/16);
+  run_items(lm_head_pack_cpu, p, pack_items(rows.rows), /*grain=*/4);
   const int64_t work = rows.rows * width * kLmHeadChunk;  // multiply-adds of an item
   run_items(lm_head_topk_cpu, p, scratch.parts.chunks, 1 + (1 << 19) / (work + 1));
   topk_merge(scratch.parts, id_map, result, 0, rows.rows);

@@ -13,6 +13,13 @@ constexpr int kTileRows = 6, kTileVecs = 2;
 #endif
 
 SPARROW_INLINE vf mac(float a, const float* b, vf c) { return fma(splat(a), load(b), c); }
+#if defined(__AVX512BF16__)
+// Units are pairs of bfloat16: c + a0 b0 + a1 b1.
+SPARROW_INLINE vf mac(uint32_t a, const uint32_t* b, vf c) {
+  const __m512i x = _mm512_set1_epi32(static_cast<int>(a)), y = _mm512_loadu_si512(b);
+  return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(y));
+}
+#endif
 
 // One register tile: MR rows x NV vectors. Finish(r, c, acc) takes the sums of row r at column c; Start gives them.
 template <int MR, int NV, class Unit, class Start, class Finish>

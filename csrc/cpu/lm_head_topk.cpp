@@ -7,21 +7,33 @@ namespace sparrow {
 namespace SPARROW_ISA {
 namespace {
 
-constexpr int64_t kTile = 64;
+constexpr int64_t kTile = 2 * kSkinnyTile;  // logits folded at a time
+static_assert(kLmHeadChunk % kTile == 0, "a chunk is whole tiles");
 
 template <class T>
-void pack_rows(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
-  const int64_t ld = packed_width(p.width);
-  for (int64_t m = begin; m < end; ++m) {
-    auto* x = static_cast<typename Dot<T>::X*>(p.packed) + m * ld;
-    pack<T>(x, static_cast<const T*>(p.h) + m / p.inner * p.outer_stride + m % p.inner * p.inner_stride, p.width);
-    pack_zeros(x + p.width, ld - p.width);
+void pack(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
+  const auto fill = [&](const PackedRow<T>& row, int64_t m) {
+    row.put(0, static_cast<const T*>(p.h) + m / p.inner * p.outer_stride + m % p.inner * p.inner_stride, p.width);
+  };
+  for (int64_t item = begin; item < end; ++item) pack_rows<T>(p.packed, p.rows, p.width, item, fill);
+}
+
+// y[m * kTile + j] = the logits of rows [v, v + n) of the vocabulary.
+template <class T>
+SPARROW_INLINE void logits(const LmHeadTopkParams& p, int64_t v, int64_t n, float* y) {
+  for (int64_t j = 0; j < n; j += kSkinnyTile) {
+    const SkinnyTile<T> what{static_cast<const T*>(p.weight) + (v + j) * p.weight_stride,
+                             p.weight_stride,
+                             n - j < kSkinnyTile ? n - j : kSkinnyTile,
+                             static_cast<const typename Step<T>::X*>(p.packed),
+                             p.rows,
+                             p.width};
+    skinny_gemm(what, y + j, kTile);
   }
 }
 
 template <class T>
 void chunks(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
-  const auto* x = static_cast<const typename Dot<T>::X*>(p.packed);
   const int64_t k = p.parts.k;
   TopkState s[kSkinnyRows];
   float floor[kSkinnyRows];  // k entries of this call's earlier chunks are at least the floor and come first
@@ -32,8 +44,7 @@ void chunks(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
     for (int64_t m = 0; m < p.rows; ++m) topk_clear(s[m], k);
     for (int64_t v = chunk * kLmHeadChunk; v < stop; v += kTile) {
       const int64_t n = stop - v < kTile ? stop - v : kTile;
-      skinny_gemm<T>(static_cast<const T*>(p.weight) + v * p.weight_stride, p.weight_stride, n, x, p.rows, p.width, y,
-                     kTile);
+      logits<T>(p, v, n, y);
       for (int64_t m = 0; m < p.rows; ++m) topk_fold(s[m], k, floor[m], y + m * kTile, n, v);
     }
     for (int64_t m = 0; m < p.rows; ++m) {
@@ -46,9 +57,9 @@ void chunks(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void lm_head_pack_cpu(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::f32) return pack_rows<float>(p, begin, end);
-  if (p.dtype == DType::bf16) return pack_rows<bf16_t>(p, begin, end);
-  pack_rows<f16_t>(p, begin, end);
+  if (p.dtype == DType::f32) return pack<float>(p, begin, end);
+  if (p.dtype == DType::bf16) return pack<bf16_t>(p, begin, end);
+  pack<f16_t>(p, begin, end);
 }
 
 void lm_head_topk_cpu(const LmHeadTopkParams& p, int64_t begin, int64_t end) {

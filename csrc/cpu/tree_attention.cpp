@@ -1,6 +1,6 @@
 #include "ops/tree_attention.h"
 
-#include "cpu/gemm_tile.h"
+#include "cpu/pack.h"
 
 namespace sparrow {
 namespace SPARROW_ISA {
@@ -11,23 +11,34 @@ enum class Seen { block, some, own };
 
 constexpr int64_t kBlock = kWordBits;  // keys of one block: a block of tree slots is one mask word
 
-// The rows of one split item and where they stand. The keys of a block are packed twice: `keys` [dim][kBlock] and
-// `values` [kBlock][padded dim]; both products are then the same register-tiled gemm.
+// The rows of one split item and where they stand. Queries, keys and weights, values are packed into units (pack.h), so
+// that both products are the same register-tiled gemm.
 template <class T>
 struct Tile {
   explicit Tile(const TreeAttentionParams& params) : p(params) {}  // leaves the buffers as they are
   const TreeAttentionParams& p;
   int64_t b, head, row0, rows, cols;  // cols = padded dim
   float* out;                         // [rows, cols]: unnormalised sums, in the workspace
-  alignas(64) float q[kRowTile * kMaxHeadDim];
-  alignas(64) float keys[kMaxHeadDim * kBlock];
-  alignas(64) float values[kBlock * kMaxHeadDim];
+  static constexpr int kPer = Units<T>::kPer;
+  static constexpr int64_t kQueryStride = kMaxHeadDim / kPer, kWeightStride = kBlock / kPer;
+  alignas(64) Unit<T> q[kRowTile * kQueryStride];
+  alignas(64) Unit<T> keys[kQueryStride * kBlock];
+  alignas(64) Unit<T> values[kWeightStride * kMaxHeadDim];
   alignas(64) float scores[kRowTile * kBlock];
+  alignas(64) Unit<T> packed[kPer == 1 ? 1 : kRowTile * kWeightStride];
   alignas(64) vf sum[kRowTile];  // of exp(s - top), lane by lane
   float top[kRowTile], shrink[kRowTile];
-};
 
-SPARROW_INLINE float top_of(vf v) { return reduce_max(v); }
+  const T* key(int64_t row) const { return static_cast<const T*>(p.k) + b * p.k_b + row * p.k_s + head * p.k_h; }
+  const T* value(int64_t row) const { return static_cast<const T*>(p.v) + b * p.v_b + row * p.v_s + head * p.v_h; }
+  // exp(s - top) in units: the scores themselves, where a unit is a float.
+  Unit<T>* weights() {
+    if constexpr (kPer == 1)
+      return scores;
+    else
+      return packed;
+  }
+};
 
 // Lane i = all ones where bit (shift + i) of the word is set.
 SPARROW_INLINE vi lanes_of(uint64_t word, int64_t shift) {
@@ -38,85 +49,95 @@ SPARROW_INLINE vi lanes_of(uint64_t word, int64_t shift) {
 }
 
 template <class T>
-SPARROW_INLINE void widen_row(const T* x, int64_t dim, int64_t cols, float* y) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) store(y + d, load(x + d));
-  if (d < dim) store(y + d, load_n(x + d, static_cast<int>(dim - d)));
-  for (d = (d < dim ? d + kLanes : d); d < cols; ++d) y[d] = 0.f;
-}
-
-template <class T>
 void pack_query(Tile<T>& t) {
   const auto& p = t.p;
   const int64_t group = p.heads / p.kv_heads;
   for (int64_t r = 0; r < t.rows; ++r) {
     const int64_t n = (t.row0 + r) / group, h = t.head * group + (t.row0 + r) % group;
-    widen_row(static_cast<const T*>(p.q) + t.b * p.q_b + n * p.q_n + h * p.q_h, p.dim, t.cols, t.q + r * t.cols);
-  }
-}
-
-// Keys and values [0, count) of the block that starts at cache row `row`; nothing beyond them is read.
-template <class T>
-void pack_keys(Tile<T>& t, int64_t row, int64_t count, int64_t lanes) {
-  const auto& p = t.p;
-  const T* k = static_cast<const T*>(p.k) + t.b * p.k_b + row * p.k_s + t.head * p.k_h;
-  for (int64_t j = 0; j < lanes; ++j)
-    for (int64_t d = 0; d < p.dim; ++d) t.keys[d * kBlock + j] = j < count ? to_f32(k[j * p.k_s + d]) : 0.f;
-}
-
-// Values of keys outside `seen` become 0.
-template <class T>
-void pack_values(Tile<T>& t, int64_t row, int64_t count, uint64_t seen) {
-  const auto& p = t.p;
-  const T* v = static_cast<const T*>(p.v) + t.b * p.v_b + row * p.v_s + t.head * p.v_h;
-  for (int64_t j = 0; j < count; ++j) {
-    float* to = t.values + j * t.cols;
-    if (seen >> j & 1)
-      widen_row(v + j * p.v_s, p.dim, t.cols, to);
-    else
-      std::memset(to, 0, sizeof(float) * t.cols);
+    pack_row(static_cast<const T*>(p.q) + t.b * p.q_b + n * p.q_n + h * p.q_h, p.dim, t.q + r * t.kQueryStride);
   }
 }
 
 template <class T>
-bool values_finite(const Tile<T>& t, int64_t count) {
-  vf zero = vf{};
-  for (int64_t i = 0; i < count * t.cols; i += kLanes) zero += load(t.values + i) - load(t.values + i);
+bool values_finite(const Tile<T>& t, int64_t row, int64_t count) {
+  vf zero = vf{};  // x - x is 0, or NaN
+  for (int64_t j = 0; j < count; ++j)
+    for (int64_t d = 0; d < t.p.dim; d += kLanes) {
+      const vf x = load_up_to(t.value(row + j) + d, t.p.dim - d);
+      zero += x - x;
+    }
   return reduce_add(zero) == 0.f;
 }
 
-// Scores to weights exp(s - top), with the running top and sum. Word: which keys of the block a row sees.
+// 2^x to about 1 ulp for x <= 0, NaN stays NaN; 2^0 is exactly 1. Scores are kept in units of log 2.
+SPARROW_INLINE vf exp2(vf x) {
+  const vi tiny = x < splat(-126.f);
+  x = max(splat(-126.f), x);
+  const vf shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const vf t = x + shifter, r = x - (t - shifter);
+  vf p = splat(1.53533619e-4f);
+  p = fma(p, r, splat(1.33988744e-3f));
+  p = fma(p, r, splat(9.61843736e-3f));
+  p = fma(p, r, splat(5.55033247e-2f));
+  p = fma(p, r, splat(2.40226479e-1f));
+  p = fma(p, r, splat(6.93147203e-1f));
+  p = fma(p, r, splat(1.f));
+  const vi scale = (as_int(t) + 127) << 23;  // the low mantissa bits of t; NaN times anything is NaN
+  return as_float(as_int(p * as_float(scale)) & ~tiny);
+}
+
+SPARROW_INLINE float max_of(vf v) {
+  float lane[kLanes];
+  store(lane, v);
+  float m = lane[0];
+  for (int i = 1; i < kLanes; ++i) m = lane[i] > m ? lane[i] : m;
+  return m;
+}
+
+// Scores to weights 2^(s - top), with the running top and sum. Word: which keys of the block a row sees.
 template <bool kMasked, class T, class Word>
 SPARROW_INLINE void softmax_rows(Tile<T>& t, int64_t lanes, Word word) {
   const vf none = splat(-__builtin_inff());
   for (int64_t r = 0; r < t.rows; ++r) {
+    const uint64_t seen = word(r);
     float* s = t.scores + r * kBlock;
     vf high = none;
     for (int64_t j = 0; j < lanes; j += kLanes) {
-      if constexpr (kMasked) store(s + j, select(lanes_of(word(r), j), load(s + j), none));
-      high = max(load(s + j), high);
+      if constexpr (kMasked) store(s + j, select(lanes_of(seen, j), load(s + j), none));
+      high = max(load(s + j), high);  // NaN is passed over
     }
-    const float before = t.top[r], here = top_of(high), top = here > before ? here : before;
+    const float before = t.top[r], here = max_of(high), top = here > before ? here : before;
     const float base = top == -__builtin_inff() ? 0.f : top;
     t.top[r] = top;
-    t.shrink[r] = before == top ? 1.f : exp(splat(before - base))[0];
+    t.shrink[r] = before == top ? 1.f : exp2(splat(before - base))[0];
     vf sum = t.sum[r] * t.shrink[r];
     for (int64_t j = 0; j < lanes; j += kLanes) {
-      const vf x = load(s + j) - base;
-      const vf w = select(x == x, exp(x), x);  // NaN stays: a NaN key or an infinite score shows in the output
-      store(s + j, w);
+      const vf w = exp2(load(s + j) - base);  // NaN: a NaN key or an infinite score shows in the output
+      store_rounded(t.weights() + r * t.kWeightStride, j, w);
       sum += w;
     }
     t.sum[r] = sum;
   }
 }
 
-// out rows [r0, r1) = out shrink + weights values
+// Rows of T are rows of units: values can be read where they are.
 template <class T>
-void add_values(Tile<T>& t, int64_t r0, int64_t r1, int64_t count) {
+constexpr bool kDirect = std::is_same_v<T, Unit<T>>;
+
+// out rows [r0, r1) = out shrink + weights values; the values of keys outside `seen` count as 0.
+template <class T>
+void add_values(Tile<T>& t, int64_t r0, int64_t r1, int64_t row, int64_t count, uint64_t seen) {
   float* out = t.out + r0 * t.cols;
+  const Unit<T>* values = t.values;
+  int64_t stride = t.cols;
+  const bool direct = kDirect<T> && t.cols == t.p.dim && seen == ~uint64_t{0};
+  if constexpr (kDirect<T>) {
+    if (direct) values = t.value(row), stride = t.p.v_s;
+  }
+  if (!direct) pack_rows(t.value(row), t.p.v_s, count, seen, t.p.dim, t.values, t.cols);
   gemm(
-      t.scores + r0 * kBlock, kBlock, r1 - r0, t.values, t.cols, t.cols, count,
+      t.weights() + r0 * t.kWeightStride, t.kWeightStride, r1 - r0, values, stride, t.cols,
+      (count + t.kPer - 1) / t.kPer,
       [&](int64_t r, int64_t c) { return load(out + r * t.cols + c) * t.shrink[r0 + r]; },
       [&](int64_t r, int64_t c, vf x) { store(out + r * t.cols + c, x); });
 }
@@ -126,18 +147,17 @@ template <Seen kSeen, class T, class Word>
 void attend(Tile<T>& t, int64_t row, int64_t count, Word word) {
   const auto& p = t.p;
   const int64_t lanes = (count + kLanes - 1) / kLanes * kLanes;
-  pack_keys(t, row, count, lanes);
+  const float scale = p.scale * 1.44269504088896341f;  // log2 e
+  pack_columns(t.key(row), p.k_s, count, p.dim, t.keys, kBlock);
   gemm(
-      t.q, t.cols, t.rows, t.keys, kBlock, lanes, p.dim, [](int64_t, int64_t) { return vf{}; },
-      [&](int64_t r, int64_t c, vf x) { store(t.scores + r * kBlock + c, x * p.scale); });
+      t.q, t.kQueryStride, t.rows, t.keys, kBlock, lanes, (p.dim + t.kPer - 1) / t.kPer,
+      [](int64_t, int64_t) { return vf{}; },
+      [&](int64_t r, int64_t c, vf x) { store(t.scores + r * kBlock + c, x * scale); });
   softmax_rows<kSeen != Seen::block>(t, lanes, word);
-  pack_values(t, row, count, ~uint64_t{0});
-  if (kSeen != Seen::own || values_finite(t, count)) return add_values(t, 0, t.rows, count);
+  constexpr uint64_t kAll = ~uint64_t{0};
+  if (kSeen != Seen::own || values_finite(t, row, count)) return add_values(t, 0, t.rows, row, count, kAll);
   // A weight of 0 does not hide NaN or infinity: an unseen node's values must not reach a row.
-  for (int64_t r = 0; r < t.rows; ++r) {
-    pack_values(t, row, count, word(r));
-    add_values(t, r, r + 1, count);
-  }
+  for (int64_t r = 0; r < t.rows; ++r) add_values(t, r, r + 1, row, count, word(r));
 }
 
 // Cache rows [begin, end): every row of the tile sees all of them.
@@ -230,16 +250,21 @@ void combine_item(const TreeAttentionParams& p, int64_t item) {
     top = x > top ? x : top;
   }
   const float base = top == -__builtin_inff() ? 0.f : top;
-  const auto weight = [&](int64_t s) { return exp(splat(p.stats[(first + s * step) * 2] - base))[0]; };
   float sum = 0.f;
-  for (int64_t s = 0; s < splits; ++s) sum += weight(s) * p.stats[(first + s * step) * 2 + 1];
+  for (int64_t s = 0; s < splits; ++s) {
+    float* stats = p.stats + (first + s * step) * 2;
+    stats[0] = exp2(splat(stats[0] - base))[0];  // from here on the split's weight
+    sum = sum + stats[0] * stats[1];
+  }
   const float inverse = sum == 0.f ? 0.f : 1.f / sum;
   for (int64_t d = 0; d < p.dim; d += kLanes) {
     vf x = vf{};
-    for (int64_t s = 0; s < splits; ++s) x = fma(splat(weight(s)), load(p.partial + (first + s * step) * cols + d), x);
+    for (int64_t s = 0; s < splits; ++s)
+      x = fma(splat(p.stats[(first + s * step) * 2]), load(p.partial + (first + s * step) * cols + d), x);
     store_row(out, p.dim, d, x * inverse);
   }
-  if (p.lse != nullptr) p.lse[item] = sum == 0.f ? -__builtin_inff() : base + __builtin_logf(sum);
+  if (p.lse != nullptr)
+    p.lse[item] = sum == 0.f ? -__builtin_inff() : base * 0.693147180559945309f + __builtin_logf(sum);
 }
 
 template <void (*kF32)(const TreeAttentionParams&, int64_t), void (*kBf16)(const TreeAttentionParams&, int64_t),

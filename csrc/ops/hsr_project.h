@@ -7,22 +7,21 @@
 namespace sparrow {
 
 struct HsrProjectParams {
-  const int64_t* token_ids;  // [M], in [0, V)
-  const int32_t* row_index;  // [M], in [-1, R)
-  const void* embed;         // [V, E], dense rows
-  const void* hidden;        // [R, H], dense rows
-  const void* weight;        // [O, E + H], dense rows, the embedding's half first
-  const void* bias;          // [O] or null
-  void* out;                 // [M, O], dense rows
-  void* packed;              // scratch: M rows of packed_width(E + H) elements of at most 4 bytes
-  int64_t rows, embed_width, hidden_width, outputs;                // M (valid rows), E, H, O
+  const int64_t* token_ids;                          // [M], in [0, V)
+  const int32_t* row_index;                          // [M], in [-1, R)
+  const void* embed;                                 // [V, E], dense rows
+  const void* hidden;                                // [R, H], dense rows
+  const void* weight;                                // [O, E + H], dense rows, the embedding's half first
+  const void* bias;                                  // [O] or null
+  void* out;                                         // [M, O], dense rows
+  void* packed;                                      // scratch: packed_bytes(M, E + H) bytes, 64-byte aligned
+  int64_t rows, embed_width, hidden_width, outputs;  // M (valid rows), E, H, O
   int64_t embed_stride, hidden_stride, weight_stride, out_stride;  // elements
   DType dtype;
 };
 
-// Stage 1, one item = one activation row: gathers and packs it. Stage 2, one item = kHsrTile outputs of all rows.
+// Stage 1, pack_items(M) items: gathers and packs the activations. Stage 2, one item = kSkinnyTile outputs of all rows.
 // Both stages must run on the same instruction set: the packed form is the set's own.
-constexpr int64_t kHsrTile = 32;
 SPARROW_CPU_KERNEL(hsr_pack_cpu, HsrProjectParams)
 SPARROW_CPU_KERNEL(hsr_project_cpu, HsrProjectParams)
 
@@ -31,7 +30,7 @@ constexpr int64_t kHsrChunk = 512;
 // Bytes of scratch for M rows, with room to align it to 64 bytes. O is part of the signature for the CUDA kernel's
 // sake.
 constexpr int64_t hsr_project_workspace_bytes(int64_t rows, int64_t embed_width, int64_t hidden_width, int64_t) {
-  return (rows < kHsrChunk ? rows : kHsrChunk) * packed_width(embed_width + hidden_width) * 4 + 64;
+  return packed_bytes(rows < kHsrChunk ? rows : kHsrChunk, embed_width + hidden_width);
 }
 
 }  // namespace sparrow

@@ -12,15 +12,15 @@ struct LmHeadTopkParams {
   int64_t outer_stride, inner_stride;  // elements
   const void* weight;                  // [V, E], dense rows
   int64_t weight_stride;
-  void* packed;                // scratch: M rows of packed_width(E) elements of at most 4 bytes, 64-byte aligned
+  void* packed;                // scratch: packed_bytes(M, E) bytes, 64-byte aligned
   int64_t rows, width, vocab;  // M <= kSkinnyRows, E, V < 2^31
   DType dtype;
   TopkPartials parts;
 };
 
-// Stage 1, one item = one row of h: packs it. Stage 2, one item = one chunk of the vocabulary, all rows.
+// Stage 1, pack_items(M) items: packs h. Stage 2, one item = one chunk of the vocabulary, all rows.
 // Both stages must run on the same instruction set. topk_merge_cpu finishes.
-constexpr int64_t kLmHeadChunk = 1024;
+constexpr int64_t kLmHeadChunk = 960;
 SPARROW_CPU_KERNEL(lm_head_pack_cpu, LmHeadTopkParams)
 SPARROW_CPU_KERNEL(lm_head_topk_cpu, LmHeadTopkParams)
 

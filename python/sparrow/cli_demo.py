@@ -5,6 +5,7 @@ import pathlib
 import sys
 import tempfile
 
+import torch
 import transformers
 
 from sparrow.cli_generate import run as run_generate
@@ -23,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes a random target and drafter to a folder and answers a question about the clip with them."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # the matrices are too small to share
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(arguments.folder or temporary)
         write_target(folder / "target")

@@ -45,9 +45,9 @@ class DecodeState:
 
 
 class Drafter(Protocol):
-    """What the loop asks of a drafter. `hidden_layer` says which target states it wants."""
+    """What the loop asks of a drafter. `hidden_layer` says which target states it wants, if any."""
 
-    hidden_layer: int
+    hidden_layer: int | None
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         """Sets up state.draft after the prompt's prefill."""
@@ -61,7 +61,7 @@ class TextDrafter:
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
-        self.hidden_layer = drafter.config.hidden_layer
+        self.hidden_layer: int | None = drafter.config.hidden_layer
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         state.pending = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
@@ -77,7 +77,7 @@ class TextDrafter:
 class NoDrafter:
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
-    hidden_layer = 0
+    hidden_layer: int | None = None
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         pass

@@ -85,7 +85,7 @@ class SparrowDrafter(nn.Module):
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         self.register_buffer("rope_frequency", frequency, persistent=False)
-        # The target's embedding, head and norm, and the head rows we draft from: a tuple, so that they are not registered.
+        # The target's embedding, head and norm, and the head rows we draft from: in a tuple nothing gets registered.
         self._tables: tuple[Tensor, nn.Module, nn.Module, Tensor | None] | None = None
 
     # ---- the target's tables ----

@@ -15,8 +15,15 @@ from sparrow.stats import Clock, DecodeStats
 from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.positions import prompt_positions
-from sparrow.targets.processors import REFUSED_ARGUMENTS, refuse_unsupported, rules_from, with_stop_strings
+from sparrow.targets.processors import (
+    REFUSED_ARGUMENTS,
+    refuse_unsupported,
+    rules_from,
+    take_stop_strings,
+    with_stop_strings,
+)
 from sparrow.tree import TreeConfig
+from sparrow_ext import require_backend
 
 
 @dataclass
@@ -72,10 +79,12 @@ def generate(
     for name in REFUSED_ARGUMENTS:
         if kwargs.pop(name, None) is not None:
             raise ValueError(f"sparrow.generate does not support {name}")
+    require_backend("tree_attention", target.embedding)
     loop_drafter, shape = _prepare_drafter(target, drafter, tree)
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
     run = _Run(target, loop_drafter, shape, seed, streamer)
+    stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with _left_as_found(model), torch.no_grad():
         model.generate(**kwargs, stopping_criteria=criteria, custom_generate=run)

@@ -50,56 +50,72 @@ class Case:
         return PLAIN_PROMPT.format(videos="<video>" * len(self.clips))
 
 
-def _cases() -> list[Case]:
-    small, odd, wide, tall = (48, 64), (97, 131), (40, 400), (301, 60)
-    cases = []
-    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_next_video", "internvl"):
-
-        def add(name: str, *clips: Shape, family: str = family, **rest: Any) -> None:
-            cases.append(Case(f"{family}/{name}", family, clips, **rest))
-
-        add("text")
-        if family != "qwen3_vl":
-            # a single frame is refused by Qwen3-VL's own processor
-            add("one_frame", (1, *small))
-        add("two_frames_odd", (2, *odd))
-        add("five_frames_wide", (5, *wide))
-        add("eight_frames_tall", (8, *tall), fps=29.97)
-        add("33_frames", (33, *small), fps=25.0)
-        add("num_frames_6", (33, *odd), fps=30.0, sample={"num_frames": 6})
-        add("num_frames_all", (8, *odd), sample={"num_frames": 8})
-        add("fps_2", (33, *odd), fps=10.0, sample={"fps": 2})
-        add("fps_fraction", (90, *small), fps=29.97, sample={"fps": 1.7})
-        add("two_videos", (4, *odd), (4, *small), fps=8.0)
-        add("two_videos_sampled", (33, *odd), (20, *small), fps=8.0, sample={"num_frames": 4})
-    patches = {"patch_size": 8, "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}}
-    add = cases.append
-    for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        add(Case(f"{family}/small_patches", family, ((8, *odd),), 2.0, config=patches))
-        add(Case(f"{family}/larger_than_budget", family, ((2, 720, 1280),), 25.0, config=patches))
-        add(Case(f"{family}/capped", family, ((12, 240, 320),), 25.0, config={"cap_pixels_per_frame": True}))
-        budget = {"cap_pixels_per_frame": True, "max_video_tokens": 300, "patch_size": 8}
-        budget["size"] = {"shortest_edge": 1024, "longest_edge": 65536}
-        add(Case(f"{family}/capped_tight", family, ((12, 240, 320),), 25.0, config=budget))
-        frames = {"temporal_patch_size": 4, "min_frames": 8, "max_frames": 16, "merge_size": 1}
-        add(Case(f"{family}/groups_of_4", family, ((33, *small),), 10.0, {"fps": 7}, frames))
-        add(
-            Case(
-                f"{family}/groups_of_4_padded", family, ((33, *small),), 10.0, config=frames | {"image_std": [1, 2, 3]}
-            )
-        )
-    add(Case("llava_onevision/size_56", "llava_onevision", ((3, *odd),), config={"size": {"height": 56, "width": 70}}))
-    add(Case("internvl/size_448", "internvl", ((3, *odd),), config={"size": {"height": 448, "width": 448}}))
-    add(Case("internvl/shift", "internvl", ((33, *odd),), 8.0, {"num_frames": 5}, {"initial_shift": 2.5}))
-    crop = {"size": {"shortest_edge": 50}, "crop_size": {"height": 64, "width": 33}, "do_center_crop": True}
-    add(Case("llava_next_video/crop_with_border", "llava_next_video", ((3, *odd),), config=crop))
-    add(Case("llava_onevision/crop", "llava_onevision", ((3, *odd),), config=crop))
-    same = {"size": {"height": 97, "width": 131}, "rescale_factor": 1 / 127.5, "image_mean": [0.1, 0.2, 0.3]}
-    add(Case("llava_onevision/no_resize", "llava_onevision", ((3, *odd),), config=same))
-    return cases
+SMALL, ODD, WIDE, TALL, LARGE = (48, 64), (97, 131), (40, 400), (301, 60), (720, 1280)
+CROP = {"size": {"shortest_edge": 50}, "crop_size": {"height": 64, "width": 33}, "do_center_crop": True}
 
 
-CASES = _cases()
+def _every_family(family: str) -> list[Case]:
+    def case(name: str, *clips: Shape, **rest: Any) -> Case:
+        return Case(f"{family}/{name}", family, clips, **rest)
+
+    cases = [
+        case("text"),
+        case("five_frames_wide", (5, *WIDE)),
+        case("num_frames_6", (33, *ODD), fps=30.0, sample={"num_frames": 6}),
+        case("fps_2", (33, *ODD), fps=10.0, sample={"fps": 2}),
+        case("two_videos_sampled", (33, *ODD), (20, *SMALL), fps=8.0, sample={"num_frames": 4}),
+    ]
+    if family == "qwen2_vl":
+        # differs from Qwen2.5-VL in the clock alone
+        return cases
+    cases += [
+        case("two_frames_odd", (2, *ODD)),
+        case("two_frames_large", (2, *LARGE)),
+        case("eight_frames_tall", (8, *TALL), fps=29.97),
+        case("33_frames", (33, *SMALL), fps=25.0),
+        case("num_frames_all", (8, *ODD), sample={"num_frames": 8}),
+        case("fps_fraction", (90, *SMALL), fps=29.97, sample={"fps": 1.7}),
+        case("two_videos", (4, *ODD), (4, *SMALL), fps=8.0),
+    ]
+    # a single frame is refused by Qwen3-VL's own processor
+    return cases if family == "qwen3_vl" else [*cases, case("one_frame", (1, *SMALL))]
+
+
+def _configured(family: str) -> list[Case]:
+    def case(name: str, *clips: Shape, **rest: Any) -> Case:
+        return Case(f"{family}/{name}", family, clips, **rest)
+
+    if family in ("qwen2_5_vl", "qwen3_vl"):
+        patches = {"patch_size": 8, "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}}
+        capped = {"cap_pixels_per_frame": True}
+        tight = {"max_video_tokens": 300, "patch_size": 8, "size": {"shortest_edge": 1024, "longest_edge": 65536}}
+        groups = {"temporal_patch_size": 4, "min_frames": 8, "max_frames": 16, "merge_size": 1}
+        return [
+            case("small_patches", (8, *ODD), fps=2.0, config=patches),
+            case("larger_than_budget", (2, *LARGE), fps=25.0, config=patches),
+            case("capped", (12, 240, 320), fps=25.0, config=capped),
+            case("capped_tight", (12, 240, 320), fps=25.0, config=capped | tight),
+            case("fps_above_source", (9, *SMALL), fps=10.0, sample={"fps": 24}),
+            case("groups_of_4", (33, *SMALL), fps=10.0, sample={"fps": 7}, config=groups),
+            case("groups_of_4_padded", (9, *SMALL), fps=10.0, config=groups | {"image_std": [1, 2, 3]}),
+        ]
+    if family == "llava_onevision":
+        same = {"size": {"height": 97, "width": 131}, "rescale_factor": 1 / 127.5, "image_mean": [0.1, 0.2, 0.3]}
+        return [
+            case("size_56_70", (3, *ODD), config={"size": {"height": 56, "width": 70}}),
+            case("crop", (3, *ODD), config=CROP),
+            case("no_resize", (3, *ODD), config=same),
+        ]
+    if family == "internvl":
+        return [
+            case("size_448", (3, *ODD), config={"size": {"height": 448, "width": 448}}),
+            case("shift", (33, *ODD), fps=8.0, sample={"num_frames": 5}, config={"initial_shift": 2.5}),
+        ]
+    return [case("crop_with_border", (3, *ODD), config=CROP)] if family == "llava_next_video" else []
+
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "llava_next_video", "internvl")
+CASES = [case for family in FAMILIES for case in (*_every_family(family), *_configured(family))]
 
 
 def clip(shape: Shape, seed: int) -> np.ndarray:
@@ -107,10 +123,10 @@ def clip(shape: Shape, seed: int) -> np.ndarray:
     t, y, x = np.ogrid[: shape[0], : shape[1], : shape[2]]
     frames = np.empty((*shape, 3), np.uint8)
     for channel in range(3):
-        noise = (t * 7919 + y * 104729 + x * 1299709 + channel * 15485863 + seed * 32452843).astype(np.uint64)
-        noise = (noise * np.uint64(2654435761) >> np.uint64(13)) % np.uint64(97)
-        ramp = (x * (channel + 1) + y * (3 - channel) + 5 * t) % 160
-        frames[..., channel] = (ramp + noise.astype(np.int64)).astype(np.uint8)
+        noise = (t * 7919 + y * 104729 + x * 1299709 + channel * 15485863 + seed * 32452843).astype(np.uint32)
+        noise = (noise * np.uint32(2654435761)) >> np.uint32(26)
+        ramp = ((x * (channel + 1) + y * (3 - channel) + 5 * t) % 190).astype(np.uint8)
+        frames[..., channel] = ramp + noise.astype(np.uint8)
     for i in range(shape[0]):
         top, left = (3 * i) % max(1, shape[1] - 9), (5 * i) % max(1, shape[2] - 9)
         frames[i, top : top + 9, left : left + 9] = (250, 20 * seed % 256, 3)

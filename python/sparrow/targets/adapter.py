@@ -103,30 +103,31 @@ class Target:
         """An empty cache of `capacity` rows per sequence."""
         return TargetCache(self.num_layers, capacity)
 
-    def prefill(self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: int) -> Prefill:
+    def prefill(self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: int | None) -> Prefill:
         """Runs the prompt with the attention the user loaded the model with.
 
         Args:
             input_ids: int64 [B, P].
             model_kwargs: what transformers' generate() prepared: past_key_values, position_ids, pixel values, ...
-            hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm).
+            hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm);
+                None = no states wanted.
         """
         position_ids = model_kwargs["position_ids"]
         assert isinstance(position_ids, Tensor)
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
-        out = self.model(**inputs, output_hidden_states=[hidden_layer], return_dict=True)
+        out = self.model(**inputs, **_capture(hidden_layer), return_dict=True)
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
             logits=out.logits[:, -1].float(),
-            hidden=out.hidden_states[hidden_layer],
+            hidden=_captured(out, hidden_layer, input_ids),
             next_position=position_ids[..., -1:] + 1,
             text_position=flat,
         )
 
     def verify(
-        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: int
+        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: int | None
     ) -> tuple[Tensor, Tensor]:
         """One forward pass over the root and the drafted nodes; call it inside `tree_attention_in`.
 
@@ -146,18 +147,28 @@ class Target:
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=True,
-                output_hidden_states=[hidden_layer],
+                **_capture(hidden_layer),
                 return_dict=True,
                 sparrow_lengths=cache.lengths,
                 sparrow_max_length=cache.get_seq_length(),
             )
         finally:
             cache.verifying = False
-        return out.logits.float(), out.hidden_states[hidden_layer]
+        return out.logits.float(), _captured(out, hidden_layer, tokens)
 
     def verifying(self):
         """Context manager: the decoder's attention is tree_attention inside."""
         return tree_attention_in(self.model)
+
+
+def _capture(hidden_layer: int | None) -> dict[str, list[int]]:
+    """Only the wanted layer's states are kept: all of a 7B model's would be 5 GB at 25k tokens."""
+    return {} if hidden_layer is None else {"output_hidden_states": [hidden_layer]}
+
+
+def _captured(out, hidden_layer: int | None, tokens: Tensor) -> Tensor:
+    """[B, N, E], or [B, N, 0] where no states were wanted."""
+    return out.logits.new_empty(*tokens.shape, 0) if hidden_layer is None else out.hidden_states[hidden_layer]
 
 
 def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:

@@ -1,8 +1,10 @@
 """What transformers' generate() prepared, as rules for our operators; what we do not support, refused by name."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import (
     RepetitionPenaltyLogitsProcessor,
     StopStringCriteria,
@@ -82,6 +84,16 @@ def _are_operators(processors: Sequence[object]) -> bool:
         if getattr(p, "filter_value", -float("inf")) != -float("inf") or getattr(p, "min_tokens_to_keep", 1) != 1:
             return False
     return True
+
+
+def take_stop_strings(model: PreTrainedModel, options: dict[str, Any]) -> str | list[str] | None:
+    """Moves stop_strings out of the generation config that will hold: on our way to it the tokenizer gets lost."""
+    config = options.get("generation_config") or model.generation_config
+    strings = getattr(config, "stop_strings", None)
+    if strings is not None:
+        options["generation_config"] = config = copy.deepcopy(config)
+        config.stop_strings = None
+    return strings
 
 
 def with_stop_strings(

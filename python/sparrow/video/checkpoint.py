@@ -39,6 +39,15 @@ HARMLESS = frozenset(
         "vision_feature_select_strategy",
     ]
 )
+# Under which class transformers' AutoVideoProcessor reads the folder.
+PROCESSORS = {
+    "qwen2_vl": "Qwen2VLVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "llava_next_video": "LlavaNextVideoVideoProcessor",
+    "internvl": "InternVLVideoProcessor",
+}
 # Settings with one supported value: the processors' steps and their bicubic filter (3).
 FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
 # Settings of the same name and form here and there.
@@ -107,7 +116,8 @@ def save_settings(settings: VideoSettings, folder: str | Path) -> None:
         raw["do_center_crop"] = crop is not None
         if crop is not None:
             raw["crop_size"] = {"height": crop[0], "width": crop[1]}
-    Path(folder, "video_preprocessor_config.json").write_text(json.dumps(FIXED | raw, indent=2) + "\n")
+    raw = FIXED | raw | {"video_processor_type": PROCESSORS[settings.family]}
+    Path(folder, "video_preprocessor_config.json").write_text(json.dumps(raw, indent=2) + "\n")
     if template is not None:
         Path(folder, "chat_template.jinja").write_text(template)
 

@@ -25,12 +25,15 @@ PICTURES = "png_pipe,jpeg_pipe,bmp_pipe,webp_pipe"
 MAX_BYTES = 16 << 30
 
 
-def decode_file(path: Path, choose: Choose, progress: Progress | None = None) -> tuple[np.ndarray, VideoInfo]:
+def decode_file(
+    path: Path, choose: Choose, source_fps: float | None = None, progress: Progress | None = None
+) -> tuple[np.ndarray, VideoInfo]:
     """Decodes the frames that `choose` picks.
 
     Args:
         path: an existing file.
         choose: (number of frames, frames per second or None) -> ascending indices.
+        source_fps: frames per second of a file that does not say.
         progress: called with (frames kept, frames wanted) after each kept frame.
 
     Returns:
@@ -39,11 +42,14 @@ def decode_file(path: Path, choose: Choose, progress: Progress | None = None) ->
     Raises:
         VideoError: not a video, damaged, empty, or too large to hold in memory.
     """
-    total, fps = _count(path)
+    total, own_fps = _count(path)
+    if source_fps is not None and own_fps is not None:
+        raise VideoError(f"source_fps must not be given for a video with its own rate, {path} has {own_fps:.3f}")
+    fps = own_fps or source_fps
     indices = choose(total, fps)
     frames, decoded = _collect(path, indices, progress)
     if decoded <= indices[-1]:
-        # a header may count frames that an edit list hides; decoding ended in good order, so this number is true
+        # not every packet gives a frame; decoding ended in good order, so this number is true
         total, indices = decoded, choose(decoded, fps)
         frames, _ = _collect(path, indices, progress)
     return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2])
@@ -61,18 +67,19 @@ def decode_picture(path: Path) -> np.ndarray:
 def _opened(path: Path, formats: str, kind: str) -> Iterator[tuple[Any, Any]]:
     """The open container and its first video stream; FFmpeg's errors become VideoErrors that name the file."""
     try:
-        # a file object, not a name: FFmpeg reads "%03d" and "proto:" in names as patterns and protocols
-        with path.open("rb") as file:
-            try:
-                container = av.open(file, options={"format_whitelist": formats}, metadata_errors="replace")
-            except av.FFmpegError as error:
-                raise VideoError(f"{path} is not {kind} that can be read, or is truncated: {_reason(error)}") from error
-            with container:
-                if not container.streams.video or not container.streams.video[0].width:
-                    raise VideoError(f"{path} has no readable video stream, or is truncated")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                yield container, stream
+        # "file:", or FFmpeg would read a name like "concat:a" as a protocol
+        name = f"file:{path.resolve()}"
+        try:
+            container = av.open(name, options={"format_whitelist": formats}, metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise VideoError(f"{path} is not {kind} that can be read, or is truncated: {_reason(error)}") from error
+        with container:
+            stream = next(iter(container.streams.video), None)
+            # without a codec context the codec is one that FFmpeg does not know
+            if stream is None or stream.codec_context is None or not stream.width:
+                raise VideoError(f"{path} has no readable video stream, or is truncated")
+            stream.thread_type = "AUTO"
+            yield container, stream
     except av.FFmpegError as error:
         raise VideoError(f"{path} is truncated or corrupt: {_reason(error)}") from error
 
@@ -86,15 +93,25 @@ def _count(path: Path) -> tuple[int, float | None]:
     with _opened(path, CONTAINERS, "a video") as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else None
-        if stream.frames > 0:
+        if stream.frames > path.stat().st_size:
+            # before anybody counts to two billion
+            raise VideoError(f"{path} is corrupt: its header promises {stream.frames} frames, more than it has bytes")
+        if stream.frames > 0 and _agrees(stream, fps):
             return stream.frames, fps
         total, end = 0, 0.0
         for packet in _packets(path, container, stream):
-            # the demuxer closes with an empty packet
-            total += packet.size > 0
+            # the demuxer closes with an empty packet; an edit list discards what it hides
+            total += packet.size > 0 and not packet.is_discard
             end = max(end, _end(packet))
         _check_complete(path, stream, total, end)
     return total, fps
+
+
+def _agrees(stream: Any, fps: float | None) -> bool:
+    """Whether the header's frame count fits its duration: an edit list shortens the latter only."""
+    if fps is None or stream.duration is None:
+        return True
+    return abs(float(stream.duration * stream.time_base) * fps - stream.frames) <= 1 + 0.01 * stream.frames
 
 
 def _collect(path: Path, indices: tuple[int, ...], progress: Progress | None) -> tuple[np.ndarray, int]:

@@ -39,7 +39,7 @@ def load_video(
         settings: the family whose sampling rule and defaults hold; None = uniform sampling, by default every frame.
         num_frames: frames to take; more than the clip has is an error.
         fps: frames per second to take.
-        source_fps: frame rate of a source without one (arrays, folders); a file's own rate is used otherwise.
+        source_fps: frame rate of a source without one (arrays, folders).
         progress: called with (frames done, frames wanted).
 
     Returns:
@@ -59,25 +59,22 @@ def load_video(
         indices = sample_indices(len(frames), source_fps, settings, num_frames, fps)
         info = VideoInfo(len(frames), source_fps, indices, frames.shape[1], frames.shape[2])
         return (frames if len(indices) == len(frames) else frames[list(indices)]), info
-    if source_fps is not None:
-        raise VideoError(f"source_fps is for frames without a clock, {path} has its own")
 
     def choose(total: int, rate: float | None) -> tuple[int, ...]:
         asked = num_frames is not None or fps is not None
         wanted = (num_frames, fps) if asked else default_sampling(total, settings)
         return sample_indices(total, rate, settings, *wanted)
 
-    return decode_file(path, choose, progress)
+    return decode_file(path, choose, source_fps, progress)
 
 
 def check_frames(frames: Any, name: str) -> np.ndarray:
     """`frames` as a NumPy array, checked to be uint8 [T, H, W, 3] with nothing empty."""
-    if isinstance(frames, torch.Tensor):
-        frames = (
-            frames.detach().cpu().numpy() if frames.dtype is not torch.bfloat16 else frames.detach().float().numpy()
-        )
-    if frames.dtype != np.uint8:
+    if not isinstance(frames, (np.ndarray, torch.Tensor)):
+        raise VideoError(f"{name} must be an array or a tensor, got {type(frames).__name__}")
+    if frames.dtype not in (np.uint8, torch.uint8):
         raise VideoError(f"{name} must be uint8 with values 0..255, got dtype {frames.dtype}")
+    frames = frames.cpu().numpy() if isinstance(frames, torch.Tensor) else frames
     shape = list(frames.shape)
     if frames.ndim != 4 or shape[-1] != 3:
         hint = ": grayscale is not taken, repeat it three times" if frames.ndim == 3 or shape[-1] == 1 else ""

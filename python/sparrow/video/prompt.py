@@ -108,6 +108,8 @@ def _clip(
         if isinstance(source, str) and "://" in source:
             raise VideoError(f"a video must be on disk, addresses are not fetched, got {source!r}")
         return load_video(source, settings, num_frames=num_frames, fps=fps, progress=progress)
+    if num_frames is not None or fps is not None:
+        raise VideoError("num_frames and fps go to load_video where a video is given as its result")
     frames, info = check_frames(source[0], "frames"), source[1]
     if len(info.indices) != len(frames):
         raise VideoError(
@@ -168,7 +170,10 @@ def _pixels(
 
 
 def _patch_text(settings: PatchSettings, tokenizer: Any, token: str, grid: list[int], info: VideoInfo) -> str:
-    """Qwen: one placeholder per merged patch; Qwen3-VL: per temporal patch, after its time in seconds."""
+    """Qwen: one placeholder per merged patch. Qwen3-VL: each temporal patch between vision marks, after its time.
+
+    The template's own vision marks stay around the whole, as in transformers since 5.10.
+    """
     t, h, w = grid
     per_patch = h * w // settings.merge_size**2
     if settings.family != "qwen3_vl":

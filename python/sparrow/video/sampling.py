@@ -37,7 +37,7 @@ def sample_indices(
         if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
             raise VideoError(f"fps must be a positive finite number, got {fps!r}")
         if source_fps is None:
-            raise VideoError(f"fps={fps} needs a video with a frame rate: pass source_fps with frames that have none")
+            raise VideoError(f"fps={fps} needs a frame rate: pass source_fps to load_video for frames that have none")
     else:
         return tuple(range(total))
     if settings is not None and settings.family == "qwen3_vl":
