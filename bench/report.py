@@ -1,6 +1,6 @@
 """Ratios from a pytest-benchmark JSON: eager / sparrow per group, a committed result file, and a picture.
 
-    python -m bench.report build/bench.json [--save bench/results/cpu_ops.json] [--plot docs/cpu_ops.png]
+    python -m bench.report build/bench.json [--save bench/results/cpu_ops.json] [--plot docs/cpu_ops.png] [--table]
 
 A ratio compares two timings of one process; absolute CPU times are not worth keeping.
 """
@@ -60,6 +60,21 @@ def show(result: dict[str, dict]) -> None:
         print(f"{group:78s} {shown}{'  ' + more if more else ''}")
 
 
+def table(result: dict[str, dict]) -> str:
+    """Markdown: per operator the range of its ratios over all shapes, by minimum, and any bandwidth share."""
+    lines = ["| operator | shapes | ratio to eager, lowest to highest | share of read bandwidth |", "|---|---|---|---|"]
+    by_op: dict[str, list[dict]] = {}
+    for group, row in result.items():
+        if "eager" in row["ratio"]:
+            by_op.setdefault(group.split()[0], []).append(row)
+    for op, rows in sorted(by_op.items()):
+        values = sorted(row["ratio"]["eager"]["min"] for row in rows)
+        shares = [row["fraction_of_read_bandwidth"] for row in rows if "fraction_of_read_bandwidth" in row]
+        share = f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
+        lines.append(f"| `{op}` | {len(rows)} | {values[0]:.1f} to {values[-1]:.1f} | {share} |")
+    return "\n".join(lines)
+
+
 def plot(result: dict[str, dict], path: Path) -> None:
     """Every group's ratio by minimum, one bar, log scale; the line is 1."""
     import matplotlib
@@ -91,6 +106,7 @@ def main() -> int:
     parser.add_argument("file", type=Path, help="pytest-benchmark's JSON, or a saved result (for --plot)")
     parser.add_argument("--save", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=None)
+    parser.add_argument("--table", action="store_true", help="print the README's Markdown table")
     arguments = parser.parse_args()
     data = json.loads(arguments.file.read_text())
     saved = {"provenance": provenance(data), "results": ratios(data)} if "benchmarks" in data else data
@@ -98,6 +114,8 @@ def main() -> int:
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
         arguments.save.write_text(json.dumps(saved, indent=1) + "\n")
+    if arguments.table:
+        print(table(saved["results"]))
     if arguments.plot:
         plot(saved["results"], arguments.plot)
     return 0
