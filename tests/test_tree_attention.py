@@ -20,6 +20,7 @@ SHAPES = [
     (1, 127, 2, 2, 256, [127]),
     (1, 128, 7, 1, 72, [2049]),
     (1, 5, 5, 1, 3, [40]),
+    (1, 2, 2, 1, 16, [100_001]),
 ]
 
 
@@ -59,6 +60,17 @@ def test_unused_nodes(dtype, isa):
     for b, used in enumerate([66, 0, 3]):
         assert bool((out[b, used:] == 0).all()) and bool(lse[b, used:].isneginf().all())
     check((out, lse), *args, "num_nodes")
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_bits_of_unused_nodes_are_ignored(isa):
+    q, kc, vc, lens, used, _ = case((2, 70, 2, 1, 16, [9, 0]), torch.float32, used=[3, 66])
+    everything = torch.full((2, 70, 2), -1)
+    in_use = pack_words((torch.arange(128) < used[:, None])[:, None].expand(2, 70, 128))
+    with cpu_isa(isa):
+        got = op.tree_attention(q, kc, vc, lens, used, everything)
+        want = op.tree_attention(q, kc, vc, lens, used, in_use)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("isa", available_isas())

@@ -56,7 +56,8 @@ inline void take_workspace(const char* op, const Tensor& workspace, const Arg& l
 // Runs both kernels. Small problems stay on the calling thread.
 inline void run_attention(const TreeAttentionParams& p) {
   const int64_t rows = p.nodes * (p.heads / p.kv_heads), tiles = attention_row_tiles(rows);
-  const int64_t item_cost = rows / tiles * p.split_keys * p.dim;  // multiply-adds of one product, at most
+  const int64_t keys = p.split_keys < kSplitKeys ? p.split_keys : kSplitKeys;
+  const int64_t item_cost = rows / tiles * keys * p.dim;  // multiply-adds of one product
   constexpr int64_t kThreadCost = int64_t{1} << 20;
   run_items(tree_attention_split_cpu, p, p.batch * p.kv_heads * p.splits * tiles,
             item_cost >= kThreadCost ? 1 : kThreadCost / item_cost);

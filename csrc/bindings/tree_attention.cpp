@@ -91,6 +91,10 @@ std::tuple<Tensor, Tensor> tree_attention_op_cpu(const Tensor& q, const Tensor& 
   TreeAttentionParams p =
       take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
   check_values(p, k_cache.size(1), max_prefix_len);
+  // The lengths can be read here: scratch for the splits in use. No bit of the result depends on their number.
+  int64_t longest = 0;
+  for (int64_t b = 0; b < p.batch; ++b) longest = p.lens[b] > longest ? p.lens[b] : longest;
+  p.splits = attention_splits(longest, p.split_keys);
   const Arg a{kOp, "q", q};
   Tensor out = empty(q, {p.batch, p.nodes, p.heads, p.dim}, q.scalar_type());
   Tensor lse = empty(q, {p.batch, p.nodes, p.heads}, ScalarType::Float);

@@ -19,7 +19,8 @@ constexpr int64_t kBlock = kWordBits;  // keys of one block: a block of tree slo
 // matrix units do; their sum is not.
 template <class T>
 struct Tile {
-  explicit Tile(const TreeAttentionParams& params) : p(params) {}  // leaves the buffers as they are
+  explicit Tile(const TreeAttentionParams& params)
+      : p(params) {}  // leaves the buffers (300 KB of stack at most) as they are
   const TreeAttentionParams& p;
   int64_t b, head, row0, rows, cols;  // cols = padded dim
   float* out;                         // [rows, cols]: unnormalised sums, in the workspace
