@@ -24,7 +24,7 @@ def assert_order(got, h, weight, tolerance):
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 8, 17, 63, 64, 65, 130])
+@pytest.mark.parametrize("m", [1, 3, 4, 5, 17, 64, 65, 130])
 def test_close_to_reference(m, dtype, isa):
     h, weight = inputs(m, dtype)
     with cpu_isa(isa):
@@ -86,9 +86,10 @@ def test_same_bits_whatever_the_thread_count():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("m", [6, 90])
-def test_leading_dimensions_strides_and_id_map(m):
-    h, weight = inputs(m)
+def test_leading_dimensions_strides_and_id_map(m, dtype):
+    h, weight = inputs(m, dtype)
     id_map = torch.randperm(9000)[:2500]
     flat = op.lm_head_topk(h, weight, 5, id_map)
     for view in (h.view(2, m // 2, 70), strided(h.view(2, m // 2, 70))):

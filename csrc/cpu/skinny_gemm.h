@@ -28,7 +28,7 @@ constexpr int kMaxVectors = 3, kRows = 4, kFewRows = 4;
 #endif
 static_assert(kSkinnyTile % kRows == 0 && kSkinnyTile % kFewRows == 0, "a tile is whole groups of weight rows");
 constexpr int64_t kBlockBytes = 512;      // of a weight row
-constexpr int64_t kPrefetchBytes = 2048;  // how far ahead of its use a weight row is fetched
+constexpr int64_t kPrefetchBytes = 1024;  // how far ahead of its use a weight row is fetched
 
 #if defined(__AVX512F__)
 SPARROW_INLINE vf to_all_tokens(__m128 x) { return _mm512_broadcast_f32x4(x); }
