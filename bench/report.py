@@ -69,7 +69,7 @@ def table(result: dict[str, dict]) -> str:
             by_op.setdefault(group.split()[0], []).append(row)
     for op, rows in sorted(by_op.items()):
         values = sorted(row["ratio"]["eager"]["min"] for row in rows)
-        shares = [row["fraction_of_read_bandwidth"] for row in rows if "fraction_of_read_bandwidth" in row]
+        shares = [row["fraction"] for row in rows if "fraction" in row]
         share = f"{min(shares):.0%} to {max(shares):.0%}" if shares else ""
         lines.append(f"| `{op}` | {len(rows)} | {values[0]:.1f} to {values[-1]:.1f} | {share} |")
     return "\n".join(lines)
