@@ -1,5 +1,6 @@
 import pytest
 
+from tests.hostsim import cuda
 from tests.hostsim.library import Simulator, build, cuda_include
 
 
@@ -10,8 +11,11 @@ def simulator() -> Simulator:
     return Simulator(build())
 
 
-@pytest.fixture(params=[0, 1, 2, 3])
-def sim(simulator, request) -> Simulator:
-    """The simulator under one of several schedules."""
+@pytest.fixture(params=[0, 1, 2, 3, *(["cuda"] if cuda.available() else [])])
+def sim(request) -> Simulator | cuda.Gpu:
+    """The simulator under one of several schedules, and the GPU where there is one."""
+    if request.param == "cuda":
+        return cuda.Gpu()
+    simulator = request.getfixturevalue("simulator")
     simulator.configure(seed=request.param)
     return simulator
