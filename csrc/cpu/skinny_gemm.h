@@ -1,14 +1,16 @@
 // Skinny GEMM y[m, o] = sum_i x[m, i] w[o, i] for M <= 64 activation rows: the weights are streamed once, the packed
 // activations stay in cache.
 //
-// Layout. A vector accumulator holds kTokens = kLanes / 4 activation rows ("tokens") x 4 partial sums of one weight
-// row. A step takes 16 bytes of the weight row, broadcast to every token, and 16 bytes of each token: kChunk elements.
-// Packed activations are [step][vector][token][kChunk]: one sequential read. Order of accumulation of one (m, o):
-// element i goes to partial sum (i % kChunk) * 4 / kChunk, in order of i; the four are added as (s0 + s2) + (s1 + s3).
-// It depends on nothing else, so neither do the bits: not on M, not on tiles. Registers hold R weight rows x V vectors.
-// Where all tokens fit, a group of R weight rows runs over its whole width; where they do not, the width is cut into
-// blocks and the accumulators of a tile go through memory between them: a block of weights, read from memory once, is
-// in the L1 cache for the other tokens.
+// Layout: a vector accumulator holds kTokens = kLanes / 4 activation rows ("tokens") x 4 partial sums of one weight
+// row. A step takes 16 bytes of the weight row, broadcast to every token, and as many elements (kChunk) of each token.
+// Packed activations are [step][vector][token][kChunk]: one sequential read.
+//
+// Order of accumulation of one (m, o): element i goes to partial sum (i % kChunk) * 4 / kChunk, in order of i; the four
+// are added as (s0 + s2) + (s1 + s3). It depends on nothing else, so neither do the bits: not on M, not on tiles.
+//
+// Registers hold R weight rows x V vectors. Where all tokens fit, a group of R weight rows runs over its whole width;
+// where they do not, the width is cut into blocks and the accumulators of a tile go through memory between them: a
+// block of weights, read from memory once, is in the L1 cache for the other tokens.
 #pragma once
 #include "cpu/vec.h"
 #include "ops/skinny.h"
@@ -28,7 +30,7 @@ constexpr int kMaxVectors = 3, kRows = 4, kFewRows = 4;
 #endif
 static_assert(kSkinnyTile % kRows == 0 && kSkinnyTile % kFewRows == 0, "a tile is whole groups of weight rows");
 constexpr int64_t kBlockBytes = 512;      // of a weight row
-constexpr int64_t kPrefetchBytes = 1024;  // how far ahead of its use a weight row is fetched
+constexpr int64_t kPrefetchBytes = 1536;  // how far ahead of its use a weight row is fetched
 
 #if defined(__AVX512F__)
 SPARROW_INLINE vf to_all_tokens(__m128 x) { return _mm512_broadcast_f32x4(x); }
