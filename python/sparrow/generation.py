@@ -124,7 +124,6 @@ class _Emitted:
 
     def __init__(self, prompt: Tensor, criteria, streamer):
         self.ids = prompt.cpu()
-        self.device = prompt.device
         self.prompt_tokens = prompt.shape[1]
         self.criteria, self.streamer = criteria, streamer
         self.done = False
@@ -160,6 +159,7 @@ class _Run:
             raise ValueError("sparrow.generate takes a prompt without padding: attention_mask must be all ones")
         seed = int(torch.randint(2**62, ())) if self.seed is None and generation_config.do_sample else self.seed or 0
         rules = rules_from(generation_config, logits_processor, seed)
+        given, input_ids = input_ids.device, input_ids.to(self.target.device)
         clock, out = Clock(input_ids.device), _Emitted(input_ids, stopping_criteria, self.streamer)
         stats = DecodeStats(tree=str(self.shape or "none"), depth=self.shape.depth if self.shape else 0)
         most = generation_config.max_length - input_ids.shape[1]
@@ -182,7 +182,7 @@ class _Run:
         stats.prompt_tokens, stats.new_tokens = input_ids.shape[1], out.count
         stats.visual_tokens = int((~is_text).sum())
         clock.write(stats)
-        self.output = GenerateOutput(out.ids.to(input_ids.device), stats, state.cache)
+        self.output = GenerateOutput(out.ids.to(given), stats, state.cache)
         return self.output.sequences
 
     def _prefill(self, prompt: Tensor, model_kwargs, rules, most: int, shape: TreeConfig) -> tuple[DecodeState, Tensor]:
@@ -191,7 +191,6 @@ class _Run:
         cache = target.new_cache(prompt.shape[1] + most + shape.nodes)
         model_kwargs["past_key_values"] = cache
         prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer)
-        cache.reserve(prompt.shape[1] + most + shape.nodes)
         sampler = Sampler(rules, prompt, target.vocab_size)
         root = sampler.first(prefill.logits, prompt)
         visual = torch.tensor(sorted(target.visual_tokens()), device=prompt.device)

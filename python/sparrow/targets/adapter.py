@@ -114,6 +114,7 @@ class Target:
         """
         position_ids = model_kwargs["position_ids"]
         assert isinstance(position_ids, Tensor)
+        position_ids = position_ids.to(input_ids.device)
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
