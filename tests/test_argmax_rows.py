@@ -64,9 +64,15 @@ def test_strided_rows(dtype):
     assert torch.equal(op.argmax_rows(x[1:2].expand(4, 5, 130)), x[1:2].expand(4, 5, 130).argmax(-1))
 
 
-def test_rows_do_not_depend_on_the_batch():
-    x = torch.randn(40, 8192, generator=torch.Generator().manual_seed(1))  # more than one thread's grain
-    assert op.argmax_rows(x).tolist() == [int(op.argmax_rows(row[None])) for row in x]
+def test_rows_do_not_depend_on_batch_or_threads():
+    x = torch.randn(80, 8192, generator=torch.Generator().manual_seed(1))
+    alone, before = [int(op.argmax_rows(row[None])) for row in x], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            assert op.argmax_rows(x).tolist() == alone
+        finally:
+            torch.set_num_threads(before)
 
 
 def test_offsets_beyond_int32():
