@@ -1,6 +1,10 @@
 #include "ops/gather_rows.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/gather_rows.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -33,27 +37,25 @@ void tensor_params(const Tensor& src, const Tensor& index, const Tensor& dst, Ga
   p.dst = static_cast<char*>(dst.mutable_data_ptr());
   p.src_batch = src.stride(0) * bytes, p.src_row = src.stride(1) * bytes;
   p.dst_batch = dst.stride(0) * bytes, p.dst_row = dst.stride(1) * bytes;
-  p.row_bytes = row * bytes;
+  p.row_bytes = row * bytes, p.rows = src.size(1), p.capacity = dst.size(1);
 }
 
 // Everything is checked before the first row is written.
-void check_values(const GatherRowsParams& p, int64_t rows, int64_t capacity) {
+void check_values(const GatherRowsParams& p) {
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t n = p.count[b], start = p.dst_start[b];
     check_that(n >= 0 && n <= p.max_count, kOp, "count[", b, "] must lie in [0, ", p.max_count, "], got ", n);
-    check_that(start >= 0 && start + n <= capacity, kOp, "dst_start[", b, "] must lie in [0, cap - count] = [0, ",
-               capacity - n, "], got ", start);
+    check_that(start >= 0 && start + n <= p.capacity, kOp, "dst_start[", b, "] must lie in [0, cap - count] = [0, ",
+               p.capacity - n, "], got ", start);
     for (int64_t i = 0; i < n; ++i) {
       const int32_t at = p.index[b * p.max_count + i];
-      check_that(at >= 0 && at < rows, kOp, "index[", b, "][", i, "] must lie in [0, ", rows, "), got ", at);
+      check_that(at >= 0 && at < p.rows, kOp, "index[", b, "][", i, "] must lie in [0, ", p.rows, "), got ", at);
     }
   }
 }
 
-}  // namespace
-
-void gather_rows_op_cpu(const Tensor& src, const Tensor& index, const Tensor& count, Tensor dst,
-                        const Tensor& dst_start) {
+GatherRowsParams checked(const Tensor& src, const Tensor& index, const Tensor& count, const Tensor& dst,
+                         const Tensor& dst_start) {
   const Arg a{kOp, "src", src}, i{kOp, "index", index}, n{kOp, "count", count}, d{kOp, "dst", dst},
       s{kOp, "dst_start", dst_start};
   for (const Arg* other : {&i, &n, &d, &s}) other->same_device(a);
@@ -65,9 +67,26 @@ void gather_rows_op_cpu(const Tensor& src, const Tensor& index, const Tensor& co
   for (const Arg* other : {&i, &n, &s}) other->size(0, p.batch, "B of src").contiguous();
   p.index = index.const_data_ptr<int32_t>(), p.count = count.const_data_ptr<int32_t>();
   p.dst_start = dst_start.const_data_ptr<int32_t>();
-  check_values(p, src.size(1), dst.size(1));
+  return p;
+}
+
+}  // namespace
+
+void gather_rows_op_cpu(const Tensor& src, const Tensor& index, const Tensor& count, Tensor dst,
+                        const Tensor& dst_start) {
+  const GatherRowsParams p = checked(src, index, count, dst, dst_start);
+  check_values(p);
   run_items(gather_rows_cpu, p, p.batch * p.max_count, 1 + kBytesPerThread / (1 + p.row_bytes));
 }
+
+#if defined(SPARROW_CUDA)
+void gather_rows_op_cuda(const Tensor& src, const Tensor& index, const Tensor& count, Tensor dst,
+                         const Tensor& dst_start) {
+  const DeviceGuard guard(src.get_device_index());
+  const GatherRowsParams p = checked(src, index, count, dst, dst_start);
+  check_launch(kOp, gather_rows_cuda(p, current_stream(src)));
+}
+#endif
 
 }  // namespace sparrow
 
@@ -75,3 +94,6 @@ SPARROW_LIBRARY(m) {
   m.def("gather_rows(Tensor src, Tensor index, Tensor count, Tensor(a!) dst, Tensor dst_start) -> ()");
 }
 SPARROW_CPU_IMPL(m) { m.impl("gather_rows", TORCH_BOX(&sparrow::gather_rows_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("gather_rows", TORCH_BOX(&sparrow::gather_rows_op_cuda)); }
+#endif

@@ -1,6 +1,10 @@
 #include "ops/text_compact.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/text_compact.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -13,7 +17,7 @@ std::tuple<Tensor, Tensor> allocate(const Tensor& is_text, const Tensor& seq_len
   const Arg a{kOp, "is_text", is_text}, b{kOp, "seq_lens", seq_lens};
   b.same_device(a);
   a.dtype({ScalarType::Bool}).dim(2);
-  p.batch = is_text.size(0), p.max_text = max_text;
+  p.batch = is_text.size(0), p.rows = is_text.size(1), p.max_text = max_text;
   b.dtype({ScalarType::Int}).dim(1).size(0, p.batch, "B").contiguous();
   a.last_dense();
   check_that(is_text.size(1) <= INT32_MAX, kOp, "is_text must have less than 2^31 rows, got shape ", shape_of(is_text));
@@ -33,7 +37,7 @@ std::tuple<Tensor, Tensor> allocate(const Tensor& is_text, const Tensor& seq_len
 std::tuple<Tensor, Tensor> text_compact_op_cpu(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text) {
   TextCompactParams p;
   auto out = allocate(is_text, seq_lens, max_text, p);
-  const int64_t rows = is_text.size(1);
+  const int64_t rows = p.rows;
   for (int64_t b = 0; b < p.batch; ++b) {
     check_that(p.seq_lens[b] >= 0 && p.seq_lens[b] <= rows, kOp, "seq_lens[", b, "] must lie in [0, ", rows, "], got ",
                p.seq_lens[b]);
@@ -46,9 +50,22 @@ std::tuple<Tensor, Tensor> text_compact_op_cpu(const Tensor& is_text, const Tens
   return out;
 }
 
+#if defined(SPARROW_CUDA)
+std::tuple<Tensor, Tensor> text_compact_op_cuda(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text) {
+  const DeviceGuard guard(is_text.get_device_index());
+  TextCompactParams p;
+  auto out = allocate(is_text, seq_lens, max_text, p);
+  check_launch(kOp, text_compact_cuda(p, current_stream(is_text)));
+  return out;
+}
+#endif
+
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
   m.def("text_compact(Tensor is_text, Tensor seq_lens, int max_text) -> (Tensor index, Tensor count)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cuda)); }
+#endif

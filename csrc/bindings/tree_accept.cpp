@@ -1,6 +1,10 @@
 #include "ops/tree_accept.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/tree_accept.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -55,6 +59,17 @@ std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cpu(const Tensor& tokens, cons
   return out;
 }
 
+#if defined(SPARROW_CUDA)
+std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cuda(const Tensor& tokens, const Tensor& parent, const Tensor& target,
+                                                       const std::optional<Tensor>& num_nodes, int64_t max_path) {
+  const DeviceGuard guard(tokens.get_device_index());
+  TreeAcceptParams p;
+  auto out = allocate(tokens, parent, target, num_nodes, max_path, p);
+  check_launch(kOp, tree_accept_cuda(p, current_stream(tokens)));
+  return out;
+}
+#endif
+
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
@@ -63,3 +78,6 @@ SPARROW_LIBRARY(m) {
       "-> (Tensor num_path, Tensor path, Tensor out_tokens)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("tree_accept", TORCH_BOX(&sparrow::tree_accept_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("tree_accept", TORCH_BOX(&sparrow::tree_accept_op_cuda)); }
+#endif

@@ -1,6 +1,10 @@
 #include "ops/tree_expand.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/tree_expand.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -65,11 +69,10 @@ void check_beam_index(const TreeExpandParams& p) {
   }
 }
 
-}  // namespace
-
-Beam tree_expand_op_cpu(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
-                        const Tensor& beam_anc, int64_t level, int64_t beam, Tensor hist_score, Tensor hist_id,
-                        Tensor hist_parent) {
+// Everything but the values of beam_index and the outputs.
+TreeExpandParams checked(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
+                         const Tensor& beam_anc, int64_t level, int64_t beam, const Tensor& hist_score,
+                         const Tensor& hist_id, const Tensor& hist_parent) {
   TreeExpandParams p;
   check_tensors({kOp, "logp", logp}, {kOp, "ids", ids}, {kOp, "beam_score", beam_score},
                 {kOp, "beam_index", beam_index}, {kOp, "beam_anc", beam_anc}, {kOp, "hist_score", hist_score},
@@ -80,11 +83,34 @@ Beam tree_expand_op_cpu(const Tensor& logp, const Tensor& ids, const Tensor& bea
   p.beam_anc = beam_anc.const_data_ptr<int64_t>();
   p.hist_score = hist_score.mutable_data_ptr<float>(), p.hist_id = hist_id.mutable_data_ptr<int64_t>();
   p.hist_parent = hist_parent.mutable_data_ptr<int32_t>();
+  return p;
+}
+
+}  // namespace
+
+Beam tree_expand_op_cpu(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
+                        const Tensor& beam_anc, int64_t level, int64_t beam, Tensor hist_score, Tensor hist_id,
+                        Tensor hist_parent) {
+  TreeExpandParams p =
+      checked(logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent);
   check_beam_index(p);
   Beam out = allocate(logp, p);
   run_items(tree_expand_cpu, p, p.batch, /*grain=*/16);
   return out;
 }
+
+#if defined(SPARROW_CUDA)
+Beam tree_expand_op_cuda(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
+                         const Tensor& beam_anc, int64_t level, int64_t beam, Tensor hist_score, Tensor hist_id,
+                         Tensor hist_parent) {
+  const DeviceGuard guard(logp.get_device_index());
+  TreeExpandParams p =
+      checked(logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent);
+  Beam out = allocate(logp, p);
+  check_launch(kOp, tree_expand_cuda(p, current_stream(logp)));
+  return out;
+}
+#endif
 
 }  // namespace sparrow
 
@@ -95,3 +121,6 @@ SPARROW_LIBRARY(m) {
       "-> (Tensor token_ids, Tensor row_index, Tensor score, Tensor index, Tensor anc)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("tree_expand", TORCH_BOX(&sparrow::tree_expand_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("tree_expand", TORCH_BOX(&sparrow::tree_expand_op_cuda)); }
+#endif

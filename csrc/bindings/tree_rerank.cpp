@@ -1,6 +1,10 @@
 #include "ops/tree_rerank.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/tree_rerank.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -43,15 +47,22 @@ Tree allocate(const Tensor& like, TreeRerankParams& p) {
   return out;
 }
 
-}  // namespace
-
-Tree tree_rerank_op_cpu(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
-                        const Tensor& hist_parent, int64_t num_nodes) {
+// Everything but the values of hist_parent, scratch and the outputs.
+TreeRerankParams checked(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
+                         const Tensor& hist_parent, int64_t num_nodes) {
   TreeRerankParams p;
   check_tensors({kOp, "root_token", root_token}, {kOp, "hist_score", hist_score}, {kOp, "hist_id", hist_id},
                 {kOp, "hist_parent", hist_parent}, num_nodes, p);
   p.root_token = root_token.const_data_ptr<int64_t>(), p.hist_score = hist_score.const_data_ptr<float>();
   p.hist_id = hist_id.const_data_ptr<int64_t>(), p.hist_parent = hist_parent.const_data_ptr<int32_t>();
+  return p;
+}
+
+}  // namespace
+
+Tree tree_rerank_op_cpu(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
+                        const Tensor& hist_parent, int64_t num_nodes) {
+  TreeRerankParams p = checked(root_token, hist_score, hist_id, hist_parent, num_nodes);
   check_hist_parent(p);
   const Tensor scratch = empty(root_token, {p.batch, p.history}, ScalarType::Int);
   p.scratch = scratch.mutable_data_ptr<int32_t>();
@@ -59,6 +70,19 @@ Tree tree_rerank_op_cpu(const Tensor& root_token, const Tensor& hist_score, cons
   run_items(tree_rerank_cpu, p, p.batch, /*grain=*/8);
   return out;
 }
+
+#if defined(SPARROW_CUDA)
+Tree tree_rerank_op_cuda(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
+                         const Tensor& hist_parent, int64_t num_nodes) {
+  const DeviceGuard guard(root_token.get_device_index());
+  TreeRerankParams p = checked(root_token, hist_score, hist_id, hist_parent, num_nodes);
+  const Tensor scratch = empty(root_token, {p.batch, p.history}, ScalarType::Int);
+  p.scratch = scratch.mutable_data_ptr<int32_t>();
+  Tree out = allocate(root_token, p);
+  check_launch(kOp, tree_rerank_cuda(p, current_stream(root_token)));
+  return out;
+}
+#endif
 
 }  // namespace sparrow
 
@@ -68,3 +92,6 @@ SPARROW_LIBRARY(m) {
       "-> (Tensor tokens, Tensor parent, Tensor anc, Tensor depth, Tensor num_nodes)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("tree_rerank", TORCH_BOX(&sparrow::tree_rerank_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("tree_rerank", TORCH_BOX(&sparrow::tree_rerank_op_cuda)); }
+#endif

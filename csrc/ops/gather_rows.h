@@ -13,7 +13,7 @@ struct GatherRowsParams {
   char* dst;                                                  // [B, cap, row], not overlapping src
   const int32_t* dst_start;                                   // [B], dst_start + count <= cap
   int64_t src_batch, src_row, dst_batch, dst_row, row_bytes;  // strides in bytes, and the bytes of one row
-  int64_t batch, max_count;
+  int64_t batch, max_count, rows, capacity;                   // B, I, S, cap
 };
 
 // One item = one entry of index, B * I in all.

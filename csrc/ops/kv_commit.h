@@ -14,6 +14,7 @@ struct KvCommitParams {
   char* kv;                                                        // null where L, S, K or D is 0
   int64_t kv_layer, kv_pair, kv_batch, kv_row, kv_head, kv_bytes;  // strides in bytes, and the bytes of one row
   int64_t layers, batch, heads;
+  int64_t rows, nodes;  // S, and the rows of hidden (S where there is none)
   const int32_t* path;  // [B, P]
   int64_t max_path;
   const int32_t* num_path;   // [B] in [0, P]

@@ -11,7 +11,7 @@ struct TextCompactParams {
   const int32_t* seq_lens;  // [B] in [0, S]
   int32_t* index;           // [B, max_text]; nothing is written beyond it
   int32_t* count;           // [B], all text rows, also those that did not fit: the caller compares it with max_text
-  int64_t batch, max_text;
+  int64_t batch, rows, max_text;
 };
 
 // One item = one sequence.

@@ -1,0 +1,83 @@
+// kv_commit: moves the accepted rows of a verified tree together, in place.
+//   Grid: x = one item per (sequence; layer, key or value, head), and one more per sequence for its hidden rows and its
+//   new length; y = stretches of a row. A thread owns a column of one unit (up to 16 bytes) through all rows.
+// Why in place is safe, at any path length: rows of different columns never meet, so only a thread's own order counts.
+//   It loads a chunk of 16 path entries into registers before it stores one of them. Stores of a chunk that ends before
+//   row e touch rows below e only, and later chunks read rows path[j] >= j >= e.
+// base_lens is only read and new_lens only written (by the first thread of the sequence's last item), so a replay does
+// the same again.
+#include "kernels/kv_commit.cuh"
+
+#include <algorithm>
+
+#include "kernels/copy_rows.cuh"
+
+namespace sparrow {
+namespace {
+
+constexpr int kChunk = 16;  // 16 units of 16 bytes = 64 registers
+
+// Row j of `to` becomes row path[j] of `from`, at one column, for low(j) <= path[j] < limit.
+template <class U, bool kInPlace>
+__device__ void copy_column(const char* from, int64_t from_row, char* to, int64_t to_row, const int32_t* path, int n,
+                            int64_t limit) {
+  for (int first = 0; first < n; first += kChunk) {
+    U value[kChunk];
+    bool valid[kChunk];
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) {
+      const int j = first + c;
+      const int64_t row = j < n ? path[j] : -1;
+      valid[c] = row >= (kInPlace ? j + 1 : 0) && row < limit;  // in place, an entry equal to its row is there already
+      if (valid[c]) value[c] = *reinterpret_cast<const U*>(from + row * from_row);
+    }
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c)
+      if (valid[c]) *reinterpret_cast<U*>(to + (first + c) * to_row) = value[c];
+  }
+}
+
+template <class U>
+__global__ void kv_commit_kernel(KvCommitParams p) {
+  const int64_t per_sequence = p.layers * 2 * p.heads + 1;
+  const int64_t b = blockIdx.x / per_sequence, item = blockIdx.x % per_sequence;
+  const int32_t* path = p.path + b * p.max_path;
+  const int n = static_cast<int>(max(int64_t{0}, min(int64_t{p.num_path[b]}, p.max_path)));
+  const int64_t base = p.base_lens[b];
+  const int64_t unit = sizeof(U), step = static_cast<int64_t>(gridDim.y) * blockDim.x;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+  if (item == per_sequence - 1) {
+    if (first == 0) p.new_lens[b] = static_cast<int32_t>(max(int64_t{0}, min(base + n, p.rows)));
+    for (int64_t at = first * unit; at < p.hidden_bytes; at += step * unit)
+      copy_column<U, false>(p.hidden + b * p.hidden_batch + at, p.hidden_row, p.hidden_out + b * p.out_batch + at,
+                            p.out_row, path, n, p.nodes);
+    return;
+  }
+  if (base < 0) return;
+  const int64_t pair = item / p.heads, head = item % p.heads;
+  char* rows =
+      p.kv + pair / 2 * p.kv_layer + pair % 2 * p.kv_pair + b * p.kv_batch + head * p.kv_head + base * p.kv_row;
+  for (int64_t at = first * unit; at < p.kv_bytes; at += step * unit)
+    copy_column<U, true>(rows + at, p.kv_row, rows + at, p.kv_row, path, n, p.rows - base);
+}
+
+}  // namespace
+
+cudaError_t kv_commit_cuda(const KvCommitParams& p, cudaStream_t stream) {
+  if (p.batch == 0) return cudaSuccess;
+  uint64_t bits = 0;
+  if (p.layers > 0)
+    bits |= address_bits(p.kv) | p.kv_layer | p.kv_pair | p.kv_batch | p.kv_row | p.kv_head | p.kv_bytes;
+  if (p.hidden_bytes > 0)
+    bits |= address_bits(p.hidden) | address_bits(p.hidden_out) | p.hidden_batch | p.hidden_row | p.out_batch |
+            p.out_row | p.hidden_bytes;
+  const int unit = copy_unit(bits);
+  const int64_t longest = std::max<int64_t>({p.layers > 0 ? p.kv_bytes : 0, p.hidden_bytes, 1});
+  const int64_t units = (longest + unit - 1) / unit;
+  const int threads = copy_threads(units);
+  const dim3 grid(static_cast<unsigned>(kv_commit_items(p)), copy_blocks(units, threads));
+  return with_copy_unit(
+      unit, [&](auto u) { return SPARROW_LAUNCH((kv_commit_kernel<decltype(u)>), grid, dim3(threads), 0, stream, p); });
+}
+
+}  // namespace sparrow
