@@ -1,6 +1,10 @@
 #include "ops/argmax_rows.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/argmax_rows.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -34,7 +38,23 @@ Tensor argmax_rows_op_cpu(const Tensor& logits) {
   return out;
 }
 
+#if defined(SPARROW_CUDA)
+Tensor argmax_rows_op_cuda(const Tensor& logits) {
+  const DeviceGuard guard(logits.get_device_index());
+  ArgmaxRowsParams p;
+  Tensor out = allocate(logits, p);
+  check_that(p.vocab <= UINT32_MAX, kOp, "logits must have a vocabulary below 2^32, got shape ", shape_of(logits));
+  const Tensor partial = empty(logits, {p.rows0 * p.rows1 * argmax_chunks(p.vocab)}, ScalarType::Long);
+  uint64_t* scratch = reinterpret_cast<uint64_t*>(partial.mutable_data_ptr<int64_t>());
+  check_launch(kOp, argmax_rows_cuda(p, scratch, current_stream(logits)));
+  return out;
+}
+#endif
+
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) { m.def("argmax_rows(Tensor logits) -> Tensor"); }
 SPARROW_CPU_IMPL(m) { m.impl("argmax_rows", TORCH_BOX(&sparrow::argmax_rows_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("argmax_rows", TORCH_BOX(&sparrow::argmax_rows_op_cuda)); }
+#endif

@@ -3,6 +3,10 @@
 #include <cmath>
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/repetition_penalty.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -59,9 +63,22 @@ void repetition_penalty_op_cpu(Tensor logits, const Tensor& tokens, const Tensor
   run_items(repetition_penalty_cpu, p, p.batch * p.nodes, /*grain=*/1 + kGrainElements / p.vocab);
 }
 
+#if defined(SPARROW_CUDA)
+void repetition_penalty_op_cuda(Tensor logits, const Tensor& tokens, const Tensor& anc, const Tensor& seen,
+                                const Tensor& penalty) {
+  const DeviceGuard guard(logits.get_device_index());
+  RepetitionPenaltyParams p;
+  check_arguments(logits, tokens, anc, seen, penalty, p);
+  check_launch(kOp, repetition_penalty_cuda(p, current_stream(logits)));
+}
+#endif
+
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
   m.def("repetition_penalty(Tensor(a!) logits, Tensor tokens, Tensor anc, Tensor seen, Tensor penalty) -> ()");
 }
 SPARROW_CPU_IMPL(m) { m.impl("repetition_penalty", TORCH_BOX(&sparrow::repetition_penalty_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("repetition_penalty", TORCH_BOX(&sparrow::repetition_penalty_op_cuda)); }
+#endif

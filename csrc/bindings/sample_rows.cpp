@@ -3,6 +3,10 @@
 #include <cmath>
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/sample_rows.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -70,6 +74,19 @@ Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const
   return out;
 }
 
+#if defined(SPARROW_CUDA)
+Tensor sample_rows_op_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
+                           const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
+  const DeviceGuard guard(logits.get_device_index());
+  SampleRowsParams p;
+  Tensor out = allocate(logits, temperature, seed, position, top_k, top_p, p);
+  p.block_max = nullptr;
+  const Tensor scratch = empty(logits, {sample_rows_scratch_bytes(p.batch * p.nodes, p.vocab)}, ScalarType::Byte);
+  check_launch(kOp, sample_rows_cuda(p, scratch.mutable_data_ptr(), current_stream(logits)));
+  return out;
+}
+#endif
+
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
@@ -78,3 +95,6 @@ SPARROW_LIBRARY(m) {
       "Tensor? top_p=None) -> Tensor");
 }
 SPARROW_CPU_IMPL(m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cuda)); }
+#endif

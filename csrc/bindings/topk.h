@@ -2,6 +2,10 @@
 #pragma once
 #include "bindings/checks.h"
 #include "ops/topk_lse.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/topk_lse.cuh"
+#endif
 
 namespace sparrow {
 
@@ -43,17 +47,34 @@ struct TopkScratch {
   }
 };
 
-// Merges the partials of rows [first, first + rows) of the result.
-inline void topk_merge(const TopkPartials& parts, const std::optional<Tensor>& id_map, const TopkResult& result,
-                       int64_t first, int64_t rows) {
+// The merge of the partials of rows from `first` on of the result.
+inline TopkMergeParams merge_params(const TopkPartials& parts, const std::optional<Tensor>& id_map,
+                                    const TopkResult& result, int64_t first) {
   TopkMergeParams p;
   p.parts = parts;
   p.id_map = id_map ? id_map->const_data_ptr<int64_t>() : nullptr;
   p.logp = result.logp.mutable_data_ptr<float>() + first * parts.k;
   p.ids = result.ids.mutable_data_ptr<int64_t>() + first * parts.k;
   p.lse = result.lse.mutable_data_ptr<float>() + first;
-  run_items(topk_merge_cpu, p, rows, /*grain=*/64);
+  return p;
 }
+
+// Merges the partials of rows [first, first + rows) of the result.
+inline void topk_merge(const TopkPartials& parts, const std::optional<Tensor>& id_map, const TopkResult& result,
+                       int64_t first, int64_t rows) {
+  run_items(topk_merge_cpu, merge_params(parts, id_map, result, first), rows, /*grain=*/64);
+}
+
+#if defined(SPARROW_CUDA)
+// topk_lse of `rows` rows of logits, the first of which is row `first` of the result; parts need not be set.
+inline void topk_lse_rows_cuda(const char* op, TopkLseParams p, const TopkPartials& parts,
+                               const std::optional<Tensor>& id_map, const TopkResult& result, int64_t first,
+                               int64_t rows, cudaStream_t stream) {
+  p.parts = parts;
+  check_launch(op, topk_lse_cuda(p, rows, stream));
+  check_launch(op, topk_merge_cuda(merge_params(parts, id_map, result, first), rows, stream));
+}
+#endif
 
 // The row addressing of a 2-D or 3-D tensor with dense rows: rows, inner, outer_stride, inner_stride.
 struct RowLayout {
