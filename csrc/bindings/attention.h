@@ -17,7 +17,7 @@ inline void take_caches(const char* op, const Tensor& k_cache, const Tensor& v_c
     a.size(0, p.batch, "B").size(1, k_cache.size(1), "Smax").size(2, k_cache.size(2), "K").size(3, p.dim, "D");
     a.last_dense();
   }
-  p.kv_heads = k_cache.size(2);
+  p.kv_heads = k_cache.size(2), p.cache_rows = k_cache.size(1);
   check_that(p.kv_heads > 0 && p.heads % p.kv_heads == 0, op, "the ", p.heads,
              " query heads must be a multiple of the kv heads, got k_cache of shape ", shape_of(k_cache));
   p.k = k_cache.const_data_ptr(), p.v = v_cache.const_data_ptr();
@@ -38,17 +38,18 @@ inline void take_out(const char* op, const Tensor& out, const Arg& like, TreeAtt
   p.o_b = out.stride(0), p.o_n = out.stride(1), p.o_h = out.stride(2);
 }
 
-// Bytes [from, from + need) of the workspace become partial and stats.
-inline void take_workspace(const char* op, const Tensor& workspace, const Arg& like, int64_t from,
-                           TreeAttentionParams& p) {
+// Bytes [from, from + room of `splits` splits) of the workspace become partial and stats.
+inline void take_workspace(const char* op, const Tensor& workspace, const Arg& like, int64_t from, int64_t splits,
+                           int64_t alignment, TreeAttentionParams& p) {
   const int64_t rows = p.nodes * p.heads;
-  const int64_t need = from + attention_workspace(p.batch, p.nodes, p.heads, p.dim, p.splits);
+  const int64_t need = from + attention_workspace(p.batch, p.nodes, p.heads, p.dim, splits);
   const Arg a{op, "workspace", workspace};
   a.same_device(like).dtype({ScalarType::Byte}).dim(1).contiguous();
   check_that(workspace.size(0) >= need, op, "workspace must have at least ", need, " bytes (", op,
              "_workspace_size), got ", workspace.size(0));
   char* bytes = static_cast<char*>(workspace.mutable_data_ptr()) + from;
-  check_that(reinterpret_cast<uintptr_t>(bytes) % sizeof(float) == 0, op, "workspace must be aligned to 4 bytes");
+  check_that(reinterpret_cast<uintptr_t>(bytes) % alignment == 0, op, "workspace must be aligned to ", alignment,
+             " bytes");
   p.partial = reinterpret_cast<float*>(bytes);
   p.stats = p.partial + p.batch * p.splits * rows * padded_dim(p.dim);
 }

@@ -19,6 +19,7 @@ struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 inline cudaStream_t current_stream(const torch::stable::Tensor&) { return nullptr; }
+inline int64_t shared_memory_limit(const torch::stable::Tensor&) { return 99 * 1024; }  // sm_89's, the smallest
 inline void check_launch(const char* op, cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "sparrow::", op, ": CUDA error ", static_cast<int>(error));
 }
@@ -30,6 +31,15 @@ inline cudaStream_t current_stream(const torch::stable::Tensor& t) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
+}
+
+// Bytes of shared memory a block may ask for on the tensor's device.
+inline int64_t shared_memory_limit(const torch::stable::Tensor& t) {
+  int bytes = 0;
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, t.get_device_index());
+  STD_TORCH_CHECK(error == cudaSuccess, "sparrow: ", cudaGetErrorString(error));
+  return bytes;
 }
 
 inline void check_launch(const char* op, cudaError_t error) {

@@ -1,6 +1,11 @@
 #include "ops/draft_attention.h"
 
 #include "bindings/attention.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/attention_plan.h"
+#include "kernels/draft_attention.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -66,35 +71,70 @@ int64_t visible_rows(int64_t cache_rows, int64_t window, int64_t anchors) {
   return window > 0 && window + anchors < cache_rows ? window + anchors : cache_rows;
 }
 
+// Everything but the splits and the workspace.
+DraftAttentionParams take_all(const Tensor& qkv, const Tensor& cos_sin, const Tensor& k_cache, const Tensor& v_cache,
+                              const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
+                              double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
+                              const Tensor& out) {
+  DraftAttentionParams d = take_rows(qkv, cos_sin, k_cache, v_cache, out);
+  TreeAttentionParams& p = d.attention;
+  take_lengths(seq_lens, tree_start, anc, num_rows, {kOp, "qkv", qkv}, p);
+  check_that(window >= 0 && n_anchor >= 0, kOp, "window and n_anchor must be >= 0, got ", window, " and ", n_anchor);
+  p.scale = static_cast<float>(scale), p.window = window, p.anchors = n_anchor;
+  p.lse = nullptr, p.zero_unused = false;
+  p.max_prefix = p.cache_rows;
+  return d;
+}
+
+void take_scratch(const Tensor& workspace, const Arg& qkv, int64_t alignment, DraftAttentionParams& d) {
+  TreeAttentionParams& p = d.attention;
+  const int64_t splits = attention_scratch_splits(visible_rows(p.cache_rows, p.window, p.anchors), 0);
+  take_workspace(kOp, workspace, qkv, draft_attention_roped(p.batch, p.nodes, p.heads, p.dim), splits, alignment, p);
+  d.roped = workspace.mutable_data_ptr();
+  p.q = d.roped, p.q_h = p.dim, p.q_n = p.heads * p.dim, p.q_b = p.nodes * p.q_n;
+}
+
 }  // namespace
 
 void draft_attention_op_cpu(const Tensor& qkv, const Tensor& cos_sin, Tensor k_cache, Tensor v_cache,
                             const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                             double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
                             Tensor out, Tensor workspace) {
-  DraftAttentionParams d = take_rows(qkv, cos_sin, k_cache, v_cache, out);
+  DraftAttentionParams d =
+      take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out);
   TreeAttentionParams& p = d.attention;
-  const Arg a{kOp, "qkv", qkv};
-  take_lengths(seq_lens, tree_start, anc, num_rows, a, p);
-  check_that(window >= 0 && n_anchor >= 0, kOp, "window and n_anchor must be >= 0, got ", window, " and ", n_anchor);
-  p.scale = static_cast<float>(scale), p.window = window, p.anchors = n_anchor;
-  p.lse = nullptr, p.zero_unused = false;
   p.split_keys = kSplitKeys;
-  p.splits = attention_splits(visible_rows(k_cache.size(1), window, n_anchor), p.split_keys);
-  take_workspace(kOp, workspace, a, draft_attention_roped(p.batch, p.nodes, p.heads, p.dim), p);
-  check_values(p, k_cache.size(1));
+  p.splits = attention_splits(visible_rows(p.cache_rows, window, n_anchor), p.split_keys);
+  take_scratch(workspace, {kOp, "qkv", qkv}, sizeof(float), d);
+  check_values(p, p.cache_rows);
   if (p.batch * p.nodes * p.heads == 0) return;
-  d.roped = workspace.mutable_data_ptr();
-  p.q = d.roped, p.q_h = p.dim, p.q_n = p.heads * p.dim, p.q_b = p.nodes * p.q_n;
   run_items(draft_attention_append_cpu, d, p.batch * p.nodes, 1 + 262144 / qkv.size(2));
   run_attention(p);
 }
+
+#if defined(SPARROW_CUDA)
+void draft_attention_op_cuda(const Tensor& qkv, const Tensor& cos_sin, Tensor k_cache, Tensor v_cache,
+                             const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
+                             double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
+                             Tensor out, Tensor workspace) {
+  const DeviceGuard guard(qkv.get_device_index());
+  DraftAttentionParams d =
+      take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out);
+  TreeAttentionParams& p = d.attention;
+  check_that(p.nodes <= kMaxNodes, kOp, "T must be <= ", kMaxNodes, ", got ", p.nodes);
+  p.window = window < kMostKeys ? window : kMostKeys, p.anchors = n_anchor < kMostKeys ? n_anchor : kMostKeys;
+  p.split_keys = 0;
+  p.splits = attention_grid_splits(visible_rows(p.cache_rows, p.window, p.anchors), p.split_keys);
+  take_scratch(workspace, {kOp, "qkv", qkv}, /*alignment=*/16, d);
+  check_launch(kOp, draft_attention_cuda(d, shared_memory_limit(qkv), current_stream(qkv)));
+}
+#endif
 
 int64_t draft_attention_workspace_size_op(int64_t batch, int64_t rows, int64_t heads, int64_t dim, int64_t max_len) {
   check_that(batch >= 0 && rows >= 0 && heads >= 0 && dim >= 0 && max_len >= 0, "draft_attention_workspace_size",
              "every argument must be >= 0");
   return draft_attention_roped(batch, rows, heads, dim) +
-         attention_workspace(batch, rows, heads, dim, attention_splits(max_len, kSplitKeys));
+         attention_workspace(batch, rows, heads, dim, attention_scratch_splits(max_len, 0));
 }
 
 }  // namespace sparrow
@@ -110,3 +150,6 @@ SPARROW_CPU_IMPL(m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attent
 STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
   m.impl("draft_attention_workspace_size", TORCH_BOX(&sparrow::draft_attention_workspace_size_op));
 }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cuda)); }
+#endif

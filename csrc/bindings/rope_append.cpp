@@ -1,16 +1,18 @@
 #include "ops/rope_append.h"
 
 #include "bindings/checks.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/rope_append.cuh"
+#endif
 
 namespace sparrow {
 namespace {
 
 constexpr const char* kOp = "rope_append";
 
-}  // namespace
-
-void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& slots,
-                        Tensor k_cache, Tensor v_cache) {
+RopeAppendParams take(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& slots,
+                      const Tensor& k_cache, const Tensor& v_cache) {
   RopeAppendParams p;
   const Arg a{kOp, "q", q};
   a.floating().dim(4).last_dense();
@@ -32,9 +34,7 @@ void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor
     c.size(2, p.kv_heads, "K").size(3, p.dim, "D").last_dense();
   }
   p.cos_sin = cos_sin.const_data_ptr<float>(), p.slots = slots.const_data_ptr<int32_t>();
-  for (int64_t i = 0; i < p.batch * p.nodes; ++i)
-    check_that(p.slots[i] >= -1 && p.slots[i] < k_cache.size(1), kOp, "slots[", i / p.nodes, "][", i % p.nodes,
-               "] must lie in [-1, Smax = ", k_cache.size(1), "), got ", p.slots[i]);
+  p.cache_rows = k_cache.size(1);
   p.q = q.mutable_data_ptr(), p.q_b = q.stride(0), p.q_n = q.stride(1), p.q_h = q.stride(2);
   p.k = k.const_data_ptr(), p.k_b = k.stride(0), p.k_n = k.stride(1), p.k_h = k.stride(2);
   p.v = v.const_data_ptr(), p.v_b = v.stride(0), p.v_n = v.stride(1), p.v_h = v.stride(2);
@@ -42,9 +42,29 @@ void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor
   p.kc_b = k_cache.stride(0), p.kc_s = k_cache.stride(1), p.kc_h = k_cache.stride(2);
   p.v_cache = v_cache.mutable_data_ptr();
   p.vc_b = v_cache.stride(0), p.vc_s = v_cache.stride(1), p.vc_h = v_cache.stride(2);
+  return p;
+}
+
+}  // namespace
+
+void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& slots,
+                        Tensor k_cache, Tensor v_cache) {
+  const RopeAppendParams p = take(q, k, v, cos_sin, slots, k_cache, v_cache);
+  for (int64_t i = 0; i < p.batch * p.nodes; ++i)
+    check_that(p.slots[i] >= -1 && p.slots[i] < p.cache_rows, kOp, "slots[", i / p.nodes, "][", i % p.nodes,
+               "] must lie in [-1, Smax = ", p.cache_rows, "), got ", p.slots[i]);
   if (p.nodes * p.dim == 0) return;
   run_items(rope_append_cpu, p, rope_append_items(p), /*grain=*/1 + 262144 / (p.nodes * p.dim));
 }
+
+#if defined(SPARROW_CUDA)
+void rope_append_op_cuda(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& slots,
+                         Tensor k_cache, Tensor v_cache) {
+  const DeviceGuard guard(q.get_device_index());
+  const RopeAppendParams p = take(q, k, v, cos_sin, slots, k_cache, v_cache);
+  check_launch(kOp, rope_append_cuda(p, current_stream(q)));
+}
+#endif
 
 }  // namespace sparrow
 
@@ -54,3 +74,6 @@ SPARROW_LIBRARY(m) {
       "Tensor(c!) v_cache) -> ()");
 }
 SPARROW_CPU_IMPL(m) { m.impl("rope_append", TORCH_BOX(&sparrow::rope_append_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("rope_append", TORCH_BOX(&sparrow::rope_append_op_cuda)); }
+#endif

@@ -1,6 +1,11 @@
 #include "ops/tree_attention.h"
 
 #include "bindings/attention.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/attention_plan.h"
+#include "kernels/tree_attention.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -42,8 +47,8 @@ TreeAttentionParams take_inputs(const Tensor& q, const Tensor& k_cache, const Te
   check_that(max_prefix_len >= 0, kOp, "max_prefix_len must be >= 0, got ", max_prefix_len);
   check_that(split_size >= 0, kOp, "split_size must be >= 0, got ", split_size);
   p.scale = static_cast<float>(scale), p.window = 0, p.anchors = 0, p.zero_unused = true;
-  p.split_keys = split_size > 0 ? split_size : kSplitKeys;
-  p.splits = attention_splits(max_prefix_len, p.split_keys);
+  p.max_prefix = max_prefix_len;
+  p.split_keys = split_size;  // of the caller; each backend makes its own of 0
   return p;
 }
 
@@ -58,8 +63,39 @@ void check_values(const TreeAttentionParams& p, int64_t cache_rows, int64_t max_
   }
 }
 
-int64_t workspace_bytes(const TreeAttentionParams& p) {
-  return attention_workspace(p.batch, p.nodes, p.heads, p.dim, p.splits);
+// 0 = the operator's own choice of split sizes.
+void take_scratch(const Tensor& workspace, const Arg& q, int64_t split_size, int64_t alignment,
+                  TreeAttentionParams& p) {
+  take_workspace(kOp, workspace, q, 0, attention_scratch_splits(p.max_prefix, split_size), alignment, p);
+}
+
+void take_results(const Tensor& out, const std::optional<Tensor>& lse, const Arg& q, TreeAttentionParams& p) {
+  take_out(kOp, out, q, p);
+  p.lse = nullptr;
+  if (!lse) return;
+  const Arg l{kOp, "lse", *lse};
+  l.same_device(q).dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "N");
+  l.size(2, p.heads, "H").contiguous();
+  p.lse = lse->mutable_data_ptr<float>();
+}
+
+void run_cpu(const Tensor& workspace, const Arg& q, TreeAttentionParams p) {
+  const int64_t wish = p.split_keys;
+  p.split_keys = wish > 0 ? wish : kSplitKeys;
+  p.splits = attention_splits(p.max_prefix, p.split_keys);
+  take_scratch(workspace, q, wish, sizeof(float), p);
+  check_values(p, p.cache_rows, p.max_prefix);
+  if (p.batch * p.nodes * p.heads > 0) run_attention(p);
+}
+
+struct Results {
+  Tensor out, lse, workspace;
+};
+Results allocate(const Tensor& q, const TreeAttentionParams& p) {
+  const int64_t bytes =
+      attention_workspace(p.batch, p.nodes, p.heads, p.dim, attention_scratch_splits(p.max_prefix, p.split_keys));
+  return {empty(q, {p.batch, p.nodes, p.heads, p.dim}, q.scalar_type()),
+          empty(q, {p.batch, p.nodes, p.heads}, ScalarType::Float), empty(q, {bytes}, ScalarType::Byte)};
 }
 
 }  // namespace
@@ -71,17 +107,8 @@ void tree_attention_out_op_cpu(const Tensor& q, const Tensor& k_cache, const Ten
   TreeAttentionParams p =
       take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
   const Arg a{kOp, "q", q};
-  take_out(kOp, out, a, p);
-  p.lse = nullptr;
-  if (lse) {
-    const Arg l{kOp, "lse", *lse};
-    l.same_device(a).dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "N");
-    l.size(2, p.heads, "H").contiguous();
-    p.lse = lse->mutable_data_ptr<float>();
-  }
-  take_workspace(kOp, workspace, a, 0, p);
-  check_values(p, k_cache.size(1), max_prefix_len);
-  if (p.batch * p.nodes * p.heads > 0) run_attention(p);
+  take_results(out, lse, a, p);
+  run_cpu(workspace, a, p);
 }
 
 std::tuple<Tensor, Tensor> tree_attention_op_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
@@ -90,28 +117,60 @@ std::tuple<Tensor, Tensor> tree_attention_op_cpu(const Tensor& q, const Tensor& 
                                                  int64_t split_size) {
   TreeAttentionParams p =
       take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
-  check_values(p, k_cache.size(1), max_prefix_len);
+  check_values(p, p.cache_rows, p.max_prefix);
   // The lengths can be read here: scratch for the splits in use. No bit of the result depends on their number.
   int64_t longest = 0;
   for (int64_t b = 0; b < p.batch; ++b) longest = p.lens[b] > longest ? p.lens[b] : longest;
-  p.splits = attention_splits(longest, p.split_keys);
+  p.max_prefix = longest;
   const Arg a{kOp, "q", q};
-  Tensor out = empty(q, {p.batch, p.nodes, p.heads, p.dim}, q.scalar_type());
-  Tensor lse = empty(q, {p.batch, p.nodes, p.heads}, ScalarType::Float);
-  Tensor workspace = empty(q, {workspace_bytes(p)}, ScalarType::Byte);
-  take_out(kOp, out, a, p);
-  p.lse = lse.mutable_data_ptr<float>();
-  take_workspace(kOp, workspace, a, 0, p);
-  if (p.batch * p.nodes * p.heads > 0) run_attention(p);
-  return {out, lse};
+  const Results r = allocate(q, p);
+  take_results(r.out, r.lse, a, p);
+  run_cpu(r.workspace, a, p);
+  return {r.out, r.lse};
 }
+
+#if defined(SPARROW_CUDA)
+namespace {
+
+void run_cuda(const Tensor& workspace, const Tensor& q, TreeAttentionParams p) {
+  p.splits = attention_grid_splits(p.max_prefix, p.split_keys);
+  take_scratch(workspace, {kOp, "q", q}, p.split_keys, /*alignment=*/16, p);
+  p.split_keys = p.split_keys < kMostKeys ? p.split_keys : kMostKeys;
+  check_launch(kOp, tree_attention_cuda(p, shared_memory_limit(q), current_stream(q)));
+}
+
+}  // namespace
+
+void tree_attention_out_op_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
+                                const std::optional<Tensor>& anc, double scale, int64_t max_prefix_len,
+                                int64_t split_size, Tensor out, std::optional<Tensor> lse, Tensor workspace) {
+  const DeviceGuard guard(q.get_device_index());
+  TreeAttentionParams p =
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+  take_results(out, lse, {kOp, "q", q}, p);
+  run_cuda(workspace, q, p);
+}
+
+std::tuple<Tensor, Tensor> tree_attention_op_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
+                                                  const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
+                                                  const std::optional<Tensor>& anc, double scale,
+                                                  int64_t max_prefix_len, int64_t split_size) {
+  const DeviceGuard guard(q.get_device_index());
+  TreeAttentionParams p =
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+  const Results r = allocate(q, p);
+  take_results(r.out, r.lse, {kOp, "q", q}, p);
+  run_cuda(r.workspace, q, p);
+  return {r.out, r.lse};
+}
+#endif
 
 int64_t tree_attention_workspace_size_op(int64_t batch, int64_t nodes, int64_t heads, int64_t dim,
                                          int64_t max_prefix_len, int64_t split_size) {
   check_that(batch >= 0 && nodes >= 0 && heads >= 0 && dim >= 0 && max_prefix_len >= 0 && split_size >= 0,
              "tree_attention_workspace_size", "every argument must be >= 0");
-  return attention_workspace(batch, nodes, heads, dim,
-                             attention_splits(max_prefix_len, split_size > 0 ? split_size : kSplitKeys));
+  return attention_workspace(batch, nodes, heads, dim, attention_scratch_splits(max_prefix_len, split_size));
 }
 
 }  // namespace sparrow
@@ -133,3 +192,9 @@ SPARROW_CPU_IMPL(m) {
 STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
   m.impl("tree_attention_workspace_size", TORCH_BOX(&sparrow::tree_attention_workspace_size_op));
 }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) {
+  m.impl("tree_attention", TORCH_BOX(&sparrow::tree_attention_op_cuda));
+  m.impl("tree_attention_out", TORCH_BOX(&sparrow::tree_attention_out_op_cuda));
+}
+#endif

@@ -12,8 +12,9 @@ struct RopeAppendParams {
   const void *k, *v;            // [B, N, K, D]
   int64_t q_b, q_n, q_h, k_b, k_n, k_h, v_b, v_n, v_h, kc_b, kc_s, kc_h, vc_b, vc_s, vc_h;
   const float* cos_sin;  // [B, N, D]
-  const int32_t* slots;  // [B, N], checked: -1 or a cache row
+  const int32_t* slots;  // [B, N]: -1 or a cache row; checked on the CPU, others append nothing on CUDA
   int64_t batch, nodes, heads, kv_heads, dim;
+  int64_t cache_rows;  // S
 };
 
 // One item = one head of one sequence, all nodes: first the H query heads, then the K kv heads.

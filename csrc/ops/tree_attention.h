@@ -33,11 +33,13 @@ struct TreeAttentionParams {
   int64_t words;
   int64_t batch, nodes, heads, kv_heads, dim;
   float scale;
-  int64_t window, anchors;     // window 0 = the whole prefix
-  int64_t splits, split_keys;  // splits >= visible prefix / split_keys + 1 for every b
-  bool zero_unused;            // nodes >= num_rows: out 0 and lse -inf, or left alone
-  float* partial;              // [B, splits, K, N G, padded_dim]
-  float* stats;                // [B, splits, K, N G, 2]: m, sum
+  int64_t window, anchors;  // window 0 = the whole prefix
+  int64_t splits,
+      split_keys;  // splits >= visible prefix / split_keys + 1 for every b; on CUDA kernels/attention_plan.h
+  int64_t cache_rows, max_prefix;  // S, and the bound of lens that `splits` was chosen for
+  bool zero_unused;                // nodes >= num_rows: out 0 and lse -inf, or left alone
+  float* partial;                  // [B, splits, K, N G, padded_dim]
+  float* stats;                    // [B, splits, K, N G, 2]: m, sum
 };
 
 // Prefix rows a node sees.
@@ -52,6 +54,13 @@ inline int64_t used_nodes(const TreeAttentionParams& p, int64_t b) {
 constexpr int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 inline int64_t attention_splits(int64_t max_prefix, int64_t split_keys) { return max_prefix / split_keys + 1; }
 inline int64_t attention_row_tiles(int64_t rows) { return (rows + kRowTile - 1) / kRowTile; }
+// Splits the scratch has room for, on either backend: the GPU cuts up to kScratchSplits pieces of 128 keys or more.
+constexpr int64_t kScratchSplits = 32, kScratchSplitKeys = 128;
+inline int64_t attention_scratch_splits(int64_t max_prefix, int64_t split_size) {
+  if (split_size > 0) return attention_splits(max_prefix, split_size);
+  const int64_t cpu = attention_splits(max_prefix, kSplitKeys), gpu = attention_splits(max_prefix, kScratchSplitKeys);
+  return gpu < kScratchSplits ? gpu : cpu > kScratchSplits ? cpu : kScratchSplits;
+}
 // Bytes of partial and stats.
 inline int64_t attention_workspace(int64_t batch, int64_t nodes, int64_t heads, int64_t dim, int64_t splits) {
   return batch * splits * nodes * heads * (padded_dim(dim) + 2) * static_cast<int64_t>(sizeof(float));

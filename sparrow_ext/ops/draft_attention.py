@@ -80,7 +80,8 @@ def draft_attention_workspace_size(B: int, T: int, H: int, D: int, max_len: int)
     an operator that returns an int.
     """
     roped = (B * T * H * D * 4 + 63) // 64 * 64
-    return roped + B * T * H * (max_len // 1024 + 1) * ((D + 15) // 16 * 16 + 2) * 4
+    splits = max(max_len // 1024 + 1, min(max_len // 128 + 1, 32))  # the CPU's and the GPU's
+    return roped + B * T * H * splits * ((D + 15) // 16 * 16 + 2) * 4
 
 
 @torch.library.register_fake("sparrow::draft_attention")

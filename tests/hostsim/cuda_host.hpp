@@ -487,6 +487,10 @@ template <class T> void __stcs(T* p, T v) { *p = v; }
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
+// Rounded each on its own: the host compiler must not fuse them, as nvcc may not.
+inline float __fmul_rn(float a, float b) { float r = a * b; asm("" : "+x"(r)); return r; }
+inline float __fadd_rn(float a, float b) { float r = a + b; asm("" : "+x"(r)); return r; }
+inline float __fsub_rn(float a, float b) { float r = a - b; asm("" : "+x"(r)); return r; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __popcll(unsigned long long x) { return std::popcount(x); }

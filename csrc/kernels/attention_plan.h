@@ -1,0 +1,60 @@
+// How tree_attention and draft_attention cut their work on a GPU: pure functions, each with the limit behind its
+// number.
+#pragma once
+#include <cstdint>
+
+#include "ops/tree_attention.h"
+
+namespace sparrow {
+
+constexpr int kTileKeys = kWordBits;  // keys of a tile; a tile of tree slots is one word per row
+constexpr int kMmaHeadDim = 128;      // accumulators of 16 rows x 128 columns are 64 registers a thread
+
+// Keys of a split where the caller has no wish: 1/kOwnSplits of the visible prefix, whole tiles. It follows from the
+// row's own prefix alone, so a row's bits depend neither on B nor on N nor on the bound of the lengths.
+//   32: with 4 kv heads 128 blocks, one per SM of an H200 (132) or A100 (108, two blocks fit); more splits would write
+//   more bytes of partial results than they save waiting.
+//   128: below two tiles a block cannot overlap loading with arithmetic.
+constexpr int kOwnSplits = 32, kMinSplitKeys = 128;
+
+// Lengths beyond this (split size, window, anchors) mean "all": kernels count keys in 32 bits.
+constexpr int64_t kMostKeys = int64_t{1} << 30;
+
+// `wish` > 0: the caller's split size.
+constexpr int64_t attention_split_keys(int64_t prefix, int64_t wish) {
+  if (wish > 0) return wish;
+  const int64_t share = (prefix + kOwnSplits - 1) / kOwnSplits;
+  const int64_t tiles = (share + kTileKeys - 1) / kTileKeys * kTileKeys;
+  return tiles > kMinSplitKeys ? tiles : kMinSplitKeys;
+}
+
+// Splits that hold keys; at least 1. The tree belongs to the last one. Grows with the prefix, so its value for the
+// longest prefix is the grid's size for all.
+constexpr int64_t attention_used_splits(int64_t prefix, int64_t wish) {
+  const int64_t keys = attention_split_keys(prefix, wish);
+  return prefix > 0 ? (prefix + keys - 1) / keys : 1;
+}
+constexpr int64_t attention_grid_splits(int64_t max_prefix, int64_t wish) {
+  if (wish > 0) return attention_used_splits(max_prefix, wish);
+  const int64_t most = (max_prefix + kMinSplitKeys - 1) / kMinSplitKeys;
+  return most < 1 ? 1 : most < kOwnSplits ? most : kOwnSplits;
+}
+
+// Warps of a block, 16 rows each: 4 while one block holds all rows, else 8, which halves the reads of K and V.
+constexpr int attention_warps(int64_t rows) { return rows <= 64 ? 4 : 8; }
+
+// Blocks meant to share an SM: at some 170 registers a thread two of 4 warps fit the register file, one of 8 warps
+// does.
+constexpr int attention_blocks(int warps) { return warps == 4 ? 2 : 1; }
+
+// Key tiles in flight: as many as fit, at most 4 (beyond that the memory system is full), at least 2. `limit`: bytes of
+// shared memory a block may have (sm_89 and sm_120: 99 KiB, the least; 2 stages of head_dim 128 and 128 rows take 96).
+constexpr int attention_stages(int64_t query_bytes, int64_t stage_bytes, int blocks, int64_t limit) {
+  for (int stages = 4; stages > 2; --stages)
+    if ((query_bytes + stages * stage_bytes) * blocks <= limit) return stages;
+  return 2;
+}
+
+static_assert(kOwnSplits <= kScratchSplits && kMinSplitKeys >= kScratchSplitKeys, "the scratch must hold all splits");
+
+}  // namespace sparrow

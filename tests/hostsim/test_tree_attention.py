@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from sparrow_ext.ops import tree_attention as op
+from tests.attention_cases import ints
+from tests.checks import DTYPES, poison, strided
+from tests.test_tree_attention import case, check
+
+HALF = [torch.bfloat16, torch.float16]
+# B, N, H, K, D, prefix lengths. Padded head_dims, several row tiles, 4 and 8 warps, 2 to 4 stages, splits, G = 7.
+SHAPES = [
+    (1, 1, 7, 1, 128, [130]),
+    (1, 17, 7, 1, 128, [300]),
+    (3, 9, 4, 2, 64, [1, 0, 200]),
+    (1, 64, 2, 1, 64, [64]),
+    (2, 65, 2, 1, 80, [63, 0]),
+    (1, 128, 2, 1, 64, [65]),
+    (1, 2, 4, 4, 24, [129]),
+    (1, 16, 1, 1, 112, [400]),
+]
+PLAIN = [(3, 9, 4, 2, 20, [1, 0, 140]), (1, 65, 1, 1, 6, [40]), (1, 2, 2, 1, 256, [33])]
+
+
+def run(sim, q, kc, vc, lens, used=None, anc=None, scale=None, bound=None, split_size=0):
+    bound = kc.shape[1] if bound is None else bound
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return sim.ops.tree_attention(q, kc, vc, lens, used, anc, scale, bound, split_size)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_reference(sim, shape, request):
+    dtype = HALF[request.node.callspec.params["sim"] % 2]
+    args = case(shape, dtype)
+    check(run(sim, *args, bound=max(shape[-1])), *args, str(shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", PLAIN, ids=str)
+def test_shapes_without_matrix_units(simulator, shape, dtype):
+    simulator.configure(seed=2)
+    args = case(shape, dtype)
+    check(run(simulator, *args), *args, str(shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unused_nodes(sim, dtype):
+    for lens in ([30, 5, 0], [150, 5, 0]):  # one split and two
+        args = case((3, 20, 4, 2, 32, lens), dtype, used=[18, 0, 3])
+        out, lse = run(sim, *args, bound=max(lens))
+        for b, used in enumerate([18, 0, 3]):
+            assert bool((out[b, used:] == 0).all()) and bool(lse[b, used:].isneginf().all())
+        check((out, lse), *args, "num_nodes")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_visible_set_is_exact(simulator, dtype):
+    simulator.configure(seed=1)
+    d, n, lens = 64, 65, [0, 3, 190]
+    q, kc, vc, lengths, _, anc = case((3, n, 1, 1, d, lens), dtype)
+    kc.zero_()
+    visible = op.visibility(lengths, None, anc, n, kc.shape[1])
+    for first in range(0, kc.shape[1], d):
+        hot = torch.eye(kc.shape[1], dtype=dtype)[:, first : first + d]
+        vc.zero_()[..., : hot.shape[1]] = hot[:, None]
+        out, lse = run(simulator, q, kc, vc, lengths, None, anc, bound=190)
+        want = visible[..., first : first + d].double() / visible.sum(-1, keepdim=True)
+        assert torch.equal(out[:, :, 0, : want.shape[-1]], want.to(dtype))
+    torch.testing.assert_close(lse[..., 0], visible.sum(-1).float().log())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_do_not_depend_on_their_company(sim, dtype):
+    q, kc, vc, lens, _, anc = case((2, 66, 2, 1, 32, [150, 300]), dtype)
+    out, lse = run(sim, q, kc, vc, lens, None, anc)
+    again = run(sim, q, kc, vc, lens, None, anc, bound=300)
+    assert torch.equal(out, again[0]) and torch.equal(lse, again[1])
+    few = run(sim, q[1:, :3], kc[1:], vc[1:], lens[1:], None, anc[1:, :3, :1].contiguous(), bound=4000)
+    assert torch.equal(few[0], out[1:, :3]) and torch.equal(few[1], lse[1:, :3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("split_size", [50, 64, 2**40])
+def test_split_sizes(simulator, split_size, dtype):
+    args = case((2, 3, 2, 1, 32, [200, 64]), dtype)
+    simulator.configure(seed=3)
+    check(run(simulator, *args, split_size=split_size), *args, f"split {split_size}")
+
+
+def test_chain_scale_and_nothing_seen(sim):
+    q, kc, vc, lens, _, anc = case((1, 5, 2, 1, 64, [70]), torch.bfloat16)
+    for scale in (0.0, 3.0, -0.5):
+        out, lse = run(sim, q, kc, vc, lens, None, None, scale)
+        want = op.reference(q.double(), *(x.nan_to_num().double() for x in (kc, vc)), lens, None, None, scale)
+        torch.testing.assert_close(out.double(), want[0], atol=0.03, rtol=0.03)
+        torch.testing.assert_close(lse.double(), want[1], atol=0.03, rtol=0.01)
+    out, lse = run(sim, q, kc, vc, ints(0), None, torch.zeros_like(anc))
+    assert bool((out == 0).all()) and bool(lse.isneginf().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_out_form_and_misaligned_rows(sim, dtype):
+    q, kc, vc, lens, used, anc = case((2, 5, 4, 2, 16, [140, 3]), dtype, used=[5, 4])
+    want, want_lse = run(sim, q, kc, vc, lens, used, anc, bound=140)
+    size = torch.ops.sparrow.tree_attention_workspace_size(2, 5, 4, 16, 140, 0)
+    buffer = torch.full((size + 64,), 171, dtype=torch.uint8)
+    out, lse = poison(strided(torch.zeros(2, 5, 4, 16, dtype=dtype))), poison(torch.empty(2, 5, 4))
+    sim.ops.tree_attention_out(q, kc, vc, lens, used, anc, 0.25, 140, 0, out, lse, buffer[:size])
+    assert torch.equal(out, want) and torch.equal(lse, want_lse) and bool((buffer[size:] == 171).all())
+    shifted = torch.zeros(q.numel() + 1, dtype=dtype)[1:].view(q.shape).copy_(q)
+    args = shifted, kc, vc, lens, used, anc
+    check(run(sim, *args), *args, "misaligned")
+    with pytest.raises(RuntimeError, match="workspace must have at least"):
+        sim.ops.tree_attention_out(q, kc, vc, lens, used, anc, 0.25, 140, 0, out, None, buffer[: size - 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lengths_out_of_range_stay_inside_the_cache(sim, dtype):
+    q, kc, vc, _, _, anc = case((4, 5, 2, 1, 16, [40] * 4), dtype)
+    lens, used = ints(-3, 2**31 - 1, 41, 45), ints(2**31 - 1, -1, 5, 5)
+    run(sim, q, kc, vc, lens, used, anc)
+    run(sim, q, kc, vc, lens, used, anc, bound=41)
+    assert run(sim, q[:0], kc[:0], vc[:0], lens[:0], None, anc[:0])[0].shape == (0, 5, 2, 16)
