@@ -1,17 +1,29 @@
+"""The `sim` fixture, and which tests run in a sanitized process (SPARROW_HOSTSIM_MODE = race or asan)."""
+
+import os
+import pathlib
+from collections import defaultdict
+
 import pytest
 
 from tests.hostsim import cuda
-from tests.hostsim.library import Simulator, build, cuda_include
+from tests.hostsim.library import MODES, Simulator, build_library, cuda_include
+
+HERE = pathlib.Path(__file__).parent
+MODE = os.environ.get("SPARROW_HOSTSIM_MODE", "value")
+SEEDS = [0, 1, 2, 3] if MODE == "value" else [1]  # the sanitizers see what schedules would have to be lucky for
+CASES_PER_TEST = 3  # of each test function, in a sanitized process
 
 
 @pytest.fixture(scope="session")
 def simulator() -> Simulator:
     if cuda_include() is None:
         pytest.skip("no CUDA toolkit headers here: the CUDA sources cannot be compiled")
-    return Simulator(build())
+    assert MODE in MODES, f"SPARROW_HOSTSIM_MODE must be one of {MODES}, got {MODE!r}"
+    return Simulator(build_library(MODE))
 
 
-@pytest.fixture(params=[0, 1, 2, 3, *(["cuda"] if cuda.available() else [])])
+@pytest.fixture(params=[*SEEDS, *(["cuda"] if cuda.available() else [])])
 def sim(request) -> Simulator | cuda.Gpu:
     """The simulator under one of several schedules, and the GPU where there is one."""
     if request.param == "cuda":
@@ -19,3 +31,24 @@ def sim(request) -> Simulator | cuda.Gpu:
     simulator = request.getfixturevalue("simulator")
     simulator.configure(seed=request.param)
     return simulator
+
+
+def few(items: list[pytest.Item]) -> list[pytest.Item]:
+    """First, last and what lies evenly between."""
+    last = min(CASES_PER_TEST, len(items)) - 1
+    return [items[i * (len(items) - 1) // max(last, 1)] for i in range(last + 1)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the count of launched kernels last; leaves a few cases of each kernel test in a sanitized process."""
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
+    if MODE != "value":
+        groups = defaultdict(list)
+        for item in ours:
+            if "sim" in item.fixturenames:
+                groups[item.path, item.originalname].append(item)
+        kept = [item for group in groups.values() for item in few(group)]
+        kept += [item for item in ours if item.path.name == "test_all_kernels.py"]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = ours = kept
+    items.sort(key=lambda item: item.path == HERE / "test_all_kernels.py")

@@ -42,8 +42,6 @@
 #include <ucontext.h>
 #undef HOSTSIM_UCONTEXT
 #define HOSTSIM_UCONTEXT 1
-#elif defined(HOSTSIM_BOOST)
-#include <boost/context/detail/fcontext.hpp>
 #endif
 
 #undef __global__
@@ -118,7 +116,7 @@ struct Warp {
 };
 struct Barrier { std::vector<int> waiters; int arrived = 0, acc = 0, result = 0; const char* file = ""; int line = 0; };
 
-#if !defined(HOSTSIM_UCONTEXT) && !defined(HOSTSIM_BOOST)
+#if !defined(HOSTSIM_UCONTEXT)
 extern "C" void hs_switch(void** save, void* load);
 asm(".text\n.weak hs_switch\n.type hs_switch,@function\nhs_switch:\n"
     "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\nmov %rsp,(%rdi)\nmov %rsi,%rsp\n"
@@ -348,14 +346,6 @@ class Engine {
     makecontext(&f.ctx, entry, 0);
   }
   void jump(Fiber* from, Fiber* to) { swapcontext(from ? &from->ctx : &main_, to ? &to->ctx : &main_); }
-#elif defined(HOSTSIM_BOOST)
-  void* main_ = nullptr;
-  static void boost_entry(boost::context::detail::transfer_t t) { *static_cast<void**>(t.data) = t.fctx; entry(); }
-  void make_context(Fiber& f) { f.ctx = boost::context::detail::make_fcontext(f.stack + kStack, kStack, boost_entry); }
-  void jump(Fiber* from, Fiber* to) {
-    auto t = boost::context::detail::jump_fcontext(to ? to->ctx : main_, from ? &from->ctx : &main_);
-    *static_cast<void**>(t.data) = t.fctx;
-  }
 #else
   void* main_ = nullptr;
   void make_context(Fiber& f) {

@@ -4,6 +4,7 @@ A pass here says that the kernel's source is right under every schedule tried. I
 """
 
 import ctypes
+import functools
 import os
 import pathlib
 import re
@@ -30,23 +31,58 @@ def cuda_include() -> pathlib.Path | None:
     return folder if folder and (folder / "cuda_bf16.h").exists() else None
 
 
-def build(mode: str = "value") -> pathlib.Path:
-    """Compiles what changed; returns the library. Raises RuntimeError with the compiler's words."""
-    include, out = cuda_include(), ROOT / "build" / "hostsim" / mode
+MODES = ("value", "race", "asan")
+
+
+@functools.cache
+def build(target: str) -> pathlib.Path:
+    """Compiles what changed (once a session) of one target of CMakeLists.txt; returns the folder it lies in.
+
+    Raises RuntimeError with the compiler's words.
+    """
+    include, out = cuda_include(), ROOT / "build" / "hostsim"
     if include is None:
         raise RuntimeError("the simulated build needs the CUDA toolkit's headers: install nvcc or set CUDACXX")
     tools = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
-    settings = {
-        "SPARROW_TORCH_DIR": pathlib.Path(torch.__file__).parent,
-        "CUDA_INCLUDE_DIR": include,
-        "HOSTSIM_MODE": mode,
-    }
+    tools.pop("LD_PRELOAD", None)  # the sanitizer is for the kernels, not for the compiler
+    settings = {"SPARROW_TORCH_DIR": pathlib.Path(torch.__file__).parent, "CUDA_INCLUDE_DIR": include}
     configure = ["cmake", "-G", "Ninja", "-S", HERE, "-B", out, *(f"-D{k}={v}" for k, v in settings.items())]
-    for command in (configure, ["cmake", "--build", out, "-j", str(os.cpu_count())]):
+    for command in (configure, ["cmake", "--build", out, "--target", target, "-j", str(os.cpu_count())]):
         done = subprocess.run(command, capture_output=True, text=True, env=tools, check=False)
         if done.returncode:
             raise RuntimeError(f"the simulated build failed:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
-    return out / "libsparrow_hostsim.so"
+    return out
+
+
+def build_library(mode: str) -> pathlib.Path:
+    """The operators in one of MODES; a process may load one."""
+    return build(f"sparrow_hostsim_{mode}") / f"libsparrow_hostsim_{mode}.so"
+
+
+def run_program(name: str, mode: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Builds and runs a C++ program of this folder."""
+    program = build(f"{name}_{mode}") / f"{name}_{mode}"
+    settings = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([program, *arguments], capture_output=True, text=True, env=settings, check=False)
+
+
+def sanitizer_environment(mode: str) -> dict[str, str]:
+    """What a Python that loads the library of this mode must be started with."""
+    settings = {**os.environ, "SPARROW_HOSTSIM_MODE": mode}
+    if mode == "asan":
+        asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+        settings |= {"LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    return settings
+
+
+def declared_kernels() -> set[str]:
+    """The names of all __global__ functions in csrc/kernels."""
+    names: set[str] = set()
+    for path in (ROOT / "csrc" / "kernels").glob("*.cu*"):
+        source = re.sub(r"//.*", "", path.read_text())
+        source = re.sub(r"__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)", "", source)
+        names |= set(re.findall(r"__global__\s+(?:static\s+|inline\s+)*void\s+(\w+)\s*\(", source))
+    return names
 
 
 class Simulator:
@@ -65,8 +101,5 @@ class Simulator:
 
     def launched(self) -> set[str]:
         """Names of the kernels launched so far, without template arguments."""
-        return {
-            re.split(r"[<(]", name.strip("() "))[0]
-            for name in self._library.hostsim_launched().decode().split("\n")
-            if name
-        }
+        written = self._library.hostsim_launched().decode().split("\n")
+        return {re.split(r"[<(]", name.strip("() "))[0].split("::")[-1] for name in written if name}

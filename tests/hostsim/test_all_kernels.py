@@ -1,0 +1,20 @@
+"""Runs last: every kernel in csrc/kernels was executed by the tests before it."""
+
+import pathlib
+
+import pytest
+
+from tests.hostsim.library import declared_kernels
+
+HERE = pathlib.Path(__file__).parent
+
+
+def test_every_kernel_was_launched(simulator, request):
+    ran = {item.path.name for item in request.session.items if "sim" in item.fixturenames}
+    missing = {p.name for p in HERE.glob("test_*.py") if "(sim" in p.read_text()} - ran - {pathlib.Path(__file__).name}
+    if missing:
+        pytest.skip(f"counts only where all of tests/hostsim runs; not run: {sorted(missing)}")
+    declared = declared_kernels()
+    assert {"tree_mask_kernel", "kv_commit_kernel"} <= declared
+    never = declared - simulator.launched()
+    assert not never, f"no test in tests/hostsim launches {sorted(never)} (SPARROW_LAUNCH must spell the kernel's name)"
