@@ -21,10 +21,12 @@
 #define SPARROW_CPU_IMPL(m) \
   [[maybe_unused]] static void C10_CONCATENATE(no_cpu_, C10_UID)(torch::stable::detail::StableLibrary & m)
 #define SPARROW_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow_hostsim, CPU, m)
+#define SPARROW_COMPOSITE_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow_hostsim, CompositeExplicitAutograd, m)
 #else
 #define SPARROW_LIBRARY(m) STABLE_TORCH_LIBRARY_FRAGMENT(sparrow, m)
 #define SPARROW_CPU_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow, CPU, m)
 #define SPARROW_CUDA_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow, CUDA, m)
+#define SPARROW_COMPOSITE_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m)
 #endif
 
 namespace sparrow {

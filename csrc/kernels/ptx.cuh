@@ -42,6 +42,22 @@ PTX_FN void cp_async_wait() {
 #endif
 }
 
+// 16 bytes of data that nobody writes during the launch and that is read once: past the L1 cache.
+PTX_FN uint4 ld_nc16(const void* p PTX_AT) {
+#if defined(SPARROW_HOSTSIM)
+  if (uintptr_t(p) % 16) hostsim::engine->fail("ld.global.nc: misaligned address", HS_PASS);
+  uint4 v;
+  std::memcpy(&v, p, 16);
+  return v;
+#else
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+#endif
+}
+
 PTX_FN void bar_sync(int id, int threads PTX_AT) {
 #if defined(SPARROW_HOSTSIM)
   hostsim::engine->barrier(id, threads, true, 0, HS_PASS);
