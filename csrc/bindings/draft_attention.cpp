@@ -147,7 +147,7 @@ SPARROW_LIBRARY(m) {
   m.def("draft_attention_workspace_size(int B, int T, int H, int D, int max_len) -> int");
 }
 SPARROW_CPU_IMPL(m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cpu)); }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
+SPARROW_COMPOSITE_IMPL(m) {
   m.impl("draft_attention_workspace_size", TORCH_BOX(&sparrow::draft_attention_workspace_size_op));
 }
 #if defined(SPARROW_CUDA)

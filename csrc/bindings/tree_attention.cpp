@@ -189,7 +189,7 @@ SPARROW_CPU_IMPL(m) {
   m.impl("tree_attention", TORCH_BOX(&sparrow::tree_attention_op_cpu));
   m.impl("tree_attention_out", TORCH_BOX(&sparrow::tree_attention_out_op_cpu));
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
+SPARROW_COMPOSITE_IMPL(m) {
   m.impl("tree_attention_workspace_size", TORCH_BOX(&sparrow::tree_attention_workspace_size_op));
 }
 #if defined(SPARROW_CUDA)

@@ -5,6 +5,9 @@
 //   an ldmatrix phase fall into different banks: chunk ^ row where rows are a multiple of 128 bytes, else an odd pitch.
 //   Full prefix tiles carry no mask code; the ragged last one and the tree tiles have a 64-bit word per row.
 //   head_dim is padded to D with zeros in shared memory.
+//   16 rows or fewer: four warps hold the same rows and take 16 keys of each tile; they are merged at the end.
+//   A weight of 0 does not hide NaN or infinity in a value, so a tree tile with such values is summed key by key over
+//   what each row sees: a node never touches the output of one that does not see it.
 //   Drafting (kDraft): queries are roped on their way into shared memory; keys and values of the new rows are taken
 //   from qkv, roped, used from shared memory and written to the cache by the first row tile's block. No block reads a
 //   cache row that another one writes.
@@ -15,9 +18,16 @@
 
 namespace sparrow {
 
-template <class T, int D, int kWarps>
+// How the warps of a block share a tile of rows x 64 keys.
+template <int kRowWarps_, int kKeyWarps_>
+struct Family {
+  static constexpr int kRowWarps = kRowWarps_, kKeyWarps = kKeyWarps_;  // warp = row warp * kKeyWarps + key warp
+  static constexpr int kWarps = kRowWarps * kKeyWarps, kKeys = kTileKeys / kKeyWarps;
+};
+
+template <class T, int D, class F>
 struct AttentionTile {
-  static constexpr int kThreads = kWarps * 32, kRows = kWarps * 16, kChunks = D / 8;
+  static constexpr int kThreads = F::kWarps * 32, kRows = F::kRowWarps * 16, kChunks = D / 8;
   static constexpr bool kSwizzled = kChunks % 8 == 0;
   static constexpr int kPitch = (kSwizzled ? kChunks : kChunks | 1) * 8;  // elements
   static constexpr int kStage = kTileKeys * kPitch;
@@ -45,9 +55,9 @@ struct WarpRows {
 };
 
 // Block-wide constants.
-template <class T, int D, int kWarps>
+template <class T, int D, class F>
 struct SplitBlock {
-  using Tile = AttentionTile<T, D, kWarps>;
+  using Tile = AttentionTile<T, D, F>;
   const DraftAttentionParams& d;
   const TreeAttentionParams& p;
   Tile s;
@@ -92,9 +102,9 @@ __device__ __forceinline__ void rope_to(T* tile, int r, int c, const T* x, const
 }
 
 // The block's queries; rows beyond those in use are zero.
-template <bool kDraft, class T, int D, int kWarps>
-__device__ __forceinline__ void load_queries(const SplitBlock<T, D, kWarps>& x) {
-  using Tile = AttentionTile<T, D, kWarps>;
+template <bool kDraft, class T, int D, class F>
+__device__ __forceinline__ void load_queries(const SplitBlock<T, D, F>& x) {
+  using Tile = AttentionTile<T, D, F>;
   const int rows = x.w.used * x.group, dim = x.dim();
   for (int i = threadIdx.x; i < Tile::kRows * Tile::kChunks; i += Tile::kThreads) {
     const int r = i / Tile::kChunks, c = i % Tile::kChunks, row = x.row0 + r;
@@ -113,10 +123,9 @@ __device__ __forceinline__ void load_queries(const SplitBlock<T, D, kWarps>& x) 
 }
 
 // Tree slots [from, to) of the new rows, which are rows 0.. of a tile: rope, keep, and append to the cache.
-template <class T, int D, int kWarps>
-__device__ __forceinline__ void append_rows(const SplitBlock<T, D, kWarps>& x, T* sk, T* sv, int first, int from,
-                                            int to) {
-  using Tile = AttentionTile<T, D, kWarps>;
+template <class T, int D, class F>
+__device__ __forceinline__ void append_rows(const SplitBlock<T, D, F>& x, T* sk, T* sv, int first, int from, int to) {
+  using Tile = AttentionTile<T, D, F>;
   const int dim = x.dim();
   const bool owner = x.tile == 0;
   for (int i = threadIdx.x; i < (to - from) * Tile::kChunks; i += Tile::kThreads) {
@@ -137,9 +146,9 @@ __device__ __forceinline__ void append_rows(const SplitBlock<T, D, kWarps>& x, T
 }
 
 // Tile t into its stage: prefix tiles first, then tree tiles. Keys that are not there become zeros.
-template <bool kDraft, class T, int D, int kWarps>
-__device__ __forceinline__ void load_tile(const SplitBlock<T, D, kWarps>& x, int t) {
-  using Tile = AttentionTile<T, D, kWarps>;
+template <bool kDraft, class T, int D, class F>
+__device__ __forceinline__ void load_tile(const SplitBlock<T, D, F>& x, int t) {
+  using Tile = AttentionTile<T, D, F>;
   const int stage = t % x.stages, dim = x.dim();
   T *sk = x.s.k + stage * Tile::kStage, *sv = x.s.v + stage * Tile::kStage;
   const T* k = static_cast<const T*>(x.p.k) + x.b * x.p.k_b + x.head * x.p.k_h;
@@ -164,14 +173,14 @@ __device__ __forceinline__ void load_tile(const SplitBlock<T, D, kWarps>& x, int
   }
 }
 
-// Scores of 64 keys to weights 2^(s - top), with the running top and sum; rescales what was summed before. Bit n*8 + i
-// of a row's word (already shifted by the lane's column): this lane's column i of n-tile n is seen.
-template <bool kMasked, int D>
-__device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[kTileKeys / 8][4],
-                                             const uint64_t (&word)[2], float scale) {
+// Scores of the warp's keys to weights 2^(s - top), with the running top and sum; rescales what was summed before. Bit
+// n*8 + i of a row's word (already shifted by the lane's column): this lane's column i of n-tile n is seen.
+template <bool kMasked, int D, int kKeys>
+__device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[kKeys / 8][4], const uint64_t (&word)[2],
+                                             float scale) {
   float high[2] = {rows.top[0], rows.top[1]};
 #pragma unroll
-  for (int n = 0; n < kTileKeys / 8; ++n)
+  for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       score[n][i] *= scale;
@@ -194,7 +203,7 @@ __device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[k
 #pragma unroll
     for (int i = 0; i < 4; ++i) rows.acc[d][i] *= shrink[i / 2];
 #pragma unroll
-  for (int n = 0; n < kTileKeys / 8; ++n)
+  for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       score[n][i] = ptx::exp2_approx(score[n][i] - base[i / 2]);
@@ -202,45 +211,139 @@ __device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[k
     }
 }
 
-template <bool kMasked, class Tile, int D, class T>
-__device__ __forceinline__ void attend(WarpRows<D>& rows, T* sk, T* sv, const uint64_t (&word)[2], float scale) {
+// Weights as mma fragments: keys 16 j .. 16 j + 15 of this warp.
+template <class T, int kKeys>
+__device__ __forceinline__ void weight_fragment(uint32_t (&pf)[4], const float (&score)[kKeys / 8][4], int j) {
+  pf[0] = ptx::pack2<T>(score[2 * j][0], score[2 * j][1]), pf[1] = ptx::pack2<T>(score[2 * j][2], score[2 * j][3]);
+  pf[2] = ptx::pack2<T>(score[2 * j + 1][0], score[2 * j + 1][1]);
+  pf[3] = ptx::pack2<T>(score[2 * j + 1][2], score[2 * j + 1][3]);
+}
+
+// acc += weights values, of the keys each row sees, one by one. `scratch` [16][64] is this row warp's: the weights
+// cross lanes through it (columns of other key warps stay untouched).
+template <class F, class Tile, int D, class T>
+__device__ void add_seen_values(WarpRows<D>& rows, const float (&score)[F::kKeys / 8][4], const uint64_t (&word)[2],
+                                T* scratch, T* sv, int key0) {
   const int lane = threadIdx.x % 32;
-  float score[kTileKeys / 8][4] = {};
+#pragma unroll
+  for (int n = 0; n < F::kKeys / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      scratch[(lane / 4 + i / 2 * 8) * kTileKeys + key0 + n * 8 + lane % 4 * 2 + i % 2] = static_cast<T>(score[n][i]);
+  __syncwarp();
+#pragma unroll 1
+  for (int key = key0; key < key0 + F::kKeys; ++key)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if ((word[r] >> key & 1) == 0) continue;
+      const float weight = static_cast<float>(scratch[(lane / 4 + r * 8) * kTileKeys + key]);
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float v = static_cast<float>(Tile::at(sv, key, d)[lane % 4 * 2 + i]);
+          rows.acc[d][r * 2 + i] = fmaf(weight, v, rows.acc[d][r * 2 + i]);
+        }
+    }
+  __syncwarp();
+}
+
+// One tile. word: what the lane's two rows see of it (kMasked); by_key: it holds values that are not finite.
+template <bool kMasked, class F, class Tile, int D, class T>
+__device__ __forceinline__ void attend(WarpRows<D>& rows, T* sk, T* sv, const uint64_t (&word)[2], float scale,
+                                       [[maybe_unused]] bool by_key, [[maybe_unused]] T* scratch) {
+  constexpr int kKeys = F::kKeys;
+  const int lane = threadIdx.x % 32, key0 = threadIdx.x / 32 % F::kKeyWarps * kKeys;
+  float score[kKeys / 8][4] = {};
 #pragma unroll
   for (int ks = 0; ks < D / 16; ++ks)
 #pragma unroll
-    for (int n = 0; n < kTileKeys / 16; ++n) {
+    for (int n = 0; n < kKeys / 16; ++n) {
       uint32_t kf[4];
-      ptx::ldmatrix_x4(kf, Tile::at(sk, n * 16 + lane % 8 + lane / 16 * 8, ks * 2 + lane / 8 % 2));
+      ptx::ldmatrix_x4(kf, Tile::at(sk, key0 + n * 16 + lane % 8 + lane / 16 * 8, ks * 2 + lane / 8 % 2));
       ptx::mma_m16n8k16<T>(score[2 * n], rows.q[ks], kf[0], kf[1]);
       ptx::mma_m16n8k16<T>(score[2 * n + 1], rows.q[ks], kf[2], kf[3]);
     }
-  softmax_tile<kMasked, D>(rows, score, word, scale);
+  const int shift = key0 + lane % 4 * 2;
+  const uint64_t mine[2] = {word[0] >> shift, word[1] >> shift};
+  softmax_tile<kMasked, D, kKeys>(rows, score, mine, scale);
+  if constexpr (kMasked)
+    if (by_key) return add_seen_values<F, Tile, D>(rows, score, word, scratch, sv, key0);
 #pragma unroll
-  for (int j = 0; j < kTileKeys / 16; ++j) {
-    const float (&a)[4] = score[2 * j], (&b)[4] = score[2 * j + 1];
-    const uint32_t pf[4] = {ptx::pack2<T>(a[0], a[1]), ptx::pack2<T>(a[2], a[3]), ptx::pack2<T>(b[0], b[1]),
-                            ptx::pack2<T>(b[2], b[3])};
+  for (int j = 0; j < kKeys / 16; ++j) {
+    uint32_t pf[4];
+    weight_fragment<T, kKeys>(pf, score, j);
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
       uint32_t vf[4];
-      ptx::ldmatrix_x4_trans(vf, Tile::at(sv, j * 16 + lane % 16, d * 2 + lane / 16));
+      ptx::ldmatrix_x4_trans(vf, Tile::at(sv, key0 + j * 16 + lane % 16, d * 2 + lane / 16));
       ptx::mma_m16n8k16<T>(rows.acc[2 * d], pf, vf[0], vf[1]);
       ptx::mma_m16n8k16<T>(rows.acc[2 * d + 1], pf, vf[2], vf[3]);
     }
   }
 }
 
+// Whether a tile of values holds NaN or infinity; of the whole block, which must call it together.
+template <class Tile, class T>
+__device__ __forceinline__ bool any_not_finite(T* sv) {
+  constexpr uint32_t kExponent = std::is_same_v<T, __nv_bfloat16> ? 0x7f80u : 0x7c00u;
+  int found = 0;
+  for (int i = threadIdx.x; i < kTileKeys * Tile::kChunks; i += Tile::kThreads) {
+    const uint4 x = *reinterpret_cast<const uint4*>(Tile::at(sv, i / Tile::kChunks, i % Tile::kChunks));
+    for (const uint32_t two : {x.x, x.y, x.z, x.w})
+      found |= (two & kExponent) == kExponent || (two >> 16 & kExponent) == kExponent;
+  }
+  return __syncthreads_or(found) != 0;
+}
+
+// The key warps' sums become those of key warp 0. The stages are free by now: lane by lane, acc to the keys' part
+// ([key warp][D / 8][32] of 16 bytes: two stages), top and sum to the values' part.
+template <class F, class Tile, int D>
+__device__ __forceinline__ void merge_key_warps(WarpRows<D>& rows, void* keys_part, void* values_part) {
+  static_assert(F::kRowWarps == 1 && sizeof(float4) * F::kKeyWarps * D / 8 * 32 <= 2 * 2 * Tile::kStage);
+  float4 *acc = static_cast<float4*>(keys_part), *stats = static_cast<float4*>(values_part);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  __syncthreads();
+  if (warp > 0) {
+#pragma unroll
+    for (int d = 0; d < D / 8; ++d)
+      acc[(warp * (D / 8) + d) * 32 + lane] =
+          make_float4(rows.acc[d][0], rows.acc[d][1], rows.acc[d][2], rows.acc[d][3]);
+    stats[warp * 32 + lane] = make_float4(rows.top[0], rows.top[1], rows.sum[0], rows.sum[1]);
+  }
+  __syncthreads();
+  if (warp > 0) return;
+  for (int from = 1; from < F::kKeyWarps; ++from) {
+    const float4 other = stats[from * 32 + lane];
+    const float top[2] = {other.x, other.y}, sum[2] = {other.z, other.w};
+    float own[2], theirs[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float high = fmaxf(rows.top[r], top[r]), base = high == -INFINITY ? 0.f : high;
+      own[r] = ptx::exp2_approx(rows.top[r] - base), theirs[r] = ptx::exp2_approx(top[r] - base);
+      rows.top[r] = high, rows.sum[r] = rows.sum[r] * own[r] + sum[r] * theirs[r];
+    }
+#pragma unroll
+    for (int d = 0; d < D / 8; ++d) {
+      const float4 x = acc[(from * (D / 8) + d) * 32 + lane];
+      rows.acc[d][0] = rows.acc[d][0] * own[0] + x.x * theirs[0],
+      rows.acc[d][1] = rows.acc[d][1] * own[0] + x.y * theirs[0];
+      rows.acc[d][2] = rows.acc[d][2] * own[1] + x.z * theirs[1],
+      rows.acc[d][3] = rows.acc[d][3] * own[1] + x.w * theirs[1];
+    }
+  }
+}
+
 // Two neighbouring columns a lane; the result itself where the grid has one split, else the workspace.
-template <class T, int D, int kWarps>
-__device__ __forceinline__ void store_rows(const SplitBlock<T, D, kWarps>& x, WarpRows<D>& rows) {
+template <class T, int D, class F>
+__device__ __forceinline__ void store_rows(const SplitBlock<T, D, F>& x, WarpRows<D>& rows) {
   const TreeAttentionParams& p = x.p;
   const int lane = threadIdx.x % 32, dim = x.dim();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     rows.sum[r] += __shfl_xor_sync(0xffffffffu, rows.sum[r], 1);
     rows.sum[r] += __shfl_xor_sync(0xffffffffu, rows.sum[r], 2);
-    const int row = x.row0 + threadIdx.x / 32 * 16 + lane / 4 + r * 8, n = row / x.group;
+    const int row = x.row0 + threadIdx.x / 32 / F::kKeyWarps * 16 + lane / 4 + r * 8, n = row / x.group;
     const bool used = n < x.w.used;
     if (n >= p.nodes || (!used && (p.splits > 1 || !p.zero_unused))) continue;
     if (p.splits > 1) {
@@ -278,12 +381,25 @@ __device__ __forceinline__ void wait_for(int open) {
     ptx::cp_async_wait<3>();
 }
 
-template <bool kDraft, class T, int D, int kWarps>
-__global__ void __launch_bounds__(kWarps * 32, attention_blocks(kWarps))
+// What this lane's two rows see of tile t, which is not a full prefix tile.
+template <class T, int D, class F>
+__device__ __forceinline__ void read_words(const SplitBlock<T, D, F>& x, int t, uint64_t (&word)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = threadIdx.x / 32 / F::kKeyWarps * 16 + threadIdx.x % 32 / 4 + r * 8, n = (x.row0 + row) / x.group;
+    if (t < x.prefix_tiles)
+      word[r] = Work::below((x.end - x.begin) % kTileKeys, 0);
+    else
+      word[r] = n < x.w.used ? x.w.word(x.p, x.b, n, t - x.prefix_tiles) : 0;
+  }
+}
+
+template <bool kDraft, class T, int D, class F>
+__global__ void __launch_bounds__(F::kWarps * 32, attention_blocks(F::kWarps))
     attention_mma_kernel(const __grid_constant__ DraftAttentionParams p, int stages) {
-  using Tile = AttentionTile<T, D, kWarps>;
+  using Tile = AttentionTile<T, D, F>;
   SMEM_DYNAMIC(raw);
-  const SplitBlock<T, D, kWarps> x(p, raw, stages);
+  const SplitBlock<T, D, F> x(p, raw, stages);
   if (x.split > x.w.last) return;
   const bool zeros = x.p.splits == 1 && x.p.zero_unused;
   if (x.row0 >= x.w.used * x.group && !zeros) return;
@@ -294,7 +410,7 @@ __global__ void __launch_bounds__(kWarps * 32, attention_blocks(kWarps))
     if (t < x.tiles) load_tile<kDraft>(x, t);
     ptx::cp_async_commit();
   }
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16;
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 / F::kKeyWarps * 16;
   WarpRows<D> rows;
   wait_for(stages - 1);
   __syncthreads();
@@ -303,7 +419,6 @@ __global__ void __launch_bounds__(kWarps * 32, attention_blocks(kWarps))
     ptx::ldmatrix_x4(rows.q[ks], Tile::at(x.s.q, warp_row + lane % 16, ks * 2 + lane / 16));
 
   const float scale = x.p.scale * kLog2E;
-  uint64_t word[2] = {0, 0};
   // Tile t has landed for everybody, and everybody has left the stage of tile t - 1: fill it.
   const auto next = [&](int t) {
     if (stages == 2)
@@ -314,56 +429,59 @@ __global__ void __launch_bounds__(kWarps * 32, attention_blocks(kWarps))
     if (t + stages - 1 < x.tiles) load_tile<kDraft>(x, t + stages - 1);
     ptx::cp_async_commit();
   };
+  uint64_t word[2] = {0, 0};
   const int full = (x.end - x.begin) / kTileKeys;
+  T* const scratch = x.s.q + warp_row * Tile::kPitch;  // the queries are in registers
   for (int t = 0; t < full; ++t) {
     next(t);
-    attend<false, Tile, D>(rows, x.s.k + t % stages * Tile::kStage, x.s.v + t % stages * Tile::kStage, word, scale);
+    T *sk = x.s.k + t % stages * Tile::kStage, *sv = x.s.v + t % stages * Tile::kStage;
+    attend<false, F, Tile, D>(rows, sk, sv, word, scale, false, scratch);
   }
   for (int t = full; t < x.tiles; ++t) {
     next(t);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int n = (x.row0 + warp_row + lane / 4 + r * 8) / x.group;
-      if (t < x.prefix_tiles)
-        word[r] = Work::below((x.end - x.begin) % kTileKeys, 0);
-      else
-        word[r] = n < x.w.used ? x.w.word(x.p, x.b, n, t - x.prefix_tiles) : 0;
-      word[r] >>= lane % 4 * 2;
-    }
-    attend<true, Tile, D>(rows, x.s.k + t % stages * Tile::kStage, x.s.v + t % stages * Tile::kStage, word, scale);
+    T *sk = x.s.k + t % stages * Tile::kStage, *sv = x.s.v + t % stages * Tile::kStage;
+    read_words(x, t, word);
+    const bool by_key = t >= x.prefix_tiles && any_not_finite<Tile>(sv);
+    attend<true, F, Tile, D>(rows, sk, sv, word, scale, by_key, scratch);
   }
   ptx::cp_async_wait<0>();
+  if constexpr (F::kKeyWarps > 1) {
+    merge_key_warps<F, Tile, D>(rows, x.s.k, x.s.v);
+    if (threadIdx.x >= 32) return;
+  }
   store_rows(x, rows);
 }
 
-template <bool kDraft, class T, int D, int kWarps>
+template <bool kDraft, class T, int D, class F>
 cudaError_t launch_mma(const DraftAttentionParams& d, int64_t shared_limit, cudaStream_t stream) {
-  using Tile = AttentionTile<T, D, kWarps>;
+  using Tile = AttentionTile<T, D, F>;
   const TreeAttentionParams& p = d.attention;
   const int64_t row_bytes = Tile::kPitch * static_cast<int64_t>(sizeof(T));
   const int stages =
-      attention_stages(Tile::kRows * row_bytes, 2 * kTileKeys * row_bytes, attention_blocks(kWarps), shared_limit);
+      attention_stages(Tile::kRows * row_bytes, 2 * kTileKeys * row_bytes, attention_blocks(F::kWarps), shared_limit);
   const int64_t row_tiles = (p.nodes * (p.heads / p.kv_heads) + Tile::kRows - 1) / Tile::kRows;
   const dim3 grid(static_cast<unsigned>(row_tiles * p.splits), static_cast<unsigned>(p.kv_heads),
                   static_cast<unsigned>(p.batch));
-  return SPARROW_LAUNCH((attention_mma_kernel<kDraft, T, D, kWarps>), grid, dim3(Tile::kThreads),
+  return SPARROW_LAUNCH((attention_mma_kernel<kDraft, T, D, F>), grid, dim3(Tile::kThreads),
                         Tile(nullptr, stages).bytes, stream, d, stages);
 }
 
 template <bool kDraft, class T, int D>
-cudaError_t launch_mma_warps(const DraftAttentionParams& d, int64_t shared_limit, cudaStream_t stream) {
+cudaError_t launch_mma_family(const DraftAttentionParams& d, int64_t shared_limit, cudaStream_t stream) {
   const TreeAttentionParams& p = d.attention;
-  if (attention_warps(p.nodes * (p.heads / p.kv_heads)) == 4)
-    return launch_mma<kDraft, T, D, 4>(d, shared_limit, stream);
-  return launch_mma<kDraft, T, D, 8>(d, shared_limit, stream);
+  switch (attention_family(p.nodes * (p.heads / p.kv_heads), p.split_keys > 0)) {
+    case AttentionFamily::few_rows: return launch_mma<kDraft, T, D, Family<1, 4>>(d, shared_limit, stream);
+    case AttentionFamily::rows64: return launch_mma<kDraft, T, D, Family<4, 1>>(d, shared_limit, stream);
+    default: return launch_mma<kDraft, T, D, Family<8, 1>>(d, shared_limit, stream);
+  }
 }
 
 template <bool kDraft, class T>
 cudaError_t launch_mma_dim(const DraftAttentionParams& d, int64_t shared_limit, cudaStream_t stream) {
   const int64_t dim = d.attention.dim;
-  if (dim <= 64) return launch_mma_warps<kDraft, T, 64>(d, shared_limit, stream);
-  if (dim <= 80) return launch_mma_warps<kDraft, T, 80>(d, shared_limit, stream);
-  return launch_mma_warps<kDraft, T, 128>(d, shared_limit, stream);
+  if (dim <= 64) return launch_mma_family<kDraft, T, 64>(d, shared_limit, stream);
+  if (dim <= 80) return launch_mma_family<kDraft, T, 80>(d, shared_limit, stream);
+  return launch_mma_family<kDraft, T, 128>(d, shared_limit, stream);
 }
 
 template <bool kDraft>

@@ -11,7 +11,7 @@ constexpr int kTileKeys = kWordBits;  // keys of a tile; a tile of tree slots is
 constexpr int kMmaHeadDim = 128;      // accumulators of 16 rows x 128 columns are 64 registers a thread
 
 // Keys of a split where the caller has no wish: 1/kOwnSplits of the visible prefix, whole tiles. It follows from the
-// row's own prefix alone, so a row's bits depend neither on B nor on N nor on the bound of the lengths.
+// row's own prefix alone, so a row's bits do not depend on B or on the bound of the lengths.
 //   32: with 4 kv heads 128 blocks, one per SM of an H200 (132) or A100 (108, two blocks fit); more splits would write
 //   more bytes of partial results than they save waiting.
 //   128: below two tiles a block cannot overlap loading with arithmetic.
@@ -40,10 +40,19 @@ constexpr int64_t attention_grid_splits(int64_t max_prefix, int64_t wish) {
   return most < 1 ? 1 : most < kOwnSplits ? most : kOwnSplits;
 }
 
-// Warps of a block, 16 rows each: 4 while one block holds all rows, else 8, which halves the reads of K and V.
-constexpr int attention_warps(int64_t rows) { return rows <= 64 ? 4 : 8; }
+// Which warps a block has.
+//   few_rows  16 rows at most: four warps share the keys of a tile, or three of them would only load;
+//   rows64    four warps of 16 rows, while one block holds all rows;
+//   rows128   eight: half as many reads of K and V.
+// few_rows sums in another order, so with a caller's split size, which promises the same bits for any N, it is not
+// used.
+enum class AttentionFamily { few_rows, rows64, rows128 };
+constexpr AttentionFamily attention_family(int64_t rows, bool fixed_splits) {
+  if (rows <= 16 && !fixed_splits) return AttentionFamily::few_rows;
+  return rows <= 64 ? AttentionFamily::rows64 : AttentionFamily::rows128;
+}
 
-// Blocks meant to share an SM: at some 170 registers a thread two of 4 warps fit the register file, one of 8 warps
+// Blocks meant to share an SM: at up to 255 registers a thread two of 4 warps fit the register file, one of 8 warps
 // does.
 constexpr int attention_blocks(int warps) { return warps == 4 ? 2 : 1; }
 

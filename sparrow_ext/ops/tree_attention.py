@@ -23,7 +23,8 @@ def tree_attention(
 
     The tree's keys and values are already in the cache, node j of sequence b in row prefix_lens[b] + j
     (`rope_append`). One pass over the cache serves all nodes and all query heads of a kv head; softmax in float32.
-    A row's bits depend on the row's own keys only, not on B, N or the number of threads.
+    A row's bits depend on the row's own keys only, not on B, max_prefix_len or the number of threads; nor on N, but for
+    16-bit dtypes on CUDA without a split_size, where 16 rows (N H / K) or fewer are summed in another order.
 
     Args:
         q: float32, bfloat16 or float16 [B, N, H, D], roped, N <= 128, D <= 256; last dimension dense.

@@ -7,7 +7,7 @@ from tests.checks import DTYPES, poison, strided
 from tests.test_tree_attention import case, check
 
 HALF = [torch.bfloat16, torch.float16]
-# B, N, H, K, D, prefix lengths. Padded head_dims, several row tiles, 4 and 8 warps, 2 to 4 stages, splits, G = 7.
+# B, N, H, K, D, prefix lengths. Padded head_dims, all families of warps, 2 to 4 stages, row tiles, splits, G = 7.
 SHAPES = [
     (1, 1, 7, 1, 128, [130]),
     (1, 17, 7, 1, 128, [300]),
@@ -17,6 +17,7 @@ SHAPES = [
     (1, 128, 2, 1, 64, [65]),
     (1, 2, 4, 4, 24, [129]),
     (1, 16, 1, 1, 112, [400]),
+    (2, 3, 5, 1, 80, [5, 200]),
 ]
 PLAIN = [(3, 9, 4, 2, 20, [1, 0, 140]), (1, 65, 1, 1, 6, [40]), (1, 2, 2, 1, 256, [33])]
 
@@ -70,12 +71,35 @@ def test_visible_set_is_exact(simulator, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_do_not_depend_on_their_company(sim, dtype):
+    """Not on B or the bound of the lengths; with a split size not on N either."""
     q, kc, vc, lens, _, anc = case((2, 66, 2, 1, 32, [150, 300]), dtype)
     out, lse = run(sim, q, kc, vc, lens, None, anc)
-    again = run(sim, q, kc, vc, lens, None, anc, bound=300)
-    assert torch.equal(out, again[0]) and torch.equal(lse, again[1])
-    few = run(sim, q[1:, :3], kc[1:], vc[1:], lens[1:], None, anc[1:, :3, :1].contiguous(), bound=4000)
-    assert torch.equal(few[0], out[1:, :3]) and torch.equal(few[1], lse[1:, :3])
+    again = run(sim, q[1:], kc[1:], vc[1:], lens[1:], None, anc[1:], bound=4000)
+    assert torch.equal(out[1:], again[0]) and torch.equal(lse[1:], again[1])
+    out, lse = run(sim, q, kc, vc, lens, None, anc, split_size=100)
+    for n in (3, 20):  # 6 and 40 rows
+        words = anc[1:, :n, :1].contiguous()
+        few = run(sim, q[1:, :n], kc[1:], vc[1:], lens[1:], None, words, split_size=100)
+        assert torch.equal(few[0], out[1:, :n]) and torch.equal(few[1], lse[1:, :n])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("heads", [2, 9])  # 8 and 36 rows
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_stay_with_those_who_see_them(sim, value, heads, dtype):
+    q, kc, vc, lens, _, _ = case((1, 4, heads, 1, 32, [70]), dtype, anc=False)
+    anc = torch.tensor([[[1], [3], [5], [9]]])  # three children of the root
+    clean_out, clean_lse = run(sim, q, kc, vc, lens, None, anc)
+    kc[0, 70 + 2, :, 3] = float("nan")
+    vc[0, 70 + 3, :, 5] = value
+    out, lse = run(sim, q, kc, vc, lens, None, anc)
+    torch.testing.assert_close(out[:, :2], clean_out[:, :2])
+    assert torch.equal(lse[:, :2], clean_lse[:, :2])
+    assert bool(out[:, 2].isnan().all()) and bool(lse[:, 2].isnan().all())
+    torch.testing.assert_close(out[:, 3, :, :5], clean_out[:, 3, :, :5])
+    assert not bool(out[:, 3, :, 5].isfinite().any())
+    kc[0, 5] = float("nan")
+    assert bool(run(sim, q, kc, vc, lens, None, anc)[0].isnan().all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
