@@ -4,6 +4,10 @@
 
 #include "bindings/checks.h"
 #include "bindings/linear.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/hsr_project.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -69,7 +73,17 @@ HsrProjectParams make_params(const HsrArgs& a, const Tensor& out, int64_t valid,
   p.embed_stride = a.embed.stride(0), p.hidden_stride = a.hidden.stride(0), p.weight_stride = a.weight.stride(0);
   p.out_stride = out.stride(0);
   p.dtype = dtype_of(a.weight);
+  p.vocab = a.embed.size(0), p.hidden_rows = a.hidden.size(0);
+  p.num_rows = a.num_rows ? a.num_rows->const_data_ptr<int32_t>() : nullptr;
+  p.zero_rest = false;
+  p.partial = static_cast<float*>(p.packed);
   return p;
+}
+
+// A contiguous 2-D view of scratch memory.
+Tensor matrix(const Tensor& like, void* data, int64_t rows, int64_t columns) {
+  const int64_t shape[] = {rows, columns}, strides[] = {columns, 1};
+  return torch::stable::from_blob(data, {shape, 2}, {strides, 2}, like.device(), like.scalar_type());
 }
 
 // Concatenates rows [begin, begin + count) as they are into p.packed: the library's activations.
@@ -111,11 +125,26 @@ void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
       continue;
     }
     concatenate(p, begin, count);
-    const int64_t shape[] = {count, width}, strides[] = {width, 1};
-    const Tensor x =
-        torch::stable::from_blob(p.packed, {shape, 2}, {strides, 2}, a.weight.device(), a.weight.scalar_type());
-    library_linear(rows_of(out, begin, count), x, a.weight, a.bias);
+    library_linear(rows_of(out, begin, count), matrix(a.weight, p.packed, count, width), a.weight, a.bias);
   }
+}
+
+void check_out(const HsrArgs& a, const Tensor& out, const Tensor& workspace) {
+  const Arg ids{kOp, "token_ids", a.token_ids}, weight{kOp, "weight", a.weight};
+  Arg{kOp, "out", out}
+      .same_device(ids)
+      .same_dtype(weight)
+      .dim(2)
+      .size(0, a.token_ids.size(0), "M")
+      .size(1, a.weight.size(0), "rows of weight")
+      .last_dense();
+  check_that(out.size(0) <= 1 || out.stride(0) >= out.size(1), kOp, "the rows of out must not overlap, got row stride ",
+             out.stride(0));
+  const int64_t bytes =
+      hsr_project_workspace_bytes(a.token_ids.size(0), a.embed.size(1), a.hidden.size(1), a.weight.size(0));
+  Arg{kOp, "workspace", workspace}.same_device(ids).dtype({ScalarType::Byte}).dim(1).contiguous();
+  check_that(workspace.size(0) >= bytes, kOp, "workspace must have at least ", bytes,
+             " bytes (hsr_project_workspace_size), got ", workspace.size(0));
 }
 
 }  // namespace
@@ -148,22 +177,58 @@ void hsr_project_out_op_cpu(const Tensor& token_ids, const Tensor& row_index, co
                             const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace) {
   const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
   check_layout(a);
-  const Arg ids_arg{kOp, "token_ids", token_ids}, weight_arg{kOp, "weight", weight};
-  Arg{kOp, "out", out}
-      .same_device(ids_arg)
-      .same_dtype(weight_arg)
-      .dim(2)
-      .size(0, token_ids.size(0), "M")
-      .size(1, weight.size(0), "rows of weight")
-      .last_dense();
-  check_that(out.size(0) <= 1 || out.stride(0) >= out.size(1), kOp, "the rows of out must not overlap, got row stride ",
-             out.stride(0));
-  const int64_t bytes = hsr_project_workspace_bytes(token_ids.size(0), embed.size(1), hidden.size(1), weight.size(0));
-  Arg{kOp, "workspace", workspace}.same_device(ids_arg).dtype({ScalarType::Byte}).dim(1).contiguous();
-  check_that(workspace.size(0) >= bytes, kOp, "workspace must have at least ", bytes,
-             " bytes (hsr_project_workspace_size), got ", workspace.size(0));
+  check_out(a, out, workspace);
   run(a, out, check_values(a), workspace.mutable_data_ptr());
 }
+
+#if defined(SPARROW_CUDA)
+namespace {
+
+// The kernels take up to kSkinnyRows rows, in float32 any number; more go through the library, a chunk at a time. The
+// count of valid rows stays on the device, so all M rows are multiplied then and the valid ones kept.
+void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch, bool zero_rest) {
+  HsrProjectParams p = make_params(a, out, a.token_ids.size(0), scratch);
+  p.zero_rest = zero_rest;
+  const cudaStream_t stream = current_stream(a.weight);
+  if (p.dtype == DType::f32 || p.rows <= kSkinnyRows) return check_launch(kOp, hsr_project_cuda(p, stream));
+  if (p.outputs == 0) return;
+  const int64_t width = p.embed_width + p.hidden_width;
+  void* products = static_cast<char*>(p.packed) + hsr_gathered_bytes(p.rows, width);
+  for (int64_t begin = 0; begin < p.rows; begin += kHsrChunk) {
+    const int64_t count = p.rows - begin < kHsrChunk ? p.rows - begin : kHsrChunk;
+    check_launch(kOp, hsr_gather_cuda(p, begin, count, p.packed, stream));
+    library_linear(matrix(a.weight, products, count, p.outputs), matrix(a.weight, p.packed, count, width), a.weight,
+                   a.bias);
+    check_launch(kOp, hsr_scatter_cuda(p, begin, count, products, stream));
+  }
+}
+
+}  // namespace
+
+Tensor hsr_project_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
+                           const Tensor& weight, const std::optional<Tensor>& bias,
+                           const std::optional<Tensor>& num_rows) {
+  const DeviceGuard guard(weight.get_device_index());
+  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
+  check_layout(a);
+  const int64_t m = token_ids.size(0);
+  const Tensor out = empty(weight, {m, weight.size(0)}, weight.scalar_type());
+  const int64_t bytes = hsr_project_workspace_bytes(m, embed.size(1), hidden.size(1), weight.size(0));
+  const Tensor scratch = empty(weight, {bytes}, ScalarType::Byte);
+  run_cuda(a, out, scratch.mutable_data_ptr(), /*zero_rest=*/true);
+  return out;
+}
+
+void hsr_project_out_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed,
+                             const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
+                             const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace) {
+  const DeviceGuard guard(weight.get_device_index());
+  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
+  check_layout(a);
+  check_out(a, out, workspace);
+  run_cuda(a, out, workspace.mutable_data_ptr(), /*zero_rest=*/false);
+}
+#endif
 
 }  // namespace sparrow
 
@@ -180,6 +245,10 @@ SPARROW_CPU_IMPL(m) {
   m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cpu));
   m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cpu));
 }
-STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
-  m.impl("hsr_project_workspace_size", TORCH_BOX(&sparrow::hsr_project_workspace_size_op));
+SPARROW_COMPOSITE_IMPL(m) { m.impl("hsr_project_workspace_size", TORCH_BOX(&sparrow::hsr_project_workspace_size_op)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) {
+  m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cuda));
+  m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cuda));
 }
+#endif

@@ -3,6 +3,11 @@
 #include "bindings/checks.h"
 #include "bindings/linear.h"
 #include "bindings/topk.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/lm_head_topk.cuh"
+#include "kernels/topk_lse.cuh"
+#endif
 
 namespace sparrow {
 namespace {
@@ -18,12 +23,18 @@ struct LmHeadArgs {
   const int64_t k;
 };
 
-void skinny(const LmHeadArgs& a, const TopkResult& result) {
-  LmHeadTopkParams p;
+// Without packed, rows and parts.
+LmHeadTopkParams make_params(const LmHeadArgs& a) {
+  LmHeadTopkParams p{};
   p.h = a.h.const_data_ptr(), p.dtype = dtype_of(a.h);
   p.inner = a.rows.inner, p.outer_stride = a.rows.outer_stride, p.inner_stride = a.rows.inner_stride;
   p.weight = a.weight.const_data_ptr(), p.weight_stride = a.weight.stride(0);
   p.width = a.weight.size(1), p.vocab = a.weight.size(0);
+  return p;
+}
+
+void skinny(const LmHeadArgs& a, const TopkResult& result) {
+  LmHeadTopkParams p = make_params(a);
   const int64_t most = a.rows.rows < kSkinnyRows ? a.rows.rows : kSkinnyRows;
   const Tensor packed = empty(a.h, {packed_bytes(most, p.width)}, ScalarType::Byte);
   const TopkScratch scratch(a.h, most, (p.vocab + kLmHeadChunk - 1) / kLmHeadChunk, a.k);
@@ -53,10 +64,7 @@ void with_library(const LmHeadArgs& a, const TopkResult& result) {
   }
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Tensor& weight, int64_t k,
-                                                       const std::optional<Tensor>& id_map) {
+LmHeadArgs check_arguments(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map) {
   const Arg arg{kOp, "h", h}, weight_arg{kOp, "weight", weight};
   weight_arg.same_device(arg);
   arg.floating();
@@ -64,10 +72,48 @@ std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Te
   const RowLayout rows = row_layout(arg);
   weight_arg.size(1, h.size(h.dim() - 1), "E, the last dimension of h");
   check_topk(kOp, arg, weight.size(0), k, id_map);
+  return {h, rows, weight, id_map, k};
+}
+
+#if defined(SPARROW_CUDA)
+// Up to kSkinnyRows rows: logits in registers only.
+void skinny_cuda(const LmHeadArgs& a, const TopkResult& result, cudaStream_t stream) {
+  LmHeadTopkParams p = make_params(a);
+  const TopkScratch scratch(a.h, a.rows.rows, lm_head_lists(p.vocab), a.k);
+  p.first = 0, p.rows = a.rows.rows, p.parts = scratch.parts;
+  check_launch(kOp, lm_head_topk_cuda(p, stream));
+  check_launch(kOp, topk_merge_cuda(merge_params(scratch.parts, a.id_map, result, 0), p.rows, stream));
+}
+
+// More rows, and float32: logits in memory, `most` rows at a time, then topk_lse.
+void through_logits_cuda(const LmHeadArgs& a, const TopkResult& result, cudaStream_t stream) {
+  LmHeadTopkParams p = make_params(a);
+  const bool plain = p.dtype == DType::f32;
+  const int64_t most = a.rows.rows < kRowsPerGemm ? a.rows.rows : kRowsPerGemm;
+  const Tensor logits = empty(a.h, {most, p.vocab}, a.h.scalar_type());
+  const TopkScratch scratch(a.h, most, topk_cuda_lists(p.vocab), a.k);
+  const int64_t shape[] = {a.rows.rows, p.width};
+  const Tensor x = plain ? a.h : torch::stable::reshape(a.h, {shape, 2});
+  for (p.first = 0; p.first < a.rows.rows; p.first += most) {
+    p.rows = a.rows.rows - p.first < most ? a.rows.rows - p.first : most;
+    if (plain)
+      check_launch(kOp, lm_head_logits_cuda(p, static_cast<float*>(logits.mutable_data_ptr()), stream));
+    else
+      library_linear(rows_of(logits, 0, p.rows), rows_of(x, p.first, p.rows), a.weight, std::nullopt);
+    const TopkLseParams topk{logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, scratch.parts};
+    topk_lse_rows_cuda(kOp, topk, scratch.parts, a.id_map, result, p.first, p.rows, stream);
+  }
+}
+#endif
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Tensor& weight, int64_t k,
+                                                       const std::optional<Tensor>& id_map) {
+  const LmHeadArgs args = check_arguments(h, weight, k, id_map);
   const TopkResult result = topk_outputs(h, k);
-  if (rows.rows == 0) return result.tuple();
-  const LmHeadArgs args{h, rows, weight, id_map, k};
-  if (use_library(rows.rows, dtype_of(h))) {
+  if (args.rows.rows == 0) return result.tuple();
+  if (use_library(args.rows.rows, dtype_of(h))) {
     with_library(args, result);
   } else {
     skinny(args, result);
@@ -75,9 +121,28 @@ std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Te
   return result.tuple();
 }
 
+#if defined(SPARROW_CUDA)
+std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cuda(const Tensor& h, const Tensor& weight, int64_t k,
+                                                        const std::optional<Tensor>& id_map) {
+  const DeviceGuard guard(h.get_device_index());
+  const LmHeadArgs args = check_arguments(h, weight, k, id_map);
+  const TopkResult result = topk_outputs(h, k);
+  if (args.rows.rows == 0) return result.tuple();
+  if (args.rows.rows <= kSkinnyRows && dtype_of(h) != DType::f32) {
+    skinny_cuda(args, result, current_stream(h));
+  } else {
+    through_logits_cuda(args, result, current_stream(h));
+  }
+  return result.tuple();
+}
+#endif
+
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
   m.def("lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu)); }
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) { m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cuda)); }
+#endif

@@ -18,6 +18,11 @@ struct HsrProjectParams {
   int64_t rows, embed_width, hidden_width, outputs;  // M (valid rows), E, H, O
   int64_t embed_stride, hidden_stride, weight_stride, out_stride;  // elements
   DType dtype;
+  // The CUDA kernels' own: they take `rows` as an upper bound and look at the count and the indices themselves.
+  int64_t vocab, hidden_rows;  // V, R
+  const int32_t* num_rows;     // [1] or null: all rows are valid
+  bool zero_rest;              // rows from num_rows on become zero; otherwise they are left alone
+  float* partial;              // scratch: hsr_partial_bytes(M, E + H, O)
 };
 
 // Stage 1, pack_items(M) items: gathers and packs the activations. Stage 2, one item = kSkinnyTile outputs of all rows.
@@ -27,10 +32,32 @@ SPARROW_CPU_KERNEL(hsr_project_cpu, HsrProjectParams)
 
 // For the library rows are gathered and multiplied in chunks of this many.
 constexpr int64_t kHsrChunk = 512;
-// Bytes of scratch for M rows, with room to align it to 64 bytes. O is part of the signature for the CUDA kernel's
-// sake.
-constexpr int64_t hsr_project_workspace_bytes(int64_t rows, int64_t embed_width, int64_t hidden_width, int64_t) {
-  return packed_bytes(rows < kHsrChunk ? rows : kHsrChunk, embed_width + hidden_width);
+
+// CUDA: a block sums this many columns, so a row's bits depend on the columns alone. 7168 columns and 3584 outputs make
+// 7 x 56 blocks: three for each SM of an H200, of which it holds four at a time.
+constexpr int64_t kHsrSplit = 1024;
+constexpr int64_t hsr_splits(int64_t width) { return (width + kHsrSplit - 1) / kHsrSplit; }
+// fp32 partial sums [splits, M, O] of up to kSkinnyRows rows.
+constexpr int64_t hsr_partial_bytes(int64_t rows, int64_t width, int64_t outputs) {
+  return hsr_splits(width) * (rows < kSkinnyRows ? rows : kSkinnyRows) * outputs * 4;
+}
+// The gathered rows and the products of a chunk for the library, 2 bytes an element, the products at a multiple of 64.
+constexpr int64_t hsr_gathered_bytes(int64_t rows, int64_t width) {
+  return ((rows < kHsrChunk ? rows : kHsrChunk) * width * 2 + 63) / 64 * 64;
+}
+constexpr int64_t hsr_library_bytes(int64_t rows, int64_t width, int64_t outputs) {
+  return hsr_gathered_bytes(rows, width) + (rows < kHsrChunk ? rows : kHsrChunk) * outputs * 2;
+}
+
+// Bytes of scratch for M rows on any backend, with room to align it to 64 bytes.
+constexpr int64_t hsr_project_workspace_bytes(int64_t rows, int64_t embed_width, int64_t hidden_width,
+                                              int64_t outputs) {
+  const int64_t width = embed_width + hidden_width;
+  const int64_t packed = packed_bytes(rows < kHsrChunk ? rows : kHsrChunk, width);
+  const int64_t partial = hsr_partial_bytes(rows, width, outputs) + 64;
+  const int64_t library = rows > kSkinnyRows ? hsr_library_bytes(rows, width, outputs) + 64 : 0;
+  const int64_t cuda = partial > library ? partial : library;
+  return packed > cuda ? packed : cuda;
 }
 
 }  // namespace sparrow

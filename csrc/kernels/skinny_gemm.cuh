@@ -1,0 +1,156 @@
+// The main loop that hsr_project and lm_head_topk share: y[o, m] = sum_k w[o, k] x[m, k] for up to 64 rows m of x and
+// 64 rows o of w per block of 4 warps, bf16 or fp16 in, fp32 accumulation by mma.m16n8k16.
+//   Operands are swapped: A = 16 rows of w (a warp's), B = 8 rows of x, so few rows of x waste nothing. Weights go from
+//   memory straight to registers: in a step of 32 columns, lane (g, t) = (lane / 4, lane % 4) loads the 16 bytes at
+//   column 8 t of rows g and g + 8; words 0, 1 of them are one mma's A fragment, words 2, 3 the next one's. That is
+//   m16n8k16's layout with the columns permuted, and as x is read from shared memory at the same columns, sums are of
+//   the same products. A group of kGroup steps is loaded while the group before it is multiplied.
+//   x is gathered into shared memory kStage columns at a time. Its rows are padded by 64 bytes: the 8 lanes of a
+//   16-byte read phase cover two rows of 64 bytes, in different banks. The order of accumulation depends on the columns
+//   alone, so a row's bits do not depend on how many rows there are.
+#pragma once
+#include "kernels/logits.cuh"
+
+namespace sparrow {
+
+constexpr int kSkinnyThreads = 128, kSkinnyWarps = kSkinnyThreads / 32;
+constexpr int kSkinnyOutputs = 16 * kSkinnyWarps;  // rows of w per block
+constexpr int kSkinnyStep = 32;
+
+// 16 bytes from p, of which the first n > 0 elements exist; the others are zeros. For data without 16-byte alignment.
+template <class T>
+__device__ __forceinline__ uint4 gather8(const T* p, int64_t n) {
+  T v[8];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) v[j] = j < n ? p[j] : from_float<T>(0.f);
+  uint4 r;
+  memcpy(&r, v, 16);
+  return r;
+}
+
+// kTiles groups of 8 rows of x. kAligned: rows of w and of x's sources start at 16 bytes, widths are multiples of 8.
+template <class T, int kTiles, bool kAligned>
+struct SkinnyGemm {
+  static constexpr int kRows = 8 * kTiles;
+  // About 36 KB of shared memory: four blocks on an H200's SM, two on an SM with 99 KB.
+  static constexpr int kStage = kTiles <= 2 ? 1024 : kTiles == 4 ? 512 : 256;
+  static constexpr int kPitch = kStage + 32;
+  static constexpr int kStageElements = kRows * kPitch;
+  static constexpr int kGroup = 4;
+  static_assert(kStage % (2 * kGroup * kSkinnyStep) == 0, "a stage is whole pairs of groups");
+
+  struct Group {
+    uint4 w[kGroup][2];
+  };
+
+  // The lane's part of two rows of w; columns [.., end).
+  struct Weights {
+    const T* row[2];
+    int64_t end;
+    __device__ __forceinline__ uint4 load8(int r, int64_t k) const {
+      if (k >= end) return make_uint4(0, 0, 0, 0);
+      if constexpr (kAligned)
+        return ptx::ld_nc16(row[r] + k);
+      else
+        return gather8(row[r] + k, end - k);
+    }
+    __device__ __forceinline__ void load(Group& group, int64_t k) const {
+#pragma unroll
+      for (int s = 0; s < kGroup; ++s)
+#pragma unroll
+        for (int r = 0; r < 2; ++r) group.w[s][r] = load8(r, k + s * kSkinnyStep + threadIdx.x % 4 * 8);
+    }
+  };
+
+  // x[m, k .. k + 8) for all rows and the stage's columns; zeros at and beyond `end`.
+  template <class Source>
+  __device__ static __forceinline__ void fill_stage(T* stage, const Source& x, int64_t begin, int64_t end) {
+    const int64_t left = (end - begin + kSkinnyStep - 1) / kSkinnyStep * kSkinnyStep;
+    const int columns = static_cast<int>(left < kStage ? left : kStage) / 8;
+    for (int i = threadIdx.x; i < kRows * columns; i += kSkinnyThreads) {
+      const int m = i / columns, k = i % columns * 8;
+      *reinterpret_cast<uint4*>(stage + m * kPitch + k) = x.template load8<kAligned>(m, begin + k, end);
+    }
+  }
+
+  __device__ static __forceinline__ void multiply(float (&acc)[kTiles][4], const Group& group, const T* stage,
+                                                  int64_t left) {
+    const int lane = threadIdx.x % 32;
+    const T* x = stage + lane / 4 * kPitch + lane % 4 * 8;
+#pragma unroll
+    for (int s = 0; s < kGroup; ++s) {
+      if (s * kSkinnyStep >= left) break;
+      const uint4 &w0 = group.w[s][0], &w1 = group.w[s][1];
+      const uint32_t first[4] = {w0.x, w1.x, w0.y, w1.y}, second[4] = {w0.z, w1.z, w0.w, w1.w};
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const uint4 b = *reinterpret_cast<const uint4*>(x + n * 8 * kPitch + s * kSkinnyStep);
+        ptx::mma_m16n8k16<T>(acc[n], first, b.x, b.y);
+        ptx::mma_m16n8k16<T>(acc[n], second, b.z, b.w);
+      }
+    }
+  }
+
+  // acc[n][i] += columns [begin, end) of w row g + 8 (i / 2) of the warp's 16 times x row 8 n + 2 t + i % 2.
+  // w: the block's first row; `outputs` of its kSkinnyOutputs rows exist (beyond: the last one again).
+  // stage: kStageElements, free for the caller after a __syncthreads. Source: load8<kAligned>(m, k, end) gives 8
+  // elements of x, zeros at and beyond column `end` and for rows that do not exist.
+  template <class Source>
+  __device__ static __forceinline__ void run(float (&acc)[kTiles][4], const T* w, int64_t stride, int64_t outputs,
+                                             const Source& x, T* stage, int64_t begin, int64_t end) {
+    Weights weights;
+    weights.end = end;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int64_t o = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r;
+      weights.row[r] = w + (o < outputs ? o : outputs - 1) * stride;
+    }
+    constexpr int kColumns = kGroup * kSkinnyStep;
+    Group even, odd;
+    weights.load(even, begin);
+    for (int64_t k0 = begin; k0 < end; k0 += kStage) {
+      __syncthreads();  // the last stage's readers
+      fill_stage(stage, x, k0, end);
+      __syncthreads();
+      for (int64_t k = k0; k < end && k < k0 + kStage; k += 2 * kColumns) {
+        weights.load(odd, k + kColumns);
+        multiply(acc, even, stage + (k - k0), end - k);
+        weights.load(even, k + 2 * kColumns);
+        multiply(acc, odd, stage + (k - k0) + kColumns, end - k - kColumns);
+      }
+    }
+  }
+};
+
+// f(kTiles) as a compile-time constant for this many rows of x, at most 64.
+template <class F>
+cudaError_t with_tiles(int64_t rows, const F& f) {
+  if (rows <= 8) return f(std::integral_constant<int, 1>{});
+  if (rows <= 16) return f(std::integral_constant<int, 2>{});
+  if (rows <= 32) return f(std::integral_constant<int, 4>{});
+  return f(std::integral_constant<int, 8>{});
+}
+
+// ---- float32, by plain multiply-adds: for correctness, not for speed ----
+constexpr int kPlainRows = 8;  // rows of x per block
+
+// store(m, o, sum) for rows [first, first + 8) of x that exist and one row of w, by one warp. x.at(m, k): an element.
+template <class Source, class Store>
+__device__ __forceinline__ void plain_gemm(const float* w, int64_t o, int64_t width, const Source& x, int64_t first,
+                                           int64_t rows, const Store& store) {
+  const int lane = threadIdx.x % 32;
+  float acc[kPlainRows] = {};
+  for (int64_t k = lane; k < width; k += 32) {
+    const float wk = w[k];
+#pragma unroll
+    for (int m = 0; m < kPlainRows; ++m)
+      if (first + m < rows) acc[m] = fmaf(wk, x.at(first + m, k), acc[m]);
+  }
+#pragma unroll
+  for (int m = 0; m < kPlainRows; ++m) {
+    const float sum = warp_sum(acc[m]);
+    if (lane == 0 && first + m < rows) store(first + m, o, sum);
+  }
+}
+
+}  // namespace sparrow
