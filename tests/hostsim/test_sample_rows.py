@@ -5,7 +5,7 @@ import torch
 
 from sparrow_ext.ops import sample_rows as op
 from tests.checks import DTYPES, strided
-from tests.test_sample_rows import FILTERS, INF, NAN, case, definition, filters
+from tests.sampling_cases import FILTERS, INF, NAN, case, definition, filters
 
 
 def assert_equals_definition(sim, *arguments) -> float:
