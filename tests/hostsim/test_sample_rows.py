@@ -5,7 +5,9 @@ import torch
 
 from sparrow_ext.ops import sample_rows as op
 from tests.checks import DTYPES, strided
-from tests.sampling_cases import FILTERS, INF, NAN, case, definition, filters
+from tests.sampling_cases import FILTERS, case, definition, filters
+
+INF, NAN = float("inf"), float("nan")
 
 
 def assert_equals_definition(sim, *arguments) -> float:
