@@ -97,7 +97,7 @@ __device__ __forceinline__ void plain_step(PlainRow& row, const float* q, int di
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) attention_plain_kernel(const __grid_constant__ TreeAttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 4) attention_plain_kernel(const __grid_constant__ TreeAttentionParams p) {
   SMEM_ARRAY(float, queries, kWarps* kMaxHeadDim);
   const int b = blockIdx.z, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = static_cast<int>(p.heads / p.kv_heads), dim = static_cast<int>(p.dim);

@@ -1,8 +1,10 @@
 // draft_attention: attention_mma.cuh with the rope of queries and new keys and the append to the cache inside the split
-// kernel; where matrix units do not serve, a kernel of its own ropes and appends and attention.cu does the rest.
+// kernel; where that does not serve (float32, head_dim not a multiple of 16, odd strides), a kernel of its own ropes
+// and appends, and tree_attention does the rest with the roped queries.
 #include "kernels/draft_attention.cuh"
 
 #include "kernels/attention_mma.cuh"
+#include "kernels/tree_attention.cuh"
 
 namespace sparrow {
 namespace {
@@ -52,11 +54,12 @@ cudaError_t attention_mma_draft(const DraftAttentionParams& p, int64_t shared_li
 cudaError_t draft_attention_cuda(const DraftAttentionParams& p, int64_t shared_limit, cudaStream_t stream) {
   const TreeAttentionParams& a = p.attention;
   if (a.batch * a.nodes * a.heads == 0) return cudaSuccess;
-  const bool mma = attention_mma_takes(p, true);
-  cudaError_t e = mma ? attention_mma_draft(p, shared_limit, stream) : append(p, stream);
-  if (e == cudaSuccess && !mma) e = attention_plain(a, stream);
-  if (e != cudaSuccess || (mma && a.splits == 1)) return e;
-  return attention_combine(a, stream);
+  if (!attention_mma_takes(p, true)) {
+    const cudaError_t e = append(p, stream);
+    return e != cudaSuccess ? e : tree_attention_cuda(a, shared_limit, stream);
+  }
+  const cudaError_t e = attention_mma_draft(p, shared_limit, stream);
+  return e != cudaSuccess || a.splits == 1 ? e : attention_combine(a, stream);
 }
 
 }  // namespace sparrow
