@@ -205,6 +205,7 @@ __device__ __forceinline__ void select_digit(CutShared& sh, double target) {
   for (int j = 0; j < 32; ++j) weight += sh.histogram[(31 - lane) * 32 + (j + lane) % 32];  // skewed: no bank conflict
   const int group = 31 - select_lane(weight, above, target);
   const int bin = 31 - select_lane(sh.histogram[group * 32 + 31 - lane], above, target);
+  __syncwarp();  // every lane has read sh.above
   if (lane == 0) sh.above = above, sh.digit = static_cast<uint32_t>(group * 32 + bin);
 }
 
