@@ -38,7 +38,7 @@ __device__ void copy_column(const char* from, int64_t from_row, char* to, int64_
 }
 
 template <class U>
-__global__ void __launch_bounds__(256) kv_commit_kernel(KvCommitParams p) {
+__global__ void __launch_bounds__(256, 1) kv_commit_kernel(KvCommitParams p) {
   const int64_t per_sequence = p.layers * 2 * p.heads + 1;
   const int64_t b = blockIdx.x / per_sequence, item = blockIdx.x % per_sequence;
   const int32_t* path = p.path + b * p.max_path;

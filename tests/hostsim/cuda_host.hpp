@@ -260,8 +260,8 @@ class Engine {
     if (!ok) fail("address outside shared memory", HS_PASS);
     if (race.access) race.access(p, n, write, HS_PASS);
   }
-  int lin() const { return cur_->lin; }
-  bool in_fiber() const { return cur_; }
+  HS_QUIET int lin() const { return cur_->lin; }
+  HS_QUIET bool in_fiber() const { return cur_; }
 
  private:
   enum Policy { kInOrder, kUniform, kRunAhead, kRunAheadReversed };

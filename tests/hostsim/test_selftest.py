@@ -20,3 +20,9 @@ def test_selftest(mode):
 def test_the_simulator_stays_small():
     """It models what our kernels use; TMA, wgmma, clusters and timing are not to grow in here."""
     assert len((HERE / "cuda_host.hpp").read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.skipif(cuda_include() is None, reason="no CUDA toolkit headers here")
+def test_instructions_do_to_known_bits_what_the_committed_text_says():
+    done = run_program("conformance", "value")
+    assert done.returncode == 0 and done.stdout == (HERE / "conformance.txt").read_text()
