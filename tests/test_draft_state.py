@@ -10,7 +10,7 @@ from sparrow.draft import DraftCache, Pending
 from sparrow.sampling import Sampler, SamplingRules
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.tree import TreeConfig
-from tests.videos import sample_inputs
+from tests.videos import FAMILIES, sample_inputs
 
 SHAPE = TreeConfig(12, 3, 4)
 
@@ -36,7 +36,7 @@ def full_states(model, inputs, sequence, layer):
         positions[..., inputs["input_ids"].shape[1] :] = last + 1 + torch.arange(more)
         extended["position_ids"] = positions
     with torch.no_grad():
-        return model(**extended, output_hidden_states=[layer]).hidden_states[layer]
+        return model(**extended, output_hidden_states=True).hidden_states[layer]
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,20 @@ def test_cache_equals_one_shot_prefill(tiny, family, videos, hidden_norm, positi
             out.sequences[:, text], index, hidden, numbers, one_shot.keys, one_shot.values, one_shot.lengths, 0
         )
         torch.testing.assert_close(cache.keys[0, :rows], one_shot.keys[0, :rows], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_are_those_of_transformers(tiny, family, layer):
+    """The hook's states are hidden_states[layer], in every release: 0 = embeddings, 4 = after the final norm."""
+    model, inputs = tiny(family), sample_inputs(family)
+    with torch.no_grad():
+        out = model(**inputs, output_hidden_states=True)
+        with Target(model)._states_of(layer) as states:
+            model(**inputs)
+        model(**inputs)  # the hook is gone
+    assert len(out.hidden_states) == 5 and len(states) == 1
+    assert torch.equal(states[0], out.hidden_states[layer])
 
 
 def test_training_forward_equals_decoding(tiny):

@@ -1,7 +1,8 @@
 """One adapter over the unmodified video LLMs of transformers (see FAMILIES)."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -118,11 +119,12 @@ class Target:
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
-        out = self.model(**inputs, **_capture(hidden_layer), return_dict=True)
+        with self._states_of(hidden_layer) as states:
+            out = self.model(**inputs, return_dict=True)
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
             logits=out.logits[:, -1].float(),
-            hidden=_captured(out, hidden_layer, input_ids),
+            hidden=states[0] if states else out.logits.new_empty(*input_ids.shape, 0),
             next_position=position_ids[..., -1:] + 1,
             text_position=flat,
         )
@@ -142,34 +144,48 @@ class Target:
         """
         cache.verifying = True
         try:
-            out = self.model(
-                input_ids=tokens,
-                attention_mask=anc.unsqueeze(1),
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-                **_capture(hidden_layer),
-                return_dict=True,
-                sparrow_lengths=cache.lengths,
-                sparrow_max_length=cache.get_seq_length(),
-            )
+            with self._states_of(hidden_layer) as states:
+                out = self.model(
+                    input_ids=tokens,
+                    attention_mask=anc.unsqueeze(1),
+                    position_ids=position_ids,
+                    past_key_values=cache,
+                    use_cache=True,
+                    return_dict=True,
+                    sparrow_lengths=cache.lengths,
+                    sparrow_max_length=cache.get_seq_length(),
+                )
         finally:
             cache.verifying = False
-        return out.logits.float(), _captured(out, hidden_layer, tokens)
+        return out.logits.float(), states[0] if states else out.logits.new_empty(*tokens.shape, 0)
 
     def verifying(self):
         """Context manager: the decoder's attention is tree_attention inside."""
         return tree_attention_in(self.model)
 
+    @contextlib.contextmanager
+    def _states_of(self, hidden_layer: int | None) -> Iterator[list[Tensor]]:
+        """Yields a list that receives transformers' hidden_states[hidden_layer] of the forward pass inside, if any.
 
-def _capture(hidden_layer: int | None) -> dict[str, list[int]]:
-    """Only the wanted layer's states are kept: all of a 7B model's would be 5 GB at 25k tokens."""
-    return {} if hidden_layer is None else {"output_hidden_states": [hidden_layer]}
-
-
-def _captured(out, hidden_layer: int | None, tokens: Tensor) -> Tensor:
-    """[B, N, E], or [B, N, 0] where no states were wanted."""
-    return out.logits.new_empty(*tokens.shape, 0) if hidden_layer is None else out.hidden_states[hidden_layer]
+        A hook, not output_hidden_states=: all of a 7B model's states would be 5 GB at 25k tokens, and a list of layers
+        counts from the embeddings from transformers 5.23 on, from the first layer's output before.
+        """
+        states: list[Tensor] = []
+        if hidden_layer is None:
+            yield states
+            return
+        layers = self.decoder.layers
+        if hidden_layer == 0:
+            hook = layers[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))
+        else:
+            module = self.norm if hidden_layer == len(layers) else layers[hidden_layer - 1]
+            hook = module.register_forward_hook(
+                lambda module, args, out: states.append(out[0] if isinstance(out, tuple) else out)
+            )
+        try:
+            yield states
+        finally:
+            hook.remove()
 
 
 def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:
