@@ -1,6 +1,6 @@
 """Loads a CUDA-enabled libsparrow.so under the installed torch, CPU builds included: every operator has a CUDA kernel.
 
-    python tools/load_check.py LIBRARY
+python tools/load_check.py LIBRARY
 """
 
 import pathlib
