@@ -70,8 +70,10 @@ def sanitizer_environment(mode: str) -> dict[str, str]:
     """What a Python that loads the library of this mode must be started with."""
     settings = {**os.environ, "SPARROW_HOSTSIM_MODE": mode}
     if mode == "asan":
-        asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-        settings |= {"LD_PRELOAD": asan.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+        # libstdc++ too: ASan looks up what an exception is thrown by when the process starts, and Python has none.
+        names = [f"-print-file-name={name}" for name in ("libasan.so", "libstdc++.so.6")]
+        found = [subprocess.run(["gcc", n], capture_output=True, text=True, check=True).stdout.strip() for n in names]
+        settings |= {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
     return settings
 
 
