@@ -1,0 +1,1 @@
+"""Training of drafters, and of the miniature target they are measured on."""
