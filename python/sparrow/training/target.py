@@ -80,7 +80,7 @@ class TargetRecipe:
     """
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 3000
     batch_tokens: int = 8192
     optimizer: str = "muon"
     lr: float = 3e-3
