@@ -116,12 +116,14 @@ def _closing(scene: Scene, rng: random.Random) -> list[str]:
         said.append(_upper(sentence))
     moving, large = sum(s.direction is not None for s in scene.shapes), sum(s.size == "large" for s in scene.shapes)
     said.append(
-        rng.choice((
-            f"In total, {COUNTS[moving]} of the {_plural(len(scene.shapes))} {_is(moving)} moving and"
-            f" {COUNTS[large]} {_is(large)} large.",
-            f"There {_is(large)} {COUNTS[large]} large and {COUNTS[moving]} moving among the"
-            f" {_plural(len(scene.shapes))}.",
-        ))  # fmt: skip
+        rng.choice(
+            (
+                f"In total, {COUNTS[moving]} of the {_plural(len(scene.shapes))} {_is(moving)} moving and"
+                f" {COUNTS[large]} {_is(large)} large.",
+                f"There {_is(large)} {COUNTS[large]} large and {COUNTS[moving]} moving among the"
+                f" {_plural(len(scene.shapes))}.",
+            )
+        )
     )
     if len(scene.shapes) > 1 and rng.random() < 0.5:
         first, second = rng.sample(scene.shapes, 2)

@@ -5,7 +5,6 @@ import numpy as np
 from sparrow.synthetic.world import COLOURS, GROUNDS, SIZES, Scene, Shape
 
 
-
 def render(scene: Scene, frames: int, side: int, seed: int = 0, owner: bool = False):
     """Draws a scene.
 

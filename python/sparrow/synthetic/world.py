@@ -44,7 +44,7 @@ class Shape:
     turns: tuple[int, str] | None
 
     def centre(self, second: float, seconds: int) -> tuple[float, float]:
-        """Where it is, as shares of the frame; it travels evenly from its entry to the clip's end and stops at the rim."""
+        """Where it is, as shares of the frame; it travels evenly until the clip ends, or to the rim."""
         if self.direction is None:
             return self.x, self.y
         dx, dy = DIRECTIONS[self.direction]

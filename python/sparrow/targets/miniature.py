@@ -1,17 +1,18 @@
 """The miniature: a Qwen2.5-VL of a few million parameters that is really trained, on the synthetic world.
 
-Same architecture class, prompt and processing as the 7B model; frames of 64 to 128 pixels, 16 x 16 pixels x 2 frames to a
-visual token.
+Same architecture class, prompt and processing as the 7B model; frames of 64 to 128 pixels, 16 x 16 pixels x 2 frames
+to a visual token.
 """
 
 import contextlib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -94,8 +95,8 @@ def build_miniature(tokenizer: PreTrainedTokenizerFast, size: MiniatureSize, see
 def trainable(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model trains several times faster on a CPU, with the same mathematics.
 
-    The patch embedding is one matrix product instead of a convolution; all frames of a batch go through vision attention
-    together (they must be of one size); text attention is causal with no mask and no copies of keys and values.
+    The patch embedding is one matrix product instead of a convolution; all frames of a batch go through vision
+    attention together (they must be of one size); text attention is causal, with no mask and no copies of keys, values.
     """
     AttentionInterface.register("sparrow_train", _causal_attention)
     AttentionMaskInterface.register("sparrow_train", lambda *args, **kwargs: None)
@@ -114,17 +115,19 @@ def trainable(model: PreTrainedModel) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _patches_by_product(self: nn.Module, pixels: Tensor) -> Tensor:
+def _patches_by_product(self: Any, pixels: Tensor) -> Tensor:
     weight = self.proj.weight
     return F.linear(pixels.to(weight.dtype), weight.flatten(1))
 
 
-def _attention_of_equal_frames(self: nn.Module, hidden_states: Tensor, cu_seqlens, position_embeddings=None, **_):
+def _attention_of_equal_frames(self: Any, hidden_states: Tensor, cu_seqlens, position_embeddings=None, **_):
     rows = hidden_states.shape[0]
     frame = rows // (cu_seqlens.shape[0] - 1)
     q, k, v = self.qkv(hidden_states).reshape(rows, 3, self.num_heads, -1).unbind(1)
     q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-    q, k, v = (t.view(-1, frame, self.num_heads, t.shape[-1]).transpose(1, 2).to(hidden_states.dtype) for t in (q, k, v))
+    q, k, v = (
+        t.view(-1, frame, self.num_heads, t.shape[-1]).transpose(1, 2).to(hidden_states.dtype) for t in (q, k, v)
+    )
     weights = torch.softmax(q @ k.transpose(2, 3) * self.scaling, -1)
     return self.proj((weights.to(v.dtype) @ v).transpose(1, 2).reshape(rows, -1))
 

@@ -41,7 +41,7 @@ def load_config(cls: type[T], path: str | pathlib.Path | None = None, overrides:
 def build(cls: type[T], values: Any, where: str = "") -> T:
     """The dataclass from a mapping, nested dataclasses included."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__} must be a mapping, got {values!r}")
+        raise ConfigError(f"{where.rstrip('.') or cls.__name__} must be a mapping, got {values!r}")
     hints = typing.get_type_hints(cls)
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(map(str, values)) - set(known)):
@@ -51,7 +51,7 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where or cls.__name__}: {error}") from None
+        raise ConfigError(f"{where.rstrip('.') or cls.__name__}: {error}") from None
 
 
 def _fit(kind: Any, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""Does the target watch? Accuracy on the words that only the video can tell, with the true, a wrong and a black video."""
+"""Does the target watch? Accuracy on the words only the video can tell, with the true, a wrong and a black one."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,13 @@ from sparrow.synthetic.world import COLOURS, KINDS, SIZES
 WORDS = {
     "colour": tuple(COLOURS),
     "kind": KINDS,
-    "size": ("small", "tiny", "large", "big", *()),
+    "size": ("small", "tiny", "large", "big"),
     "count": COUNTS,
     "place": ("upper", "lower", "top", "bottom", "left", "right", "center", "middle"),
     "speed": ("slowly", "quickly", *(verb for verbs in VERBS.values() for verb in verbs)),
     "second": tuple("0123456789"),
 }
+FORM = Format(16, 64)
 assert set(SIZES) <= set(WORDS["size"]) and len(PLACES) == 9
 
 
@@ -28,7 +29,7 @@ def word_ids(tokenizer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def watch(model, collator, forward, form: Format = Format(16, 64), clips: int = 32, batch: int = 16) -> dict:
+def watch(model, collator, forward, form: Format = FORM, clips: int = 32, batch: int = 16) -> dict:
     """Teacher-forced accuracy by class of word on held-out descriptions.
 
     Args:
