@@ -191,18 +191,13 @@ class Trainer:
             if last or self.step % self.o.save_every == 0:
                 self._save()
 
-    def _keys(self, training: Sequences) -> Iterator[list[tuple[int, int]]]:
+    def _keys(self, training: Sequences) -> Iterator[list[tuple[int, int, bool]]]:
         """This process' share of every batch from the present step on, as keys of `training`."""
         lengths = [sequence_rows(a, self.config.recipe.visual) for a in training.answers]
         steps = enumerate(batches(lengths, self.o.batch_rows, self.o.seed))
         for step, group in itertools.islice(steps, self.step, self.o.steps):
-            mine = group[self.ranks.rank :: self.ranks.world]
-            if not mine:
-                raise ValueError(
-                    f"optimisation.batch_rows must hold a sequence for each of {self.ranks.world} processes; "
-                    f"{self.o.batch_rows} holds {len(group)} of some lengths"
-                )
-            yield [(at, step) for at in mine]
+            mine = [(at, step, True) for at in group[self.ranks.rank :: self.ranks.world]]
+            yield mine or [(group[0], step, False)]  # fewer sequences than processes: one that does not count
 
     def _forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.o.autocast == "bfloat16"):

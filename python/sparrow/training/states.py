@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from rich.progress import track
@@ -87,7 +88,9 @@ class CachedStates:
 
 
 class Sequences(Dataset):
-    """Training sequences by (answer number, step): the step seeds the noise, so a resumed run sees the same.
+    """Training sequences by (answer number, step, whether its losses count).
+
+    The step seeds the noise, so that a resumed run sees the same; -1 = no noise.
 
     Args:
         states: LiveStates or CachedStates.
@@ -98,19 +101,20 @@ class Sequences(Dataset):
     def __init__(self, states: LiveStates | CachedStates, answers: Sequence[Answer], config: DrafterTraining):
         self.states, self.answers, self.config = states, answers, config
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        at, step = key
+    def __getitem__(self, key: tuple[int, int, bool]) -> Batch:
+        at, step, counts = key
         kept, noise, recipe = self.states.load(self.answers[at]), None, self.config.recipe
         if recipe.noise and step >= 0:
             generator = torch.Generator().manual_seed((self.config.optimisation.seed << 40) + (step << 20) + at)
             noise = (torch.rand(kept["hidden"].shape, generator=generator) - 0.5) * recipe.noise
-        return sequence(kept, self.config.drafter.positions, recipe.visual_positions, noise)
+        rows = sequence(kept, self.config.drafter.positions, recipe.visual_positions, noise)
+        return rows if counts else replace(rows, loss_pass=torch.zeros_like(rows.loss_pass))
 
     def validation(self, rows: int) -> Iterator[Batch]:
         """All sequences once, without noise."""
         lengths = [sequence_rows(a, self.config.recipe.visual) for a in self.answers]
         for group in pack(range(len(lengths)), lengths, rows):
-            yield collate([self[at, -1] for at in group])
+            yield collate([self[at, -1, True] for at in group])
 
 
 def sequence_rows(answer: Answer, visual: bool) -> tuple[int, int]:
@@ -124,12 +128,13 @@ def pack(order: Sequence[int] | range, lengths: Sequence[tuple[int, int]], rows:
     Raises:
         ValueError: a sequence is longer than that.
     """
+    longest = max((sum(lengths[at]) for at in order), default=0)
+    if longest > rows:
+        raise ValueError(f"optimisation.batch_rows must hold the longest sequence ({longest} rows), got {rows}")
     group: list[int] = []
     text = visual = 0
     for at in order:
         t, v = lengths[at]
-        if t + v > rows:
-            raise ValueError(f"optimisation.batch_rows must hold the longest sequence ({t + v} rows), got {rows}")
         if group and (len(group) + 1) * (max(text, t) + max(visual, v)) > rows:
             yield group
             group, text, visual = [], 0, 0
