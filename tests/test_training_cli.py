@@ -56,6 +56,7 @@ def test_trains_and_generates(folder, capsys):
         ("recipe.mtp_depth=-1", "recipe.mtp_depth must be at least 0, got -1"),
         ("recipe.mtp_attention=all", "recipe.mtp_attention must be one of paper, tree, got 'all'"),
         ("recipe.visual_positions=target", "visual_positions=target needs drafter.positions=target"),
+        ("drafter.fused_layers=[1]", "recipe.feature must be 0 with drafter.fused_layers, got 0.1"),
         ("recipe.cross_entropy=0", "recipe.cross_entropy and recipe.acceptance must not both be 0"),
         ("answers.temperatures=[0.0,-1.0]", "answers.temperatures must be distinct numbers >= 0"),
         ("answers.temperatures=0.5", "answers.temperatures must be a list"),

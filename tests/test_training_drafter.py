@@ -35,16 +35,22 @@ def tau(model, drafter, clips) -> float:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """trained(family, visual, trimmed) -> (model, clips, config) of a run that has learned three clips by heart."""
+    """trained(family, visual, trimmed, fused) -> (model, clips, config) of a run on three clips."""
     runs = {}
 
-    def run(family: str, visual: bool = True, trimmed: bool = False):
-        key = (family, visual, trimmed)
+    def run(family: str, visual: bool = True, trimmed: bool = False, fused: bool = False):
+        key = (family, visual, trimmed, fused)
         if key not in runs:
             config = settings(
                 tmp_path_factory.mktemp("trained"),
-                recipe={"mtp_depth": 2, "mtp_attention": "tree", "visual": visual, "noise": 0.05},
-                drafter={"draft_vocab": 40 if trimmed else 0},
+                recipe={
+                    "mtp_depth": 2,
+                    "mtp_attention": "tree",
+                    "visual": visual,
+                    "noise": 0.05,
+                    "feature": 0.0 if fused else 0.1,
+                },
+                drafter={"draft_vocab": 40 if trimmed else 0, "fused_layers": [1, -3] if fused else []},
                 optimisation={
                     "steps": 150,
                     "save_every": 100,
@@ -61,7 +67,11 @@ def trained(tiny, tmp_path_factory):
     return run
 
 
-CASES = [("qwen2_5_vl", True, False), ("llava_onevision", False, True)]
+CASES = [  # family, visual, trimmed, fused
+    ("qwen2_5_vl", True, False, False),
+    ("llava_onevision", False, True, False),
+    ("qwen2_5_vl", False, False, True),
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -118,7 +128,7 @@ def test_decoding_gives_the_logits_of_training(trained, case, monkeypatch):
 
 
 def test_draft_vocabulary_is_the_most_frequent_of_the_answers(trained):
-    _, _, config = trained("llava_onevision", False, True)
+    _, _, config = trained("llava_onevision", False, True, False)
     ids = weights(config.run)["draft_vocab_ids"]
     answers = read_answers(pathlib.Path(config.answers.folder))[:3]  # the fourth is held out
     counts = torch.bincount(torch.tensor([i for a in answers for i in a.ids]), minlength=300)
@@ -131,7 +141,7 @@ def test_draft_vocabulary_is_the_most_frequent_of_the_answers(trained):
 
 
 def test_answers_are_the_targets_own(trained, greedy):
-    model, clips, config = trained("qwen2_5_vl")
+    model, clips, config = trained("qwen2_5_vl", True, False, False)
     for answer in read_answers(pathlib.Path(config.answers.folder)):
         inputs = clips.inputs(answer.clip)
         want = model.generate(**inputs, do_sample=False, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
@@ -213,6 +223,7 @@ def test_states_on_disk_and_on_the_fly_train_alike(tiny, tmp_path):
     [
         ({"data": {"validation": 4}}, r"data.validation must be below the number of clips \(4\), got 4"),
         ({"drafter": {"hidden_layer": 5}}, r"drafter.hidden_layer must lie in \[-5, 4\], got 5"),
+        ({"drafter": {"fused_layers": [-6]}, "recipe": {"feature": 0}}, r"must lie in \[-5, 4\], got -6"),
         ({"recipe": {"visual_layer": 9}}, r"recipe.visual_layer must lie in \[0, 4\], got 9"),
         ({"states": {"cache": False}, "optimisation": {"workers": 2}}, "workers must be 0 where states.cache is false"),
         ({"optimisation": {"batch_rows": 9}}, r"batch_rows must hold the longest sequence \(\d+ rows\), got 9"),

@@ -90,7 +90,7 @@ def test_paper_passes_equal_the_literal_sequence(tiny, videos, rule, numbers):
     """IVSB and MTP on the interleaved sequence, causal attention over all of it, as the paper writes it."""
     drafter, recipe = drafter_of(tiny), Recipe(mtp_depth=2, visual_positions=rule)
     teachers = [teacher(tiny, seed, videos, length) for seed, length in ((0, 9), (3, 5))]
-    batch = collate([sequence(stored(t, n, LAYER, VISUAL_LAYER), numbers, rule, None) for t, n in
+    batch = collate([sequence(stored(t, n, [LAYER], VISUAL_LAYER), numbers, rule, None) for t, n in
                      zip(teachers, (9, 5), strict=True)])  # fmt: skip
     with torch.no_grad():
         got = list(Passes(drafter, recipe).outputs(batch))
@@ -110,7 +110,7 @@ def test_paper_passes_equal_the_literal_sequence(tiny, videos, rule, numbers):
 
 def test_text_only_sequences_hold_no_visual_rows(tiny):
     drafter, t = drafter_of(tiny), teacher(tiny, 0)
-    batch = collate([sequence(stored(t, 9, LAYER, None), "text", "before", None)])
+    batch = collate([sequence(stored(t, 9, [LAYER], None), "text", "before", None)])
     assert batch.visual.shape == (1, 0, 64) and batch.visual_positions.shape == (1, 0)
     with torch.no_grad():
         (got,) = Passes(drafter, Recipe(mtp_depth=0)).outputs(batch)
@@ -126,7 +126,7 @@ def test_tree_passes_equal_growing_a_chain(tiny, visual):
     """A row of pass k = the k-th node of a chain drafted behind true rows, one by one."""
     drafter, depth, length = drafter_of(tiny), 3, 7
     t = teacher(tiny, 1, 1, length)
-    kept = stored(t, length, LAYER, VISUAL_LAYER if visual else None)
+    kept = stored(t, length, [LAYER], VISUAL_LAYER if visual else None)
     batch = collate([sequence(kept, "text", "before", None)])
     tokens, hidden, first = batch.tokens[0], batch.hidden[0], int(kept["first"])
     with torch.no_grad():
@@ -153,7 +153,7 @@ def _attend_in_order(drafter, x, numbers, batch, text):
 def test_rows_with_a_loss(tiny):
     """From the first answer token on, and n passes at the n-th; the last row foresees nothing."""
     t = teacher(tiny, 0, 1, 5)
-    kept = stored(t, 5, LAYER, None)
+    kept = stored(t, 5, [LAYER], None)
     s = sequence(kept, "text", "before", None)
     prompt = int(t.is_text.sum()) - 5
     assert s.loss_pass.tolist() == [0] * prompt + [1, 2, 3, 4, 0]
@@ -165,11 +165,11 @@ def test_rows_with_a_loss(tiny):
 
 
 def test_noise_is_uniform_and_relative_to_each_row(tiny):
-    kept = stored(teacher(tiny, 0), 9, LAYER, VISUAL_LAYER)
+    kept = stored(teacher(tiny, 0), 9, [LAYER], VISUAL_LAYER)
     noise = torch.rand(kept["hidden"].shape) - 0.5
     plain, noisy = (sequence(kept, "text", "before", n) for n in (None, noise * 0.2))
     rms = plain.hidden.pow(2).mean(-1, keepdim=True).sqrt()
-    torch.testing.assert_close(noisy.hidden - plain.hidden, noise * 0.2 * rms, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(noisy.hidden - plain.hidden, noise[:, 0] * 0.2 * rms, atol=1e-5, rtol=1e-4)
     assert torch.equal(noisy.state, plain.state) and torch.equal(noisy.visual, plain.visual)
 
 
@@ -197,7 +197,7 @@ def test_total_loss_and_metrics(tiny, trimmed):
         drafter.attach(target)
     recipe = Recipe(mtp_depth=1, mtp_decay=0.7, cross_entropy=0.9, feature=0.3, acceptance=0.4, temperature=1.3)
     t = teacher(tiny, 2)
-    batch = collate([sequence(stored(t, 9, LAYER, VISUAL_LAYER), "text", "before", None)])
+    batch = collate([sequence(stored(t, 9, [LAYER], VISUAL_LAYER), "text", "before", None)])
     with torch.no_grad():
         total, metrics = Passes(drafter, recipe)(batch, batch.counts(2))
         outs = list(Passes(drafter, recipe).outputs(batch))
@@ -225,7 +225,7 @@ def test_total_loss_and_metrics(tiny, trimmed):
 def test_padding_changes_nothing(tiny):
     """Losses of a padded batch are those of its sequences alone."""
     drafter, recipe = drafter_of(tiny), Recipe(mtp_depth=2, mtp_attention="tree")
-    parts = [sequence(stored(teacher(tiny, seed, videos, n), n, LAYER, VISUAL_LAYER), "text", "before", None)
+    parts = [sequence(stored(teacher(tiny, seed, videos, n), n, [LAYER], VISUAL_LAYER), "text", "before", None)
              for seed, videos, n in ((0, 2, 9), (3, 0, 4), (1, 1, 6))]  # fmt: skip
     with torch.no_grad():
         _, together = Passes(drafter, recipe)(collate(parts), torch.ones(3))

@@ -77,6 +77,8 @@ class SparrowDrafter(nn.Module):
         e, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
         self.layers = nn.ModuleList([Layer(config)])  # a list for the sake of the stored names
+        if config.fused_layers:
+            self.fuse = nn.Linear(len(config.state_layers) * e, e, bias=False)
         if config.output_norm == "own":
             self.norm = RMSNorm(e, eps)
         if config.hidden_norm:
@@ -142,7 +144,12 @@ class SparrowDrafter(nn.Module):
 
     # ---- one forward, two ways: the same numbers by test ----
     def reuse(self, hidden: Tensor) -> Tensor:
-        """States as FC reads them; applied once, when a state enters."""
+        """States as FC reads them [..., E]; applied once, when a state enters.
+
+        hidden: [..., E * layers], the target's states; or [..., E], the drafter's own outputs.
+        """
+        if self.config.fused_layers and hidden.shape[-1] != self.config.hidden_size:
+            hidden = self.fuse(hidden)
         return self.hidden_norm(hidden) if self.config.hidden_norm else hidden
 
     def cos_sin(self, positions: Tensor) -> Tensor:
@@ -326,8 +333,9 @@ class SparrowDrafter(nn.Module):
                 raise ValueError(
                     f"the drafter was made for a target with {key}={want.get(key)!r}; this one has {value!r}"
                 )
-        if not 0 <= self.config.hidden_layer <= target.num_layers:
-            raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {self.config.hidden_layer}")
+        for layer in self.config.state_layers:
+            if not 0 <= layer <= target.num_layers:
+                raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {layer}")
         self.bind(target.embedding, target.head, target.norm)
 
     def set_draft_vocab(self, ids: Tensor) -> None:

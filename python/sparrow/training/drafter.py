@@ -26,7 +26,7 @@ from sparrow.training.answers import Answer, console, to_device, write_answers
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.passes import METRICS, Passes
-from sparrow.training.recipe import DrafterTraining, Optimisation, Shape
+from sparrow.training.recipe import DrafterTraining, Optimisation
 from sparrow.training.run import Run, learning_rate
 from sparrow.training.sequences import Batch, collate
 from sparrow.training.states import CachedStates, LiveStates, Sequences, batches, sequence_rows
@@ -90,18 +90,16 @@ def _check(target: Target, clips: Clips, config: DrafterTraining) -> None:
     layers(target, config)
 
 
-def layers(target: Target, config: DrafterTraining) -> tuple[int, int | None]:
-    """hidden_layer and visual_layer, counted from 0."""
-    number = target.num_layers
-    hidden = config.drafter.hidden_layer + (number + 1 if config.drafter.hidden_layer < 0 else 0)
+def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], int | None]:
+    """The layers whose states are reused (hidden_layer, then fused_layers) and visual_layer, counted from 0."""
+    number, asked = target.num_layers, (config.drafter.hidden_layer, *config.drafter.fused_layers)
+    for layer in asked:
+        if not -number - 1 <= layer <= number:
+            raise ValueError(f"drafter.hidden_layer must lie in [{-number - 1}, {number}], got {layer}")
     visual = number // 2 if config.recipe.visual_layer is None else config.recipe.visual_layer
-    if not 0 <= hidden <= number:
-        raise ValueError(
-            f"drafter.hidden_layer must lie in [{-number - 1}, {number}], got {config.drafter.hidden_layer}"
-        )
     if not 0 <= visual <= number:
         raise ValueError(f"recipe.visual_layer must lie in [0, {number}], got {visual}")
-    return hidden, visual if config.recipe.visual else None
+    return tuple(k + number + 1 if k < 0 else k for k in asked), visual if config.recipe.visual else None
 
 
 def _data(config: DrafterTraining) -> dict[str, object]:
@@ -117,7 +115,7 @@ def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list
         return live
     cached = CachedStates(live, pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
     settings: dict[str, object] = {
-        "hidden_layer": live.hidden_layer,
+        "hidden_layers": live.hidden_layers,
         "visual_layer": live.visual_layer,
         "dtype": str(live.dtype),
     }
@@ -130,12 +128,12 @@ def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list
 
 def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) -> SparrowDrafter:
     """A drafter to be trained: float32, its draft vocabulary taken from the answers."""
-    shape: Shape = config.drafter
+    shape, (reused, _) = config.drafter, layers(target, config)
     more = {} if shape.rope_theta is None else {"rope_theta": shape.rope_theta}
     drafter = SparrowDrafter.from_target(
-        target, seed=config.optimisation.seed, hidden_layer=layers(target, config)[0], hidden_norm=shape.hidden_norm,
-        output_norm=shape.output_norm, positions=shape.positions, draft_vocab=shape.draft_vocab > 0, tree=shape.tree,
-        **more,
+        target, seed=config.optimisation.seed, hidden_layer=reused[0], fused_layers=reused[1:],
+        hidden_norm=shape.hidden_norm, output_norm=shape.output_norm, positions=shape.positions,
+        draft_vocab=shape.draft_vocab > 0, tree=shape.tree, **more,
     )  # fmt: skip
     drafter.place(target.device, torch.float32).train().requires_grad_(True)
     if shape.draft_vocab:

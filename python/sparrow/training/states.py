@@ -26,12 +26,14 @@ class LiveStates:
     Args:
         target, clips: what answered what.
         config: dtype and numbering.
-        hidden_layer, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
+        hidden_layers, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
     """
 
-    def __init__(self, target: Target, clips: Clips, config: States, hidden_layer: int, visual_layer: int | None):
+    def __init__(
+        self, target: Target, clips: Clips, config: States, hidden_layers: Sequence[int], visual_layer: int | None
+    ):
         self.target, self.clips, self.config = target, clips, config
-        self.hidden_layer, self.visual_layer = hidden_layer, visual_layer
+        self.hidden_layers, self.visual_layer = tuple(hidden_layers), visual_layer
         self.dtype = target.embedding.dtype if config.dtype == "target" else getattr(torch, config.dtype)
 
     def load(self, answer: Answer) -> dict[str, Tensor]:
@@ -47,10 +49,10 @@ class LiveStates:
                 f"{answer.text_tokens + answer.visual_tokens}: the data or the video settings have changed"
             )
         ids = torch.tensor(answer.ids)
-        layers = [self.target.num_layers, self.hidden_layer]
+        layers = [self.target.num_layers, *self.hidden_layers]
         layers += [] if self.visual_layer is None else [self.visual_layer]
         teacher = teacher_states(self.target, inputs, ids, layers, self.config.positions)
-        kept = stored(teacher, len(ids), self.hidden_layer, self.visual_layer)
+        kept = stored(teacher, len(ids), self.hidden_layers, self.visual_layer)
         return {k: v.to("cpu", self.dtype if v.is_floating_point() else v.dtype) for k, v in kept.items()}
 
 
