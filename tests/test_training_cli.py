@@ -36,7 +36,9 @@ def test_trains_and_generates(folder, capsys):
     assert cli.main(["train", "answers", "--config", config]) == 0
     assert "3 answers, " in capsys.readouterr().err
     answers = [json.loads(line) for line in (folder / "run/answers/answers-0.jsonl").read_text().splitlines()]
-    assert [a["prompt"] for a in answers] == ["What moves?", "What is it?", "Where?"] and all(a["ids"] for a in answers)
+    assert [a["asked"]["prompt"] for a in answers] == ["What moves?", "What is it?", "Where?"] and all(
+        a["ids"] for a in answers
+    )
     assert cli.main(["train", "drafter", "--config", config, "recipe.mtp_depth=2"]) == 0
     saved = yaml.safe_load((folder / "run/config.yaml").read_text())
     assert saved["recipe"]["mtp_depth"] == 2 and saved["recipe"]["noise"] == 0.2
@@ -91,6 +93,12 @@ def test_bad_files_of_clips(folder, tmp_path, capsys, text, message):
 
 
 def test_other_data_is_not_mixed_with_old_answers(folder, capsys):
+    file = folder / "clips.jsonl"
+    before = file.read_text()
+    file.write_text(before.replace("Where?", "When?"))
+    assert cli.main(["train", "answers", "--config", str(folder / "train.yaml")]) == 1
+    file.write_text(before)
+    assert "clip 2 was answered as" in capsys.readouterr().err
     assert cli.main(["train", "answers", "--config", str(folder / "train.yaml"), "data.num_frames=6"]) == 1
     assert "'num_frames': 4" in capsys.readouterr().err
 

@@ -50,7 +50,11 @@ def trained(tiny, tmp_path_factory):
                     "noise": 0.05,
                     "feature": 0.0 if fused else 0.1,
                 },
-                drafter={"draft_vocab": 40 if trimmed else 0, "fused_layers": [1, -3] if fused else []},
+                drafter={
+                    "draft_vocab": 40 if trimmed else 0,
+                    "fused_layers": [1, -3] if fused else [],
+                    "positions": "target" if fused else "text",
+                },
                 optimisation={
                     "steps": 150,
                     "save_every": 100,
@@ -98,7 +102,7 @@ def test_decoding_gives_the_logits_of_training(trained, case, monkeypatch):
     compared = [0, 0, 0]
     for answer in read_answers(pathlib.Path(config.answers.folder))[:3]:
         kept = states.load(answer)
-        batch = collate([sequence(kept, "text", "before", None)])
+        batch = collate([sequence(kept, config.drafter.positions, "before", None)])
         with torch.no_grad():
             # Training sees visual rows, decoding does not (VATA): compared without.
             batch.visual, batch.visual_positions = batch.visual[:, :0], batch.visual_positions[:, :0]
@@ -148,6 +152,18 @@ def test_answers_are_the_targets_own(trained, greedy):
         assert list(answer.ids) == want.tolist()
         assert answer.visual_tokens == int((inputs["input_ids"] == 291).sum()) > 0
         assert answer.text_tokens + answer.visual_tokens == inputs["input_ids"].shape[1]
+
+
+def test_prompts_numbered_by_the_reference_rule(tiny, tmp_path):
+    """Answers and states follow the numbering asked for, as sparrow.generate does."""
+    model, clips = tiny("qwen2_5_vl"), RandomClips("qwen2_5_vl", 3, videos=2)
+    config = settings(tmp_path, states={"positions": "reference"}, answers={"batch": 2})
+    answers = training.prepare_answers(Target(model), clips, config, training.Ranks())
+    for answer in answers:
+        out = sparrow.generate(model, **clips.inputs(answer.clip), max_new_tokens=16, positions="reference")
+        assert out.sequences[0, -len(answer.ids) :].tolist() == list(answer.ids)
+    other = settings(tmp_path / "hf", answers={"batch": 2})
+    assert training.prepare_answers(Target(model), clips, other, training.Ranks()) != answers
 
 
 def test_sampled_answers(tiny, tmp_path):
@@ -212,9 +228,12 @@ def test_answers_and_states_go_on(tiny, tmp_path):
 
 def test_states_on_disk_and_on_the_fly_train_alike(tiny, tmp_path):
     target, clips = Target(tiny("llava_onevision")), RandomClips("llava_onevision", 3, videos=2)
-    for name in ("disk", "fly"):
-        training.train(target, clips, settings(tmp_path / name, states={"cache": name == "disk"}))
-    assert log(tmp_path / "disk/run", "loss") == log(tmp_path / "fly/run", "loss")
+    for name, workers in (("disk", 0), ("fly", 0), ("readers", 2)):
+        config = settings(tmp_path / name, states={"cache": name != "fly"}, optimisation={"workers": workers})
+        training.train(target, clips, config)
+    assert (
+        log(tmp_path / "disk/run", "loss") == log(tmp_path / "fly/run", "loss") == log(tmp_path / "readers/run", "loss")
+    )
     assert not (tmp_path / "fly/states").exists()
 
 

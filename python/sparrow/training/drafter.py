@@ -103,9 +103,9 @@ def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], in
 
 
 def _data(config: DrafterTraining) -> dict[str, object]:
-    """What says which clips there are; the split may change."""
+    """What says which clip a number is; more clips may come, and the split may change."""
     values = {k: v for k, v in asdict(config.data).items() if k != "validation"}
-    names = ("clips", "num_frames", "fps") if config.data.clips else ("count", "first", "kind", "frames", "side")
+    names = ("clips", "num_frames", "fps") if config.data.clips else ("first", "kind", "frames", "side")
     return {name: values[name] for name in names}
 
 
@@ -113,14 +113,14 @@ def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list
     live = LiveStates(target, clips, config.states, *layers(target, config))
     if not config.states.cache:
         return live
-    cached = CachedStates(live, pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
+    cached = CachedStates(pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
     settings: dict[str, object] = {
         "hidden_layers": live.hidden_layers,
         "visual_layer": live.visual_layer,
         "dtype": str(live.dtype),
     }
     settings |= {"positions": config.states.positions, "answers": asdict(config.answers) | {"folder": "", "batch": 0}}
-    size = cached.fill(answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
+    size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
     if ranks.main:
         console.print(f"the target's states of {len(answers)} answers: {size / 2**20:.0f} MiB in {cached.folder}")
     return cached
@@ -227,10 +227,8 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, validation: Sequences, target: Target, clips: Clips) -> None:
-        """Writes the drafter; on held-out clips, losses and tau in live decoding."""
+        """Writes the drafter and the curves; on held-out clips, losses and tau in live decoding."""
         self.write_drafter()
-        if not validation.answers:
-            return
         counts = torch.zeros(1 + self.config.recipe.mtp_depth, dtype=torch.int64, device=self.device)
         metrics = torch.zeros(len(counts), len(METRICS), device=self.device)
         for batch in validation.validation(self.o.batch_rows):  # every process all of them: no shares to add up
@@ -240,7 +238,9 @@ class Trainer:
         if self.ranks.main:
             values = {f"validation_{k}": v for k, v in by_pass(metrics, counts).items()}
             tau = measure_tau(target, self.folder, clips, validation.answers, self.config)
-            self.run.log(step=self.step, tau=tau, **values)
+            if validation.answers:
+                self.run.log(step=self.step, tau=tau, **values)
+            self.run.curves("loss", "agreement", "acceptance", "validation_agreement", "tau", "learning_rate")
         self.ranks.wait()
 
     def _save(self) -> None:
@@ -250,7 +250,6 @@ class Trainer:
         }
         if self.ranks.main:
             self.run.save(step=self.step, **state)
-            self.run.curves("loss", "agreement", "acceptance", "validation_agreement", "tau", "learning_rate")
         self.ranks.wait()
 
     def write_drafter(self) -> None:

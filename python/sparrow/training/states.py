@@ -59,8 +59,8 @@ class LiveStates:
 class CachedStates:
     """One safetensors file per answer, memory-mapped when read. A file is written whole or not at all."""
 
-    def __init__(self, live: LiveStates, folder: pathlib.Path):
-        self.live, self.folder = live, folder
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
 
     def file(self, answer: Answer) -> pathlib.Path:
         return self.folder / f"{answer.clip // 1000:04d}" / f"{answer.clip:07d}-t{answer.temperature:g}.safetensors"
@@ -69,7 +69,7 @@ class CachedStates:
         with safe_open(self.file(answer), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    def fill(self, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
+    def fill(self, live: LiveStates, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
         """Computes what is missing, each process its share. Returns the bytes on disk."""
         if ranks.main:
             keep_settings(self.folder, settings)
@@ -83,7 +83,7 @@ class CachedStates:
             file = self.file(answer)
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(".new")
-            save_file(self.live.load(answer), temporary)
+            save_file(live.load(answer), temporary)
             temporary.replace(file)
         ranks.wait()
         return sum(self.file(a).stat().st_size for a in answers)
