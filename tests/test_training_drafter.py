@@ -19,6 +19,7 @@ from sparrow.training.run import Run
 from sparrow.training.sequences import collate, sequence
 from sparrow.tree import TreeConfig
 from tests.training_cases import RandomClips, log, settings
+from tests.videos import sample_inputs
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -152,6 +153,21 @@ def test_answers_are_the_targets_own(trained, greedy):
         assert list(answer.ids) == want.tolist()
         assert answer.visual_tokens == int((inputs["input_ids"] == 291).sum()) > 0
         assert answer.text_tokens + answer.visual_tokens == inputs["input_ids"].shape[1]
+
+
+def test_answers_end_where_the_target_ends(tiny, tmp_path, monkeypatch):
+    """The end of sequence is the last token kept, also of the shorter answer of a batch."""
+    model, clips = tiny("qwen2_5_vl"), RandomClips("qwen2_5_vl", 4)
+    clips.inputs = lambda clip: sample_inputs("qwen2_5_vl", seed=clip)  # one length: one batch
+    prompt = clips.inputs(0)["input_ids"].shape[1]
+    end = int(model.generate(**clips.inputs(0), do_sample=False, max_new_tokens=16)[0, prompt + 5])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [end, 299])
+    config = settings(tmp_path, answers={"batch": 4})
+    answers = training.prepare_answers(Target(model), clips, config, training.Ranks())
+    for answer in answers:
+        out = sparrow.generate(model, **clips.inputs(answer.clip), max_new_tokens=16)
+        assert list(answer.ids) == out.sequences[0, prompt:].tolist()
+    assert answers[0].ids[-1] == end and len(answers[0].ids) <= 6 < max(len(a.ids) for a in answers)
 
 
 def test_prompts_numbered_by_the_reference_rule(tiny, tmp_path):
