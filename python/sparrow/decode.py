@@ -16,7 +16,7 @@ from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
 from sparrow.drafter import SparrowDrafter
 from sparrow.sampling import Sampler
 from sparrow.stats import Clock
-from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.adapter import Layers, Prefill, Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import DraftTree, TreeConfig
 
@@ -45,9 +45,9 @@ class DecodeState:
 
 
 class Drafter(Protocol):
-    """What the loop asks of a drafter. `hidden_layer` says which target states it wants, if any."""
+    """What the loop asks of a drafter. `hidden_layer` says which target states it wants, if any (several: joined)."""
 
-    hidden_layer: int | None
+    hidden_layer: Layers
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         """Sets up state.draft after the prompt's prefill."""
@@ -61,7 +61,7 @@ class TextDrafter:
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
-        self.hidden_layer: int | None = drafter.config.hidden_layer
+        self.hidden_layer: Layers = drafter.config.state_layers
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         state.pending = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
@@ -77,7 +77,7 @@ class TextDrafter:
 class NoDrafter:
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
-    hidden_layer: int | None = None
+    hidden_layer: Layers = None
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         pass

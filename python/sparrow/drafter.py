@@ -77,6 +77,8 @@ class SparrowDrafter(nn.Module):
         e, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
         self.layers = nn.ModuleList([Layer(config)])  # a list for the sake of the stored names
+        if config.fused_layers:
+            self.fuse = nn.Linear(len(config.state_layers) * e, e, bias=False)
         if config.output_norm == "own":
             self.norm = RMSNorm(e, eps)
         if config.hidden_norm:
@@ -125,6 +127,8 @@ class SparrowDrafter(nn.Module):
     def logits(self, out: Tensor) -> Tensor:
         """Logits over the draft vocabulary [..., Vd]; out [..., E]. For training and tests."""
         assert self._tables is not None
+        if self._tables[3] is not None:
+            return F.linear(self.head_input(out), self._tables[3])
         all_logits = self._tables[1](self.head_input(out))
         return all_logits[..., self.draft_vocab_ids] if self.config.draft_vocab else all_logits
 
@@ -140,7 +144,12 @@ class SparrowDrafter(nn.Module):
 
     # ---- one forward, two ways: the same numbers by test ----
     def reuse(self, hidden: Tensor) -> Tensor:
-        """States as FC reads them; applied once, when a state enters."""
+        """States as FC reads them [..., E]; applied once, when a state enters.
+
+        hidden: [..., E * layers], the target's states; or [..., E], the drafter's own outputs.
+        """
+        if self.config.fused_layers and hidden.shape[-1] != self.config.hidden_size:
+            hidden = self.fuse(hidden)
         return self.hidden_norm(hidden) if self.config.hidden_norm else hidden
 
     def cos_sin(self, positions: Tensor) -> Tensor:
@@ -165,13 +174,24 @@ class SparrowDrafter(nn.Module):
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         """The decoder layer over rows x [B, T, E], in plain PyTorch."""
+        return self.attend(x, *self.project(x, positions), visible)
+
+    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, E]."""
         c, layer = self.config, self.decoder_layer
         qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
         q, k, v = qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
         cos, sin = (t.unsqueeze(1).to(x.dtype) for t in self.cos_sin(positions).chunk(2, dim=-1))
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The rest of the layer for rows x [B, T, E]: queries over keys k, values v [B, K, S, D].
+
+        visible: bool [B, 1, T, S]; None = causal (S = T).
+        """
+        layer = self.decoder_layer
         attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=True
+            q, k, v.to(q.dtype), attn_mask=visible, is_causal=visible is None, enable_gqa=True
         )
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
         return x + layer.mlp(layer.post_attention_layernorm(x))
@@ -313,8 +333,9 @@ class SparrowDrafter(nn.Module):
                 raise ValueError(
                     f"the drafter was made for a target with {key}={want.get(key)!r}; this one has {value!r}"
                 )
-        if not 0 <= self.config.hidden_layer <= target.num_layers:
-            raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {self.config.hidden_layer}")
+        for layer in self.config.state_layers:
+            if not 0 <= layer <= target.num_layers:
+                raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {layer}")
         self.bind(target.embedding, target.head, target.norm)
 
     def set_draft_vocab(self, ids: Tensor) -> None:
