@@ -142,9 +142,7 @@ void check_out(const HsrArgs& a, const Tensor& out, const Tensor& workspace) {
              out.stride(0));
   const int64_t bytes =
       hsr_project_workspace_bytes(a.token_ids.size(0), a.embed.size(1), a.hidden.size(1), a.weight.size(0));
-  Arg{kOp, "workspace", workspace}.same_device(ids).dtype({ScalarType::Byte}).dim(1).contiguous();
-  check_that(workspace.size(0) >= bytes, kOp, "workspace must have at least ", bytes,
-             " bytes (hsr_project_workspace_size), got ", workspace.size(0));
+  take_bytes(kOp, workspace, ids, bytes, /*alignment=*/1);  // aligned in make_params
 }
 
 }  // namespace
