@@ -103,10 +103,12 @@ Checked check_stacked(const Tensor& kv, const Rest& r) {
   Checked c;
   row_params(kv, 2, c.params);
   rest_params(a, r, c.params);
+  if (c.params.kv_bytes == 0) return c;
   char* data = static_cast<char*>(kv.mutable_data_ptr());
-  const int64_t bytes = kv.element_size();
-  for (int64_t i = 0; c.params.kv_bytes > 0 && i < 2 * kv.size(0); ++i)
-    c.tensors.push_back(data + (i / 2 * kv.stride(0) + i % 2 * kv.stride(1)) * bytes);
+  const int64_t bytes = kv.element_size(), layer = kv.stride(0) * bytes, pair = kv.stride(1) * bytes;
+  const int64_t tensors = 2 * kv.size(0);
+  c.tensors.reserve(tensors);
+  for (int64_t i = 0; i < tensors; ++i) c.tensors.push_back(data + i / 2 * layer + i % 2 * pair);
   return c;
 }
 
@@ -127,6 +129,7 @@ Checked check_layers(const std::vector<Tensor>& keys, const std::vector<Tensor>&
   first.dim(4).last_dense().rows_apart(3, keys[0].size(3));
   Checked c;
   row_params(keys[0], 0, c.params);
+  c.tensors.reserve(2 * keys.size());
   for (size_t i = 0; i < keys.size(); ++i) {
     const std::string at = "[" + std::to_string(i) + "]", key = "keys" + at, value = "values" + at;
     check_alike({kOp, key.c_str(), keys[i]}, first), check_alike({kOp, value.c_str(), values[i]}, first);
@@ -143,7 +146,7 @@ Checked check_layers(const std::vector<Tensor>& keys, const std::vector<Tensor>&
 
 // run(p) for kKvTensors tensors at a time.
 template <class Run>
-void in_calls(Checked c, const Run& run) {
+void in_calls(Checked& c, const Run& run) {
   const int64_t all = static_cast<int64_t>(c.tensors.size());
   for (int64_t first = 0; first == 0 || first < all; first += kKvTensors) {
     c.params.tensors = std::min(kKvTensors, all - first), c.params.last = first + kKvTensors >= all;
@@ -152,7 +155,7 @@ void in_calls(Checked c, const Run& run) {
   }
 }
 
-void run_cpu(const Checked& c) {
+void run_cpu(Checked c) {
   const int64_t longest = check_values(c.params);
   in_calls(c, [&](const KvCommitParams& p) {
     const int64_t item_bytes = std::max(p.kv_bytes, p.hidden_bytes) * longest;
@@ -178,7 +181,7 @@ void kv_commit_layers_op_cpu(std::vector<Tensor> keys, std::vector<Tensor> value
 #if defined(SPARROW_CUDA)
 namespace {
 
-void run_cuda(const Checked& c, const Tensor& path) {
+void run_cuda(Checked c, const Tensor& path) {
   const cudaStream_t stream = current_stream(path);
   in_calls(c, [&](const KvCommitParams& p) { check_launch(kOp, kv_commit_cuda(p, stream)); });
 }
