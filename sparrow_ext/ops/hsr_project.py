@@ -124,10 +124,33 @@ def eager(
 
 
 def fold_embedding(embed: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The table T = embed @ weight[:, :E].T + bias, [V, O]: then out[m] = T[token_ids[m]] + weight[:, E:] @ h[m].
+    """The table T = embed @ weight[:, :E].T + bias, [V, O], for hsr_project_folded.
 
     Plain PyTorch, done once at load. It halves the weights read per call and costs V x O elements of memory: 1.09 GB
     at V = 152064, O = 3584 in bfloat16. The table is rounded to the dtype, so the sum differs from hsr_project's in
     the last bits.
     """
     return F.linear(embed, weight[:, : embed.shape[1]], bias)
+
+
+def hsr_project_folded(token_ids: Tensor, row_index: Tensor, table: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """hsr_project with the embedding's half folded away: out[m] = table[token_ids[m]] + weight @ hidden[row_index[m]].
+
+    Args:
+        token_ids: int64 [M], contiguous, each in [0, V).
+        row_index: int32 [M], contiguous, each in [-1, R); -1 stands for a hidden row of zeros.
+        table: [V, O] of fold_embedding.
+        hidden: [R, H], the dtype of table; rows dense.
+        weight: [O, H], hsr_project's weight[:, E:].
+
+    Returns:
+        [M, O] in the dtype of table. Both summands are rounded to it.
+
+    Raises:
+        RuntimeError: as hsr_project; IndexError where torch finds a token id outside the table on the CPU.
+    """
+    require_backend("hsr_project", token_ids)
+    nothing = table[:, :0]
+    return torch.ops.sparrow.hsr_project(token_ids, row_index, nothing, hidden, weight).add_(
+        F.embedding(token_ids, table)
+    )

@@ -24,7 +24,8 @@ def test_close_to_reference(sim, m, sizes, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "sizes", [(1, 1, 1), (32, 32, 64), (1, 30, 33), (64, 0, 7), (600, 625, 67), (1024, 264, 65), (8, 2056, 3)]
+    "sizes",
+    [(1, 1, 1), (32, 32, 64), (1, 30, 33), (64, 0, 7), (0, 64, 7), (600, 625, 67), (1024, 264, 65), (8, 2056, 3)],
 )
 def test_sizes_and_tails(sim, sizes, dtype):
     check(sim, inputs(3, dtype, sizes, bias=False), f"{sizes}")
