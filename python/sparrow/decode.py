@@ -75,8 +75,8 @@ class TextDrafter:
 
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
         assert isinstance(state.draft, DraftCache)
-        out, position = catch_up(self.drafter, state.pending, state.draft)
-        return grow(self.drafter, state.root, out, position, state.draft, shape)
+        out, position = catch_up(self.drafter, state.pending, state.draft, state.error)
+        return grow(self.drafter, state.root, out, position, state.draft, shape, state.error)
 
 
 class NoDrafter:
@@ -90,7 +90,7 @@ class NoDrafter:
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
         b, device = state.root.shape[0], state.root.device
         parent = torch.full((b, 1), -1, dtype=torch.int32, device=device)
-        anc, depth = sparrow_ext.tree_mask(parent)
+        anc, depth = sparrow_ext.tree_mask(parent, state.error)
         return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))
 
 

@@ -17,6 +17,7 @@ def hsr_project(
     num_rows: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
     """out[m] = weight @ concat(embed[token_ids[m]], hidden[row_index[m]]) + bias, without the gathered copies.
 
@@ -36,12 +37,14 @@ def hsr_project(
         out: [M, O] of the same dtype, rows dense and not overlapping; mutated and returned. None allocates.
         workspace: uint8 [bytes], bytes >= hsr_project_workspace_size(M, E, H, O); mutated; only with `out`, where None
             allocates it.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
         [M, O] in the dtype of weight: `out` where given.
 
     Raises:
-        RuntimeError: wrong device, dtype, shape or stride; an index outside its table; num_rows outside [0, M].
+        RuntimeError: wrong device, dtype, shape or stride; on the CPU also an index outside its table or num_rows
+            outside [0, M]. The CUDA kernel takes zeros, clamps, and sets bits 4 and 2 of `error`.
         ValueError: `workspace` without `out`.
 
     Source: the input fusion of EAGLE's drafter (arXiv 2401.15077), here with the rows gathered inside the product.
@@ -50,11 +53,13 @@ def hsr_project(
     if out is None:
         if workspace is not None:
             raise ValueError("sparrow.hsr_project: workspace is used only together with out")
-        return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows)
+        return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
     if workspace is None:
         size = hsr_project_workspace_size(token_ids.shape[0], embed.shape[-1], hidden.shape[-1], weight.shape[0])
         workspace = torch.empty(size, dtype=torch.uint8, device=out.device)
-    torch.ops.sparrow.hsr_project_out(token_ids, row_index, embed, hidden, weight, bias, num_rows, out, workspace)
+    torch.ops.sparrow.hsr_project_out(
+        token_ids, row_index, embed, hidden, weight, bias, num_rows, out, workspace, error
+    )
     return out
 
 
@@ -72,6 +77,7 @@ def _fake(
     weight: Tensor,
     bias: Tensor | None = None,
     num_rows: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
     return weight.new_empty((token_ids.shape[0], weight.shape[0]))
 
@@ -87,6 +93,7 @@ def _fake_out(
     num_rows: Tensor | None,
     out: Tensor,
     workspace: Tensor,
+    error: Tensor | None = None,
 ) -> None:
     return None
 
