@@ -108,18 +108,24 @@ def sanitizer() -> dict[str, object]:
     return result
 
 
-def ceilings() -> dict[str, float]:
+def ceilings() -> dict[str, float | str]:
     """This device's read bandwidth (GB/s) and bf16 matrix rates (TFLOP/s), measured: cuBLAS's, and that of mma.sync,
-    the instruction our kernels use, which newer GPUs do not run at their full rate (only where nvcc is found).
+    the instruction our kernels use, which newer GPUs do not run at their full rate.
     """
     big = torch.empty(2 << 30, dtype=torch.int8, device="cuda").view(torch.int64)
     read = _microseconds([lambda: torch.sum(big)], graph=False)
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     matmul = _microseconds([lambda: a @ b], graph=False)
-    found = {"read_GB_per_s": big.nbytes / read / 1e3, "bf16_TFLOP_per_s": 2 * 8192**3 / matmul / 1e6}
-    if shutil.which("nvcc") is not None:
-        found["mma_sync_TFLOP_per_s"] = float(compiled(ROOT / "bench" / "mma_ceiling.cu")())
-    return found
+    rates = {"read_GB_per_s": big.nbytes / read / 1e3, "bf16_TFLOP_per_s": 2 * 8192**3 / matmul / 1e6}
+    return rates | mma_ceiling()
+
+
+def mma_ceiling() -> dict[str, float | str]:
+    """The rate of mma.sync (bench/mma_ceiling.cu), or why there is none; the other measurements go on without it."""
+    try:
+        return {"mma_sync_TFLOP_per_s": float(compiled(ROOT / "bench" / "mma_ceiling.cu")())}
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # OSError: no nvcc
+        return {"mma_sync missing": describe(error)}
 
 
 def bench() -> dict[str, object]:
@@ -133,7 +139,7 @@ def bench() -> dict[str, object]:
     return result
 
 
-def _measure(case: Case, ceiling: dict[str, float]) -> dict[str, object]:
+def _measure(case: Case, ceiling: dict[str, float | str]) -> dict[str, object]:
     work: Work = case.build(torch.device("cuda"), COPIES)
     ours = _microseconds(work.ours)
     row: dict[str, object] = {"us": ours, "target": TARGETS.get((case.op, case.name), "")}
@@ -153,7 +159,7 @@ def _measure(case: Case, ceiling: dict[str, float]) -> dict[str, object]:
     return row
 
 
-def floors(work: Work, ceiling: dict[str, float], ours: float) -> dict[str, float]:
+def floors(work: Work, ceiling: dict[str, float | str], ours: float) -> dict[str, float]:
     """The least time of the case, us, and its share in ours: bytes at the read rate or FLOPs at cuBLAS's rate, and
     once more with the FLOPs at mma.sync's rate where that was measured.
     """
@@ -161,7 +167,7 @@ def floors(work: Work, ceiling: dict[str, float], ours: float) -> dict[str, floa
     found = {}
     for name, rate in rates.items():
         if rate in ceiling:
-            least = max(work.bytes / ceiling["read_GB_per_s"] / 1e3, work.flops / ceiling[rate] / 1e6)
+            least = max(work.bytes / float(ceiling["read_GB_per_s"]) / 1e3, work.flops / float(ceiling[rate]) / 1e6)
             found |= {f"{name}_us": least, f"share_of_{name}": least / ours}
     return found
 

@@ -17,6 +17,7 @@ from bench.gpu_cases import Work
 from sparrow_ext.ops import tree_accept, tree_attention, tree_mask
 from tests.checks import random_tree
 
+RATES: dict[str, float | str] = {"read_GB_per_s": 4000.0, "bf16_TFLOP_per_s": 800.0}
 PREFIX, NODES, HEADS, KV_HEADS, DIM = 37, 9, 6, 2, 16
 
 
@@ -130,9 +131,8 @@ def test_missing_and_broken_libraries_are_named(monkeypatch):
 
 def test_floors_name_both_rates():
     work = Work([], bytes=4_000_000, flops=2_000_000_000)
-    ceiling = {"read_GB_per_s": 4000.0, "bf16_TFLOP_per_s": 800.0}
-    assert gpu_check.floors(work, ceiling, 5.0) == {"floor_us": 2.5, "share_of_floor": 0.5}
-    both = gpu_check.floors(work, ceiling | {"mma_sync_TFLOP_per_s": 400.0}, 5.0)
+    assert gpu_check.floors(work, RATES, 5.0) == {"floor_us": 2.5, "share_of_floor": 0.5}
+    both = gpu_check.floors(work, RATES | {"mma_sync_TFLOP_per_s": 400.0}, 5.0)
     assert both["mma_floor_us"] == 5.0 and both["share_of_mma_floor"] == 1.0 and both["floor_us"] == 2.5
 
 
@@ -144,6 +144,14 @@ def test_mma_ceiling_builds(arch):
         pytest.skip("built; its rate is gpu_check's to measure")
     with pytest.raises(subprocess.CalledProcessError):  # it says that there is no GPU, and prints no rate
         run()
+
+
+def test_a_ceiling_that_cannot_be_measured_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setenv("PATH", "")
+    found = gpu_check.mma_ceiling()
+    assert list(found) == ["mma_sync missing"] and "nvcc" in found["mma_sync missing"]
+    assert "share_of_mma_floor" not in gpu_check.floors(Work([], 1), found | RATES, 1.0)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
