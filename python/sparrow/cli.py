@@ -1,4 +1,4 @@
-"""The `sparrow` command: generate, demo, doctor."""
+"""The `sparrow` command: generate, demo, eval, synthetic, doctor."""
 
 import argparse
 import sys
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--max-new-tokens", type=_positive, default=64)
     demo.set_defaults(run=_demo)
+    _add_eval(commands, debug)
     doctor = commands.add_parser(
         "doctor", parents=[debug], help="versions, what is built, and a losslessness self-test"
     )
@@ -83,6 +84,37 @@ def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
     p.set_defaults(run=_generate)
 
 
+def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
+    p = commands.add_parser("eval", parents=[debug], help="tau, speed and losslessness on held-out synthetic clips")
+    p.add_argument("--quick", action="store_true", help="three visual lengths, few clips: some minutes")
+    p.add_argument("--target", default=None, help="folder (default: the shipped miniature)")
+    p.add_argument(
+        "--drafter", action="append", default=[], metavar="[NAME=]FOLDER", help="may be repeated (default: shipped)"
+    )
+    p.add_argument("--tree", action="append", type=_tree, default=[], help="may be repeated (default: 25-5-8)")
+    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup"], default=["sparrow", "lookup"],
+                   help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
+    p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")
+    p.add_argument("--temperature", nargs="+", type=float, default=None, help="0 = greedy")
+    p.add_argument("--split", choices=["test", "dev"], default="test", help="dev is for choosing")
+    p.add_argument("--clips", type=_positive, default=None, help="clips for tau")
+    p.add_argument("--live", type=_positive, default=None, help="of these, decoded live by every system (default: all)")
+    p.add_argument("--timed", type=_positive, default=None, help="of these, timed")
+    p.add_argument("--runs", type=_positive, default=3, help="runs per timed clip; the median counts")
+    p.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                   help="cpu: this process' CPU time, for a machine that is not idle")  # fmt: skip
+    p.add_argument("--max-new-tokens", type=_positive, default=256)
+    p.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", default="sparrow_eval.json", metavar="FILE", help="a run that was killed goes on from it")
+    p.add_argument(
+        "--tapes", default=None, metavar="FOLDER", help="recorded target runs (default: tapes/ beside --out)"
+    )
+    p.add_argument("--render", default=None, metavar="FILE", help="only draw table and pictures of this JSON")
+    p.set_defaults(run=_eval)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -106,6 +138,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     from sparrow.cli_demo import run
+
+    return run(arguments)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_eval import run
 
     return run(arguments)
 
