@@ -41,15 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show tracebacks")
     _add_generate(commands, debug)
-    demo = commands.add_parser(
-        "demo", parents=[debug], help="decode a small clip with a small target built on the spot"
-    )
-    demo.add_argument(
-        "--folder", default=None, help="where target and drafter are written (default: a temporary folder)"
-    )
-    demo.add_argument("--max-new-tokens", type=_positive, default=64)
+    demo = commands.add_parser("demo", parents=[debug], help="the shipped pair describes the shipped clip")
+    demo.add_argument("--folder", default=None, help="another pair: a folder with target/ and drafter/")
+    demo.add_argument("--tree", type=_tree, default=None, help="total-depth-width (default: the drafter's)")
+    demo.add_argument("--max-new-tokens", type=_positive, default=256)
     demo.set_defaults(run=_demo)
     _add_eval(commands, debug)
+    _add_synthetic(commands, debug)
     doctor = commands.add_parser(
         "doctor", parents=[debug], help="versions, what is built, and a losslessness self-test"
     )
@@ -115,6 +113,20 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     p.set_defaults(run=_eval)
 
 
+def _add_synthetic(commands, debug: argparse.ArgumentParser) -> None:
+    p = commands.add_parser("synthetic", parents=[debug], help="write clips of the synthetic world")
+    p.add_argument("--out", default=None, metavar="FOLDER", help="mp4 files, and clips.jsonl with prompts and answers")
+    p.add_argument("--sheet", default=None, metavar="FILE.png", help="a contact sheet with captions")
+    p.add_argument("--count", type=_positive, default=8)
+    p.add_argument("--first", type=int, default=0, help="number of the first clip within its split")
+    p.add_argument("--length", type=_positive, default=256, help="visual tokens the miniature makes of a clip")
+    p.add_argument("--split", choices=["train", "dev", "test"], default="test")
+    p.add_argument(
+        "--kind", default="describe", help="describe, list, or what a question asks for (colour, count, ...)"
+    )
+    p.set_defaults(run=_synthetic)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -144,6 +156,12 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from sparrow.cli_eval import run
+
+    return run(arguments)
+
+
+def _synthetic(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_synthetic import run
 
     return run(arguments)
 

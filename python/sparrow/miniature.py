@@ -1,8 +1,13 @@
-"""The pair that ships with the package: a small video LLM trained on the synthetic world, and its drafter."""
+"""What ships with the package: a small video LLM trained on the synthetic world, its drafter, and a clip."""
 
 import pathlib
 
-SHIPPED = pathlib.Path(__file__).parent / "assets" / "miniature"
+from sparrow.synthetic import Format, sample, write_video
+
+ASSETS = pathlib.Path(__file__).parent / "assets"
+SHIPPED = ASSETS / "miniature"
+DEMO = ASSETS / "demo.mp4"
+DEMO_NUMBER, DEMO_FORM = 584, Format(frames=96, side=128)  # of the test split; the target samples 32 frames of it
 
 
 def pair(folder: str | pathlib.Path = SHIPPED) -> tuple[pathlib.Path, pathlib.Path]:
@@ -16,3 +21,9 @@ def pair(folder: str | pathlib.Path = SHIPPED) -> tuple[pathlib.Path, pathlib.Pa
         if not (part / "config.json").is_file():
             raise FileNotFoundError(f"a pair has target/ and drafter/ in one folder; {part / 'config.json'} is missing")
     return target, drafter
+
+
+def write_demo(file: str | pathlib.Path = DEMO) -> None:
+    """Draws and encodes the demo's clip."""
+    clip = sample(DEMO_NUMBER, DEMO_FORM)
+    write_video(file, clip.frames, clip.fps)

@@ -19,8 +19,8 @@ def markdown(result: dict[str, Any]) -> str:
     settings = result["settings"]
     lines = [
         f"Target {settings['target']}, {settings['dtype']}, split {settings['split']}; tau over {settings['clips']}"
-        f" clips, identity over {settings['live']}, times over {settings['timed']} (median of {settings['runs']} runs, one"
-        f" thread, {settings['clock']} clock), seed {settings['seed']}; brackets: 95 % bootstrap interval over clips.",
+        f" clips, identity over {settings['live']}, times over {settings['timed']} (median of {settings['runs']} runs,"
+        f" one thread, {settings['clock']} clock), seed {settings['seed']}; brackets: 95 % bootstrap interval.",
         "",
         "| visual tokens | T | system | " + " | ".join(COLUMNS.values()) + " | identical | replay = live |",
         "|---" * (len(COLUMNS) + 5) + "|",
@@ -133,7 +133,7 @@ def _depths(axis, cells: Iterable[Cell]) -> None:
             color=f"C{lengths.index(cell['length'])}", ls=style, marker="o", ms=4, capsize=2, lw=1.3,
         )  # fmt: skip
     axis.set_xlabel("depth")
-    axis.set_ylabel("share of drafted paths accepted one deeper")
+    axis.set_ylabel("accepted, of the paths that got there")
     axis.set_ylim(0, 1.02)
     deepest = max((len(c["acceptance_by_depth"]) for c in cells), default=1)
     axis.set_xticks(range(1, deepest + 1))

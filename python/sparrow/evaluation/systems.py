@@ -84,7 +84,7 @@ class Run:
 
 @torch.no_grad()
 def run(
-    system: System, model: Any, drafter: SparrowDrafter | None, inputs: dict[str, Tensor], options: dict, seed: int,
+    system: System, model: Any, drafter: SparrowDrafter | None, inputs: dict[str, Any], options: dict, seed: int,
     clock: str = "wall",
 ) -> Run:  # fmt: skip
     """Decodes one clip, batch 1.

@@ -74,7 +74,7 @@ class Recorder(NoDrafter):
         return Tape(tokens, hidden, first.tokens[0], states, first.positions[0])
 
 
-def record(model: Any, inputs: dict[str, Tensor], hidden_layer: int, options: dict[str, Any], seed: int) -> Tape:
+def record(model: Any, inputs: dict[str, Any], hidden_layer: int, options: dict[str, Any], seed: int) -> Tape:
     """Decodes plainly and keeps tokens and states; batch 1."""
     recorder = Recorder(hidden_layer)
     out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
