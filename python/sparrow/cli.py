@@ -105,11 +105,16 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0, help="of the sampling noise")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--out", default="sparrow_eval.json", metavar="FILE", help="a run that was killed goes on from it")
+    p.add_argument("--out", default=None, metavar="FILE", help="a run that was killed goes on from it")
     p.add_argument(
         "--tapes", default=None, metavar="FOLDER", help="recorded target runs (default: tapes/ beside --out)"
     )
-    p.add_argument("--render", default=None, metavar="FILE", help="only draw table and pictures of this JSON")
+    other = p.add_mutually_exclusive_group()
+    other.add_argument("--watch", action="store_true", help="accuracy by word with the true, another and a black video")
+    other.add_argument(
+        "--layer-cut", action="store_true", help="the same with text cut off from the video from a layer on"
+    )
+    other.add_argument("--render", default=None, metavar="FILE", help="only draw table and pictures of this JSON")
     p.set_defaults(run=_eval)
 
 

@@ -35,13 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 where an output of ours is not the reference's."""
     if arguments.render:
         return render(pathlib.Path(arguments.render))
+    if arguments.watch or arguments.layer_cut:
+        from sparrow.cli_eval_visual import run as run_visual
+
+        return run_visual(arguments)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     folder, model, tokenizer = target(arguments)
     drafters, systems = systems_of(arguments, model)
     plan = plan_of(arguments, systems)
-    out = pathlib.Path(arguments.out)
+    out = pathlib.Path(arguments.out or "sparrow_eval.json")
     tapes = pathlib.Path(arguments.tapes) if arguments.tapes else out.parent / "tapes"
     with progress() as bar:
         steps = len(plan.lengths) * len(plan.temperatures) * plan.clips
@@ -114,11 +118,16 @@ def render(file: pathlib.Path) -> int:
     if not file.is_file():
         raise FileNotFoundError(f"--render: no such file: {file}")
     result = json.loads(file.read_text())
-    if not result.get("cells"):
+    if not (result.get("cells") or result.get("rows")):
         raise ValueError(f"--render: {file} holds no finished cell of an evaluation")
-    text = markdown(result)
+    if "rows" in result:
+        from sparrow.cli_eval_visual import render as render_visual
+
+        text = render_visual(result, file)
+    else:
+        text = markdown(result)
+        plots(result, file.parent, file.stem)
     print(text)
     file.with_suffix(".md").write_text(text)
-    for picture in plots(result, file.parent, file.stem):
-        err.print(f"[dim]{picture}[/dim]")
+    err.print(f"[dim]table and pictures beside {file}[/dim]")
     return 0
