@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sparrow_ext
+from sparrow.evaluation import evaluate, trees
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.evaluate import Evaluation, Plan, lossless
 from sparrow.evaluation.questions import form_of, question, sampling
@@ -40,7 +41,7 @@ def ask(pair, number=0, length=64):
     return question(SETTINGS, pair[1], length, number, split="test")
 
 
-def evaluation(pair, folder, tmp_path, progress=lambda text: None, **changes):
+def evaluation(pair, folder, tmp_path, progress=lambda *_: None, **changes):
     system = System("sparrow", "sparrow", folder, "8-4-4")
     values = {"lengths": (64,), "clips": 3, "live": 2, "timed": 2, "runs": 2, "max_new_tokens": 16, **changes}
     plan = Plan((system, LOOKUP), **values)
@@ -172,7 +173,7 @@ def test_cells_and_resuming(pair, folder, tmp_path):
     class Killed(Exception):
         pass
 
-    def kill(text):
+    def kill(text, clips):
         if "T=1" in text and "clip 2" in text:
             raise Killed
 
@@ -181,7 +182,7 @@ def test_cells_and_resuming(pair, folder, tmp_path):
     half = json.loads(file.read_text())
     assert [c["temperature"] for c in half["cells"]] == [0.0] * 4
     seen = []
-    whole = evaluation(pair, folder, tmp_path, seen.append).write(file, {"command": "second"})
+    whole = evaluation(pair, folder, tmp_path, lambda text, clips: seen.append(text)).write(file, {"command": "second"})
     assert json.loads(file.read_text()) == whole and whole["cells"][:4] == half["cells"]  # to the last second
     assert [p["command"] for p in whole["provenance"]] == ["first", "second"] and not any("T=0" in s for s in seen)
     assert len(whole["cells"]) == 8 and lossless(whole)
@@ -208,6 +209,31 @@ def rendered(result, tmp_path):
     assert any("| 64 | 0 | sparrow |" in line and figure(sparrow["tau"]) in line for line in lines)
     files = plots(result, tmp_path / "pictures", "eval")
     assert len(files) == 3 and all(f.read_bytes().startswith(b"\x89PNG") and f.stat().st_size > 8000 for f in files)
+
+
+def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trees, "CANDIDATES", ("2-2-1", "25-5-8"))
+    monkeypatch.setattr(evaluate, "CLIPS", 2)
+    model, tokenizer, drafter = pair
+    plan = Plan(
+        (System("auto", "sparrow", folder, "auto"),), (64,), (0.0,), clips=2, live=2, timed=1, max_new_tokens=12
+    )
+    made = Evaluation(plan, model, tokenizer, SETTINGS, {"auto": drafter}, tmp_path)
+    cell = made.write(tmp_path / "auto.json", {})["cells"][-1]
+    rows = cell["tree_choice"]
+    assert {r["tree"] for r in rows} == {"2-2-1", "25-5-8"} and cell["tree"] == rows[0]["tree"]
+    assert rows[0]["tokens_per_second"] >= rows[1]["tokens_per_second"] > 0
+    for row in rows:
+        emitted = [
+            replay(made.tape(made.ask(64, n, "dev"), "dev", 0.0, 3, {}), drafter, TreeConfig.parse(row["tree"]))
+            for n in range(2)
+        ]  # from the tapes that are there
+        tau = sum(map(sum, emitted)) / sum(map(len, emitted))
+        assert row["tau"] == pytest.approx(tau, abs=1e-4)
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["tau"] / row["round_ms"], rel=1e-2)
+    assert cell["identical"]["clips"] == cell["replay_equals_live"][
+        "clips"
+    ] == 2 and f"auto ({cell['tree']})" in markdown(json.loads((tmp_path / "auto.json").read_text()))
 
 
 def test_a_wrong_operator_is_not_lossless(pair, folder, tmp_path, monkeypatch):

@@ -89,7 +89,8 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--drafter", action="append", default=[], metavar="[NAME=]FOLDER", help="may be repeated (default: shipped)"
     )
-    p.add_argument("--tree", action="append", type=_tree, default=[], help="may be repeated (default: 25-5-8)")
+    p.add_argument("--tree", action="append", type=_tree_or_auto, default=[],
+                   help="may be repeated (default: 25-5-8); auto: the fastest at each visual length")  # fmt: skip
     p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup"], default=["sparrow", "lookup"],
                    help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
     p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")
@@ -144,6 +145,10 @@ def _tree(text: str) -> TreeConfig:
         return TreeConfig.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _tree_or_auto(text: str) -> TreeConfig | str:
+    return text if text == "auto" else _tree(text)
 
 
 # Late imports: --help answers at once.

@@ -18,7 +18,7 @@ from sparrow.evaluation.render import markdown, plots
 from sparrow.evaluation.systems import LOOKUP, System
 from sparrow.miniature import SHIPPED, pair
 from sparrow.provenance import provenance
-from sparrow.video import load_settings
+from sparrow.video import PatchSettings, load_settings
 
 err = Console(stderr=True)
 QUICK = {"lengths": (64, 256, 1024), "temperatures": (0.0, 1.0), "clips": 12, "timed": 4}
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    folder, model, tokenizer = target(arguments)
+    settings, model, tokenizer = target(arguments)
     drafters, systems = systems_of(arguments, model)
     plan = plan_of(arguments, systems)
     out = pathlib.Path(arguments.out or "sparrow_eval.json")
@@ -51,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         steps = len(plan.lengths) * len(plan.temperatures) * plan.clips
         task = bar.add_task("", total=steps)
         evaluation = Evaluation(
-            plan, model, tokenizer, load_settings(folder), drafters, tapes,
-            lambda text: bar.update(task, description=text, advance=1),
+            plan, model, tokenizer, settings, drafters, tapes,
+            lambda text, clips: bar.update(task, description=text, advance=clips),
         )  # fmt: skip
         result = evaluation.write(out, provenance("sparrow " + shlex.join(sys.argv[1:])))
     render(out)
@@ -79,12 +79,15 @@ def plan_of(arguments: argparse.Namespace, systems: list[System]) -> Plan:
     )
 
 
-def target(arguments: argparse.Namespace) -> tuple[pathlib.Path, Any, Any]:
-    """(folder, model, tokenizer) of --target, or of the shipped pair."""
+def target(arguments: argparse.Namespace) -> tuple[PatchSettings, Any, Any]:
+    """(settings, model, tokenizer) of --target, or of the shipped pair."""
     folder = target_folder(arguments.target) if arguments.target else pair(SHIPPED)[0]
     with err.status("loading the target"):
         model, tokenizer = load_target(folder, arguments.dtype, pick_device(arguments.device), False)
-    return folder, model, tokenizer
+    settings = load_settings(folder)
+    if not isinstance(settings, PatchSettings):
+        raise ValueError(f"--target: the synthetic world's lengths need a Qwen target, got a {settings.family}")
+    return settings, model, tokenizer
 
 
 def systems_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], list[System]]:

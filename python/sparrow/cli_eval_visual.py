@@ -19,7 +19,6 @@ from sparrow.synthetic import FORMATS
 from sparrow.targets.layer_cut import layer_cut
 from sparrow.targets.miniature import trainable
 from sparrow.training.target import Collator, Forward
-from sparrow.video import load_settings
 
 WATCH_LENGTHS, CUT_LENGTH, CLIPS = tuple(n for n in FORMATS if n <= 4096), 256, 64
 
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     lengths = arguments.lengths or (WATCH_LENGTHS if arguments.watch else (CUT_LENGTH,))
     if kind == "layer-cut" and len(lengths) > 1:
         raise ValueError(f"--layer-cut takes one of --lengths, got {len(lengths)}")
-    folder, model, tokenizer = cli_eval.target(arguments)
+    frames, model, tokenizer = cli_eval.target(arguments)
     settings: dict[str, Any] = {
         "target": model_hash(model), "dtype": arguments.dtype, "split": arguments.split, "lengths": list(lengths),
         "clips": arguments.clips or CLIPS,
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         layers = int(model.config.get_text_config().num_hidden_layers)
         task = bar.add_task("", total=3 * len(lengths) if kind == "watch" else layers + 1)
         tell = lambda text: bar.update(task, description=text, advance=1)  # noqa: E731
-        collator, forward = Collator(model, tokenizer, load_settings(folder)), Forward(model, bf16=False)
+        collator, forward = Collator(model, tokenizer, frames), Forward(model, bf16=False)
         if kind == "watch":
             rows = watching(collator, forward, lengths, settings["split"], settings["clips"], tell)
         else:

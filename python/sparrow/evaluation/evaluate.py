@@ -14,10 +14,11 @@ from sparrow.evaluation.questions import Question, question, sampling, to_model
 from sparrow.evaluation.statistics import acceptance_by_depth, interval, quotient, speed_ratio
 from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tape import Tape, cached, model_hash, record, replay
+from sparrow.evaluation.trees import AUTO, CLIPS, choose
 from sparrow.tree import TreeConfig
 
 BASELINES = (TRANSFORMERS, PLAIN)
-Progress = Callable[[str], None]
+Progress = Callable[[str, int], None]  # what is done now, and by how many clips that moves on
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,13 @@ class Evaluation:
 
     def __init__(
         self, plan: Plan, model: Any, tokenizer: Any, settings: Any, drafters: dict[str, SparrowDrafter],
-        tapes: pathlib.Path, progress: Progress = lambda text: None,
+        tapes: pathlib.Path, progress: Progress = lambda text, clips: None,
     ):  # fmt: skip
         self.plan, self.model, self.tokenizer, self.settings, self.drafters = plan, model, tokenizer, settings, drafters
         self.target = model_hash(model)
         self.tapes, self.progress = tapes, progress
+        self.now = list(plan.all_systems)
+        self.choices: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     def settings_record(self) -> dict[str, Any]:
         """Everything a cell depends on."""
@@ -118,32 +121,52 @@ class Evaluation:
     def cells(self, length: int, temperature: float) -> list[dict[str, Any]]:
         """One cell per system."""
         plan, options = self.plan, sampling(temperature, self.plan.max_new_tokens)
+        choices = {s.name: self._choose(s, length) for s in plan.systems if s.tree == AUTO}
+        best = {name: rows[0]["tree"] for name, rows in choices.items()}
+        self.now = [replace(s, tree=best.get(s.name, s.tree)) for s in plan.all_systems]
         runs: dict[str, list[list[Run]]] = {s.name: [] for s in plan.all_systems}
         replayed: dict[str, list[list[int]]] = {s.name: [] for s in plan.systems if s.kind == "sparrow"}
         for number in range(plan.clips):
-            self.progress(f"{length} visual tokens, T={temperature:g}, clip {number + 1} of {plan.clips}")
-            asked = question(self.settings, self.tokenizer, length, number, split=plan.split)
-            asked = replace(asked, inputs=to_model(asked.inputs, self.model))
-            for system in plan.systems:
+            self.progress(f"{length} visual tokens, T={temperature:g}, clip {number + 1} of {plan.clips}", 1)
+            asked = self.ask(length, number, plan.split)
+            for system in self.now:
                 if system.kind == "sparrow":
                     drafter, tree = self.drafters[system.name], TreeConfig.parse(str(system.tree))
-                    tape = self.tape(asked, temperature, drafter.config.hidden_layer, options)
+                    tape = self.tape(asked, plan.split, temperature, drafter.config.hidden_layer, options)
                     replayed[system.name].append(replay(tape, drafter, tree))
             if number < plan.live:
                 self._live(asked, options, plan.runs if number < plan.timed else 1, runs)
-        return [self._cell(s, length, temperature, runs, replayed.get(s.name)) for s in plan.all_systems]
+        cells = [self._cell(s, length, temperature, runs, replayed.get(s.name)) for s in self.now]
+        return [{**c, "tree_choice": choices[c["system"]]} if c["system"] in choices else c for c in cells]
 
-    def tape(self, asked: Question, temperature: float, layer: int, options: dict[str, Any]) -> Tape:
+    def ask(self, length: int, number: int, split: str) -> Question:
+        """The question, its inputs where the model is."""
+        asked = question(self.settings, self.tokenizer, length, number, split=split)
+        return replace(asked, inputs=to_model(asked.inputs, self.model))
+
+    def _choose(self, system: System, length: int) -> list[dict[str, Any]]:
+        """Trees for greedy decoding at this length, the fastest first; measured on dev clips, once."""
+        if (system.name, length) not in self.choices:
+            self.progress(f"{length} visual tokens, choosing a tree for {system.name}", 0)
+            drafter, options = self.drafters[system.name], sampling(0.0, self.plan.max_new_tokens)
+            asked = [self.ask(length, number, "dev") for number in range(CLIPS)]
+            tapes = [self.tape(a, "dev", 0.0, drafter.config.hidden_layer, options) for a in asked]
+            self.choices[system.name, length] = choose(
+                self.model, drafter, str(system.drafter), asked, tapes, options, self.plan.seed, self.plan.clock
+            )
+        return self.choices[system.name, length]
+
+    def tape(self, asked: Question, split: str, temperature: float, layer: int, options: dict[str, Any]) -> Tape:
         """The recorded run, from disk where it is."""
         plan = self.plan
-        name = f"{self.target}-{self.model.dtype}/{plan.split}-{asked.length}-{asked.number}"
+        name = f"{self.target}-{self.model.dtype}/{split}-{asked.length}-{asked.number}"
         name += f"-T{temperature:g}-seed{plan.seed}-{plan.max_new_tokens}-layer{layer}.safetensors"
         make = lambda: record(self.model, asked.inputs, layer, options, plan.seed)  # noqa: E731
         return cached(self.tapes / name.replace("torch.", ""), make)
 
     def _live(self, asked: Question, options: dict, repeats: int, runs: dict[str, list[list[Run]]]) -> None:
         """Every system on one clip, `repeats` times; who goes first changes from run to run."""
-        plan, order = self.plan, list(self.plan.all_systems)
+        plan, order = self.plan, self.now
         drafters = self.drafters
 
         def once(system: System) -> Run:
@@ -166,7 +189,12 @@ class Evaluation:
         own = runs[system.name]
         live = [r[0].emitted for r in own]
         emitted = live if replayed is None else replayed
-        cell: dict[str, Any] = {"length": length, "temperature": temperature, "system": system.name}
+        cell: dict[str, Any] = {
+            "length": length,
+            "temperature": temperature,
+            "system": system.name,
+            "tree": system.tree,
+        }
         cell["counts"] = {
             "clips": len(emitted), "live": len(own), "timed": self.plan.timed, "runs": self.plan.runs,
             "rounds": sum(map(len, emitted)), "tokens": sum(map(sum, emitted)),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sparrow.synthetic import FORMATS, Clip, Format, sample
@@ -81,8 +80,3 @@ def sampling(temperature: float, max_new_tokens: int) -> dict[str, Any]:
         raise ValueError(f"a temperature must be at least 0, got {temperature}")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     return options | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {})
-
-
-def one_thread() -> None:
-    """Times are taken on one thread."""
-    torch.set_num_threads(1)

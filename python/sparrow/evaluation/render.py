@@ -28,7 +28,7 @@ def markdown(result: dict[str, Any]) -> str:
     for cell in sorted(result["cells"], key=lambda c: (c["length"], c["temperature"])):
         figures = " | ".join(figure(cell[name]) for name in COLUMNS)
         checks = f"{_share(cell['identical'])} | {_share(cell.get('replay_equals_live'))}"
-        lines.append(f"| {cell['length']} | {cell['temperature']:g} | {cell['system']} | {figures} | {checks} |")
+        lines.append(f"| {cell['length']} | {cell['temperature']:g} | {_name(cell)} | {figures} | {checks} |")
     return "\n".join(lines) + "\n"
 
 
@@ -39,6 +39,11 @@ def figure(value: dict[str, float | None]) -> str:
     if value["low"] is None:
         return f"{value['value']:.2f}"
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def _name(cell: Cell) -> str:
+    """The system; with the tree where it was chosen."""
+    return cell["system"] + (f" ({cell['tree']})" if "tree_choice" in cell else "")
 
 
 def _share(count: dict[str, Any] | None) -> str:

@@ -26,7 +26,7 @@ class System:
         kind: "transformers" = model.generate, "lookup" = the same with prompt_lookup_num_tokens, "plain" = our loop
             without a drafter, "sparrow" = our loop with one.
         drafter: its folder, for "sparrow".
-        tree: "total-depth-width", for "sparrow".
+        tree: "total-depth-width", for "sparrow"; "auto" = chosen per visual length (trees.choose).
     """
 
     name: str
@@ -39,8 +39,8 @@ class System:
             raise ValueError(f"a system's kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if (self.kind == "sparrow") != (self.drafter is not None and self.tree is not None):
             raise ValueError(f"system {self.name!r}: drafter and tree belong to kind 'sparrow', and both to it")
-        if self.tree is not None:
-            TreeConfig.parse(self.tree)
+        if self.tree not in (None, "auto"):
+            TreeConfig.parse(str(self.tree))
 
 
 TRANSFORMERS, PLAIN = System("transformers", "transformers"), System("plain", "plain")

@@ -69,7 +69,8 @@ def batches(clips: int, most: int) -> list[range]:
 
 def shares(counts: Counts) -> dict[str, dict[str, float | None]]:
     """The share right of each class and of all classes, with its interval."""
-    everything = [tuple(map(sum, zip(*rows, strict=True))) for rows in zip(*counts.values(), strict=True)]
+    clips = list(zip(*counts.values(), strict=True))
+    everything = [(sum(right for right, _ in clip), sum(of for _, of in clip)) for clip in clips]
     return {name: interval(rows, quotient) for name, rows in [*counts.items(), ("all", everything)]}
 
 
