@@ -132,7 +132,7 @@ class Evaluation:
             for system in self.now:
                 if system.kind == "sparrow":
                     drafter, tree = self.drafters[system.name], TreeConfig.parse(str(system.tree))
-                    tape = self.tape(asked, plan.split, temperature, drafter.config.hidden_layer, options)
+                    tape = self.tape(asked, plan.split, temperature, drafter.config.state_layers, options)
                     replayed[system.name].append(replay(tape, drafter, tree))
             if number < plan.live:
                 self._live(asked, options, plan.runs if number < plan.timed else 1, runs)
@@ -150,18 +150,20 @@ class Evaluation:
             self.progress(f"{length} visual tokens, choosing a tree for {system.name}", 0)
             drafter, options = self.drafters[system.name], sampling(0.0, self.plan.max_new_tokens)
             asked = [self.ask(length, number, "dev") for number in range(CLIPS)]
-            tapes = [self.tape(a, "dev", 0.0, drafter.config.hidden_layer, options) for a in asked]
+            tapes = [self.tape(a, "dev", 0.0, drafter.config.state_layers, options) for a in asked]
             self.choices[system.name, length] = choose(
                 self.model, drafter, str(system.drafter), asked, tapes, options, self.plan.seed, self.plan.clock
             )
         return self.choices[system.name, length]
 
-    def tape(self, asked: Question, split: str, temperature: float, layer: int, options: dict[str, Any]) -> Tape:
+    def tape(
+        self, asked: Question, split: str, temperature: float, layers: tuple[int, ...], options: dict[str, Any]
+    ) -> Tape:
         """The recorded run, from disk where it is."""
         plan = self.plan
         name = f"{self.target}-{self.model.dtype}/{split}-{asked.length}-{asked.number}"
-        name += f"-T{temperature:g}-seed{plan.seed}-{plan.max_new_tokens}-layer{layer}.safetensors"
-        make = lambda: record(self.model, asked.inputs, layer, options, plan.seed)  # noqa: E731
+        name += f"-T{temperature:g}-seed{plan.seed}-{plan.max_new_tokens}-layer{'-'.join(map(str, layers))}.safetensors"
+        make = lambda: record(self.model, asked.inputs, layers, options, plan.seed)  # noqa: E731
         return cached(self.tapes / name.replace("torch.", ""), make)
 
     def _live(self, asked: Question, options: dict, repeats: int, runs: dict[str, list[list[Run]]]) -> None:

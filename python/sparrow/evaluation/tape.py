@@ -18,7 +18,7 @@ from sparrow.decode import DecodeState, NoDrafter
 from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
 from sparrow.drafter import SparrowDrafter
 from sparrow.generation import generate
-from sparrow.targets.adapter import Prefill
+from sparrow.targets.adapter import Layers, Prefill
 from sparrow.tree import DraftTree, TreeConfig
 
 
@@ -51,8 +51,8 @@ class Tape:
 class Recorder(NoDrafter):
     """Plain decoding that keeps the states a drafter with this `hidden_layer` would be given."""
 
-    def __init__(self, hidden_layer: int):
-        self.hidden_layer: int | None = hidden_layer
+    def __init__(self, hidden_layer: Layers):
+        self.hidden_layer: Layers = hidden_layer
         self.rows: list[Tensor] = []
         self.prompt: Pending | None = None
 
@@ -74,7 +74,7 @@ class Recorder(NoDrafter):
         return Tape(tokens, hidden, first.tokens[0], states, first.positions[0])
 
 
-def record(model: Any, inputs: dict[str, Any], hidden_layer: int, options: dict[str, Any], seed: int) -> Tape:
+def record(model: Any, inputs: dict[str, Any], hidden_layer: Layers, options: dict[str, Any], seed: int) -> Tape:
     """Decodes plainly and keeps tokens and states; batch 1."""
     recorder = Recorder(hidden_layer)
     out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
