@@ -1,6 +1,7 @@
 """`sparrow eval`: tau, speed and losslessness on held-out synthetic clips, with intervals; JSON, table, pictures."""
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import shlex
@@ -21,7 +22,7 @@ from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
 
 err = Console(stderr=True)
-QUICK = {"lengths": (64, 256, 1024), "temperatures": (0.0, 1.0), "clips": 12, "timed": 4}
+QUICK = {"lengths": (64, 256, 1024), "temperatures": (0.0, 1.0), "clips": 10, "timed": 4}
 FULL = {
     "lengths": (64, 128, 256, 512, 1024, 2048, 4096),
     "temperatures": (0.0, 1.0),
@@ -33,6 +34,8 @@ FULL = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 where an output of ours is not the reference's."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
     if arguments.render:
         return render(pathlib.Path(arguments.render))
     if arguments.watch or arguments.layer_cut:
