@@ -74,13 +74,13 @@ def test_leading_dimensions_strides_and_id_map(sim, m, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lead", [(1,), (9,), (65,), (2, 65), (70, 1), (0, 3)])
+@pytest.mark.parametrize("lead", [(1,), (9,), (2, 33), (65, 1), (0, 3)])
 def test_out_form_equals_the_allocating_one(sim, lead, dtype):
     rows = math.prod(lead)
-    h, weight = inputs(max(rows, 1), dtype, 24, 150)
+    h, weight = inputs(max(rows, 1), dtype, 24, 70)
     h = strided(h[:rows].view(*lead, 24))
     out = topk_outputs(lead, 7)
-    with guarded_workspace(op.lm_head_topk_workspace_size(rows, 24, 150, 7)) as workspace:
+    with guarded_workspace(op.lm_head_topk_workspace_size(rows, 24, 70, 7)) as workspace:
         sim.ops.lm_head_topk_out(h, weight, 7, None, *out, workspace)
     for got, want in zip(out, sim.ops.lm_head_topk(h.clone(), weight, 7, None), strict=True):
         assert torch.equal(got, want)
