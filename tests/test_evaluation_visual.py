@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from sparrow.evaluation.visual import (
-    batches,
-    hits,
     layer_cuts,
     layer_plot,
     layer_table,
@@ -16,7 +14,9 @@ from sparrow.evaluation.visual import (
 from sparrow.synthetic import Format, sample
 from sparrow.targets.layer_cut import layer_cut
 from sparrow.targets.miniature import SETTINGS, trainable
-from sparrow.training.target import Collator, Forward
+from sparrow.training.target import Forward
+from sparrow.training.target_batches import Collator
+from sparrow.training.watching import batches, hits
 from tests.pairs import miniature_pair
 
 FORM, LAYERS = Format(8, 64), 3
@@ -72,9 +72,9 @@ def test_hits_count_what_the_model_says(target):
         said = labels if right else (labels + 1) % 600
         return torch.nn.functional.one_hot(said, 700).float(), labels
 
-    got = shares(hits(collator, oracle, 64, video="true", split="dev", clips=4))
+    got = shares(hits(collator, oracle, FORM, video="true", split="dev", clips=4))
     assert {f["value"] for f in got.values()} == {1.0} and {"colour", "kind", "second", "all"} <= set(got)
-    wrong = hits(collator, lambda made: oracle(made, False), 64, video="true", split="dev", clips=4)
+    wrong = hits(collator, lambda made: oracle(made, False), FORM, video="true", split="dev", clips=4)
     assert shares(wrong)["all"]["value"] == 0 and all(len(rows) == 4 for rows in wrong.values())
 
 
@@ -82,14 +82,14 @@ def test_the_three_videos_differ(target):
     _, collator, forward = target
     seen = []
     for video in ("true", "shuffled", "black"):
-        hits(collator, lambda made: seen.append(made.pixels.clone()) or forward(made), 64, video=video, split="dev",
+        hits(collator, lambda made: seen.append(made.pixels.clone()) or forward(made), FORM, video=video, split="dev",
              clips=2)  # fmt: skip
     half = len(seen[0]) // 2
     assert torch.equal(seen[1], torch.cat([seen[0][half:], seen[0][:half]])) and (seen[2] == -1).all()
     with pytest.raises(ValueError, match="video must be one of true, shuffled, black, got 'blue'"):
-        hits(collator, forward, 64, video="blue", split="dev", clips=2)
+        hits(collator, forward, FORM, video="blue", split="dev", clips=2)
     with pytest.raises(ValueError, match="clips must be at least 2"):
-        hits(collator, forward, 64, video="true", split="dev", clips=1)
+        hits(collator, forward, FORM, video="true", split="dev", clips=1)
 
 
 def test_batches():

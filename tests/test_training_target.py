@@ -13,7 +13,7 @@ from sparrow.training.run import Run
 from sparrow.training.target import Forward, train_target
 from sparrow.training.target_batches import IGNORE, STORY, Collator, _as_in_a_file, token_stories, training_batch
 from sparrow.training.target_recipe import CURRICULUM, Stage, TargetRecipe
-from sparrow.training.watching import watch, word_ids
+from sparrow.training.watching import WORDS, meanings, watch
 from sparrow.video import VideoInfo, prepare
 
 SMALL = MiniatureSize(hidden=64, layers=2, heads=1, intermediate=96, vision_hidden=48, vision_layers=1)
@@ -144,17 +144,27 @@ def test_it_learns(tokenizer, tmp_path):
 
 
 def test_watching_counts_what_only_the_video_tells(tokenizer):
-    """A model that reads the answer off its input scores 1; classes are words of one last token each."""
+    """A model that reads the answer off its input scores 1, synonyms included; one that says one word does not."""
     collator = Collator(small_model(tokenizer), tokenizer, SETTINGS)
-    ids = word_ids(tokenizer)
-    assert all(len(v) >= 3 for v in ids.values())
+    tables = meanings(tokenizer)
+    for name, groups in WORDS.items():
+        assert set(tables[name].tolist()) == {-1, *range(len(groups))}
+        assert int((tables[name] >= 0).sum()) == sum(map(len, groups)), "each word ends in a token of its own"
+    small, tiny = (tokenizer(f" {word}")["input_ids"][-1] for word in ("small", "tiny"))
 
     def cheat(batch):
         labels = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE]
-        return torch.nn.functional.one_hot(labels, len(tokenizer)).float(), labels
+        said = torch.where(labels == small, tiny, labels)
+        return torch.nn.functional.one_hot(said, len(tokenizer)).float(), labels
 
-    scores = watch(collator.model, collator, cheat, clips=4, batch=2)
+    def deaf(batch):
+        _, labels = cheat(batch)
+        return torch.nn.functional.one_hot(torch.full_like(labels, tiny), len(tokenizer)).float(), labels
+
+    scores = watch(collator, cheat, clips=4)
     assert all(value == 1 for video in scores.values() for value in video.values())
+    blind = watch(collator, deaf, clips=4)["true"]
+    assert blind["colour"] == 0 and 0 < blind["size"] < 1
 
 
 def test_a_file_keeps_brightness_and_halves_colour():

@@ -18,7 +18,8 @@ from sparrow.provenance import provenance
 from sparrow.synthetic import FORMATS
 from sparrow.targets.layer_cut import layer_cut
 from sparrow.targets.miniature import trainable
-from sparrow.training.target import Collator, Forward
+from sparrow.training.target import Forward
+from sparrow.training.target_batches import Collator
 
 WATCH_LENGTHS, CUT_LENGTH, CLIPS = tuple(n for n in FORMATS if n <= 4096), 256, 64
 

@@ -8,63 +8,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sparrow.evaluation.questions import form_of
 from sparrow.evaluation.statistics import interval, quotient
-from sparrow.synthetic import sample
-from sparrow.training.watching import word_ids
-
-VIDEOS = ("true", "shuffled", "black")
-BATCH_TOKENS = 8192
-Counts = dict[str, list[tuple[int, int]]]
-
-
-@torch.no_grad()
-def hits(collator: Any, forward: Any, length: int, *, video: str, split: str, clips: int) -> Counts:
-    """Right and all words of each class, per clip.
-
-    Args:
-        collator, forward: of the target, as in training.
-        length: visual tokens; clips that share the first format of this length.
-        video: "true", "shuffled" = another clip's, "black".
-        split, clips: numbers 0 .. clips - 1 of this split; at least 2.
-
-    Raises:
-        ValueError: an unknown video, or fewer than 2 clips.
-    """
-    if video not in VIDEOS:
-        raise ValueError(f"video must be one of {', '.join(VIDEOS)}, got {video!r}")
-    if clips < 2:
-        raise ValueError(f"clips must be at least 2 (videos are exchanged among them), got {clips}")
-    form, classes = form_of(length, 0), word_ids(collator.tokenizer)
-    counts: Counts = {name: [] for name in classes}
-    for numbers in batches(clips, max(2, BATCH_TOKENS // (length + 200))):
-        made = collator.batch([sample(i, form, split=split) for i in numbers], form, looks=False)
-        if video == "shuffled":
-            made.pixels = made.pixels.unflatten(0, (len(numbers), -1)).roll(1, 0).flatten(0, 1)
-        if video == "black":
-            made.pixels = torch.full_like(made.pixels, -1.0)
-        logits, labels = forward(made)
-        right = logits.argmax(-1) == labels
-        of = (made.labels[:, 1:] >= 0).sum(1).tolist()
-        for ours, theirs in zip(right.split(of), labels.split(of), strict=True):
-            for name, ids in classes.items():
-                counts[name].append(_count(ours, torch.isin(theirs, ids)))
-    return counts
-
-
-def _count(right: Tensor, wanted: Tensor) -> tuple[int, int]:
-    return int(right[wanted].sum()), int(wanted.sum())
-
-
-def batches(clips: int, most: int) -> list[range]:
-    """0 .. clips - 1 in runs of at most `most` or, at the end, one more: never a single clip."""
-    starts = list(range(0, clips, most))
-    if clips - starts[-1] == 1 and len(starts) > 1:
-        starts.pop()
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], clips], strict=True)]
+from sparrow.training.watching import VIDEOS, Counts, hits
 
 
 def shares(counts: Counts) -> dict[str, dict[str, float | None]]:
@@ -82,7 +28,7 @@ def watching(
     for length in lengths:
         for video in VIDEOS:
             progress(f"{length} visual tokens, {video} video")
-            counts = hits(collator, forward, length, video=video, split=split, clips=clips)
+            counts = hits(collator, forward, form_of(length, 0), video=video, split=split, clips=clips)
             rows.append({"length": length, "video": video, "accuracy": shares(counts)})
     return rows
 
@@ -103,7 +49,7 @@ def layer_cuts(
     for first in range(layers + 1):
         progress(f"text sees no video from layer {first} on")
         with cut(first):
-            counts = hits(collator, forward, length, video="true", split=split, clips=clips)
+            counts = hits(collator, forward, form_of(length, 0), video="true", split=split, clips=clips)
         rows.append({"first": first, "accuracy": shares(counts)})
     return rows
 

@@ -125,7 +125,7 @@ def train_target(model: Any, collator: Collator, recipe: TargetRecipe, run: Run,
             pace = (time.monotonic() - began) / (done - start)
             report(f"step {done} of {recipe.steps}, {pace:.2f} s each: {values}")
         if done % recipe.evaluate_every == 0 or done == recipe.steps:
-            scores = watch(model, collator, forward)
+            scores = watch(collator, forward)
             run.log(step=step, **scores)
             report(f"step {done}: {scores}")
             run.curves("loss", "dense_loss", "true", "shuffled")
