@@ -1,4 +1,4 @@
-"""The `sparrow` command: generate, demo, doctor."""
+"""The `sparrow` command: generate, train, demo, doctor."""
 
 import argparse
 import sys
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show tracebacks")
     _add_generate(commands, debug)
+    _add_train(commands, debug)
     demo = commands.add_parser(
         "demo", parents=[debug], help="decode a small clip with a small target built on the spot"
     )
@@ -83,6 +84,19 @@ def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
     p.set_defaults(run=_generate)
 
 
+def _add_train(commands, debug: argparse.ArgumentParser) -> None:
+    train = commands.add_parser("train", help="train a drafter")
+    kinds = train.add_subparsers(required=True, metavar="WHAT")
+    for name, run, text in (
+        ("drafter", _train_drafter, "answers, states and training of a drafter; goes on where it stopped"),
+        ("answers", _train_answers, "the target's answers only, the first stage of `train drafter`"),
+    ):
+        p = kinds.add_parser(name, parents=[debug], help=text)
+        p.add_argument("--config", default=None, metavar="FILE", help="YAML settings (default: the paper's recipe)")
+        p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
+        p.set_defaults(run=run)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -102,6 +116,18 @@ def _generate(arguments: argparse.Namespace) -> int:
     from sparrow.cli_generate import run
 
     return run(arguments)
+
+
+def _train_drafter(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_train import run_drafter
+
+    return run_drafter(arguments)
+
+
+def _train_answers(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_train import run_answers
+
+    return run_answers(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -125,6 +125,8 @@ class SparrowDrafter(nn.Module):
     def logits(self, out: Tensor) -> Tensor:
         """Logits over the draft vocabulary [..., Vd]; out [..., E]. For training and tests."""
         assert self._tables is not None
+        if self._tables[3] is not None:
+            return F.linear(self.head_input(out), self._tables[3])
         all_logits = self._tables[1](self.head_input(out))
         return all_logits[..., self.draft_vocab_ids] if self.config.draft_vocab else all_logits
 
@@ -165,13 +167,24 @@ class SparrowDrafter(nn.Module):
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         """The decoder layer over rows x [B, T, E], in plain PyTorch."""
+        return self.attend(x, *self.project(x, positions), visible)
+
+    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, E]."""
         c, layer = self.config, self.decoder_layer
         qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
         q, k, v = qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
         cos, sin = (t.unsqueeze(1).to(x.dtype) for t in self.cos_sin(positions).chunk(2, dim=-1))
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The rest of the layer for rows x [B, T, E]: queries over keys k, values v [B, K, S, D].
+
+        visible: bool [B, 1, T, S]; None = causal (S = T).
+        """
+        layer = self.decoder_layer
         attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=True
+            q, k, v.to(q.dtype), attn_mask=visible, is_causal=visible is None, enable_gqa=True
         )
         x = x + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
         return x + layer.mlp(layer.post_attention_layernorm(x))

@@ -20,13 +20,16 @@ class Run:
     Args:
         folder: made if missing. A run that is there must have been started with the same settings.
         config: a dataclass; written as config.yaml.
+        main: False in all processes of a distributed run but the first: they read the checkpoint and write nothing.
 
     Raises:
         ValueError: the folder holds a run with other settings; the message names the first that differs.
     """
 
-    def __init__(self, folder: str | pathlib.Path, config: Any):
-        self.folder = pathlib.Path(folder)
+    def __init__(self, folder: str | pathlib.Path, config: Any, main: bool = True):
+        self.folder, self.main = pathlib.Path(folder), main
+        if not main:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         new = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
         file = self.folder / CONFIG
@@ -41,6 +44,8 @@ class Run:
 
     def log(self, **values: Any) -> None:
         """Appends one line to log.jsonl; it is on disk when this returns."""
+        if not self.main:
+            return
         with (self.folder / LOG).open("a") as file:
             file.write(json.dumps(values) + "\n")
 
@@ -63,13 +68,16 @@ class Run:
         """The last checkpoint, if there is one; generators are set back and later log lines dropped."""
         file = self.folder / CHECKPOINT
         if not file.exists():
-            (self.folder / LOG).unlink(missing_ok=True)
+            if self.main:
+                (self.folder / LOG).unlink(missing_ok=True)
             return None
         state = torch.load(file, map_location="cpu", weights_only=False)
         torch.set_rng_state(state.pop("torch_rng"))
         random.setstate(state.pop("python_rng"))
-        lines = (self.folder / LOG).read_text().splitlines(keepends=True)[: state.pop("log_lines")]
-        (self.folder / LOG).write_text("".join(lines))
+        kept = state.pop("log_lines")
+        if self.main:
+            lines = (self.folder / LOG).read_text().splitlines(keepends=True)[:kept]
+            (self.folder / LOG).write_text("".join(lines))
         return state
 
     def curves(self, *names: str, x: str = "step") -> None:

@@ -1,0 +1,171 @@
+"""The target's own answers, generated once and kept as JSONL: the text a drafter learns to foresee."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from sparrow.targets.adapter import Target
+from sparrow.targets.positions import prompt_positions
+from sparrow.training.clips import Clips
+from sparrow.training.distributed import Ranks
+from sparrow.training.recipe import Answers
+
+SETTINGS = "settings.json"
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        clip: number of the clip.
+        temperature: it was sampled at; 0 = greedy.
+        ids: the answer's tokens, end of sequence included where it was reached.
+        text_tokens, visual_tokens: of the prompt.
+    """
+
+    clip: int
+    temperature: float
+    ids: tuple[int, ...]
+    text_tokens: int
+    visual_tokens: int
+
+
+def keep_settings(folder: pathlib.Path, settings: Mapping[str, object], main: bool = True) -> None:
+    """Writes what a folder was made with, or checks it.
+
+    Raises:
+        ValueError: the folder was made with other settings; the first that differs is named.
+    """
+    file = folder / SETTINGS
+    if not file.exists():
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(settings, indent=2) + "\n")
+        return
+    old, new = json.loads(file.read_text()), json.loads(json.dumps(settings))
+    for key in new | old:
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"{folder} was made with {key}={old.get(key)!r}, now it is {new.get(key)!r}: choose another folder, or "
+                "remove it to start again"
+            )
+
+
+def read_answers(folder: pathlib.Path) -> list[Answer]:
+    """All answers of a folder, by clip and temperature; a line cut short by a crash is left out."""
+    found = {}
+    for file in sorted(folder.glob("answers-*.jsonl")):
+        for line in file.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                values = json.loads(line)
+                answer = Answer(**{k: values[k] for k in Answer.__dataclass_fields__} | {"ids": tuple(values["ids"])})
+                found[answer.clip, answer.temperature] = answer
+    return [found[key] for key in sorted(found)]
+
+
+def write_answers(
+    target: Target, clips: Clips, config: Answers, positions: str, data: Mapping[str, object],
+    folder: pathlib.Path, ranks: Ranks,
+) -> list[Answer]:  # fmt: skip
+    """Generates what is missing, each process its share, and returns all.
+
+    Args:
+        target: answers by transformers' own generate, with its generation config but for the temperature.
+        clips: the questions.
+        config: see Answers.
+        positions: how prompts are numbered, "hf" or "reference".
+        data: what the clips were made with, to be kept beside the answers.
+        folder: where they go: answers-<rank>.jsonl.
+        ranks: this process.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k not in ("folder", "batch")}
+    if ranks.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
+        _cut_torn_lines(folder)
+    ranks.wait()
+    done = {(a.clip, a.temperature) for a in read_answers(folder)}
+    ranks.wait()  # nobody writes before everybody has read
+    missing = [(c, t) for c in range(len(clips)) for t in config.temperatures if (c, t) not in done]
+    mine = missing[ranks.rank :: ranks.world]
+    jobs = track(mine, "answering", console=console, disable=not (ranks.main and mine), transient=True)
+    with (folder / f"answers-{ranks.rank}.jsonl").open("a") as file:
+        for group in _batches(clips, jobs, config.batch):
+            for answer in generate_answers(target, group, config, positions):
+                file.write(json.dumps(asdict(answer) | clips.describe(answer.clip)) + "\n")
+            file.flush()
+    ranks.wait()
+    return read_answers(folder)
+
+
+def _cut_torn_lines(folder: pathlib.Path) -> None:
+    for file in folder.glob("answers-*.jsonl"):
+        text = file.read_text()
+        file.write_text(text[: text.rfind("\n") + 1])
+
+
+Job = tuple[int, float, dict[str, Tensor]]
+
+
+def _batches(clips: Clips, jobs, size: int) -> Iterator[list[Job]]:
+    """Jobs of one temperature and of equal input shapes, `size` at a time; the rest of each kind at the end."""
+    waiting: dict[object, list[Job]] = {}
+    for clip, temperature in jobs:
+        inputs = clips.inputs(clip)
+        key = (temperature, tuple((k, tuple(v.shape)) for k, v in sorted(inputs.items())))
+        group = waiting.setdefault(key, [])
+        group.append((clip, temperature, inputs))
+        if len(group) == size:
+            yield waiting.pop(key)
+    yield from waiting.values()
+
+
+def to_device(inputs: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
+    """Inputs on the target's device; pixels in its dtype."""
+    dtype = target.embedding.dtype
+    return {k: v.to(target.device, dtype if k.startswith("pixel") else v.dtype) for k, v in inputs.items()}
+
+
+@torch.no_grad()
+def generate_answers(target: Target, jobs: Sequence[Job], config: Answers, positions: str) -> list[Answer]:
+    """Answers a group of equal shapes and one temperature by transformers' generate, as one batch.
+
+    At temperature 0 a row does not depend on its group but for rounding; sampled rows depend on the seed and the group.
+    """
+    temperature = jobs[0][1]
+    options: dict[str, object] = {"do_sample": False}
+    if temperature > 0:
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    inputs: dict[str, object] = {k: torch.cat([job[2][k] for job in jobs]) for k in jobs[0][2]}
+    ids = [prompt_positions(target, dict(job[2]), positions) for job in jobs]
+    inputs = dict(to_device(inputs, target))  # type: ignore[arg-type]
+    if ids[0] is not None:
+        inputs["position_ids"] = torch.cat([x for x in ids if x is not None], dim=1).to(target.device)
+    devices = [target.device] if target.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed * 1_000_003 + jobs[0][0])
+        out = target.model.generate(**inputs, **options, max_new_tokens=config.max_new_tokens)
+    prompt = jobs[0][2]["input_ids"]
+    is_visual = torch.isin(prompt, torch.tensor(sorted(target.visual_tokens())))
+    ends = target.model.generation_config.eos_token_id
+    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    return [
+        Answer(
+            clip, temperature, _until_end(row, ends), int((~is_visual[0]).sum()), int(is_visual[0].sum())
+        )
+        for (clip, _, _), row in zip(jobs, out[:, prompt.shape[1] :].tolist(), strict=True)
+    ]  # fmt: skip
+
+
+def _until_end(ids: list[int], ends: set[int]) -> tuple[int, ...]:
+    """Up to the first end of sequence, included; generate() pads a batch behind it."""
+    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return tuple(ids[: stop + 1])

@@ -1,0 +1,103 @@
+"""The training forward: a teacher-forced pass, then passes on the drafter's own outputs (MTP), with their losses."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparrow.drafter import SparrowDrafter
+from sparrow.training import losses
+from sparrow.training.recipe import Recipe
+from sparrow.training.sequences import Batch
+
+METRICS = ("loss", "agreement", "acceptance")
+
+
+class Passes(nn.Module):
+    """Outputs and losses of all passes over a batch.
+
+    Pass 0 reads FC(e_t ++ h_{t-1}) with the target's states. Pass k reads FC(e_t ++ o_{t-1}), o the output of pass
+    k - 1; rows that follow no text row keep their true state. Visual rows are the target's states, the same in every
+    pass, and only ever keys and values: nothing is drafted from them.
+    """
+
+    def __init__(self, drafter: SparrowDrafter, recipe: Recipe):
+        super().__init__()
+        self.drafter, self.recipe = drafter, recipe
+
+    def outputs(self, batch: Batch) -> Iterator[Tensor]:
+        """The drafter's output [B, T, E] in each of the 1 + mtp_depth passes."""
+        d, dtype = self.drafter, self.drafter.fc.weight.dtype
+        embedded = F.embedding(batch.tokens, d.embedding).to(dtype)
+        true = hidden = d.reuse(batch.hidden.to(dtype))
+        _, seen_keys, seen_values = d.project(batch.visual.to(dtype), batch.visual_positions)
+        chains: list[tuple[Tensor, Tensor]] = []
+        for _ in range(1 + self.recipe.mtp_depth):
+            x = d.fc(torch.cat([embedded, hidden], dim=-1))
+            queries, *own = d.project(x, batch.positions)
+            chains = [*chains, (own[0], own[1])] if self.recipe.mtp_attention == "tree" else [(own[0], own[1])]
+            keys = torch.cat([seen_keys, *(c[0] for c in chains)], dim=2)
+            values = torch.cat([seen_values, *(c[1] for c in chains)], dim=2)
+            out = d.attend(x, queries, keys, values, visible_rows(batch, len(chains) - 1))
+            yield out
+            shifted = F.pad(d.reuse(out)[:, :-1], (0, 0, 1, 0))
+            hidden = torch.where(batch.follows_text[..., None], shifted, true)
+
+    def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch: this process' sequences.
+            counts: int64 [1 + mtp_depth], rows with a loss in each pass, over all processes.
+
+        Returns:
+            the weighted loss, this process' share of the sum (scalar), and per pass this process' sums of METRICS over
+            rows, float32 [1 + mtp_depth, 3], detached.
+        """
+        r, rows = self.recipe, batch.loss_pass > 0
+        at = batch.loss_pass[rows]
+        with torch.no_grad():
+            best, p = self.target_distribution(batch.final[rows])
+        state, total, metrics = batch.state[rows], torch.zeros((), device=at.device), []
+        for k, whole in enumerate(self.outputs(batch)):
+            out, used = whole[rows], (at > k).float()
+            log_q = self.drafter.logits(out).float().log_softmax(-1)
+            refused = losses.refusal(p, log_q)
+            loss = r.cross_entropy * losses.cross_entropy(p, log_q) + r.acceptance * refused
+            if r.feature:
+                loss = loss + r.feature * losses.feature(out, state)
+            total = total + r.mtp_decay**k * (loss * used).sum() / counts[k].clamp(min=1)
+            agreed = self.drafter_ids(log_q.argmax(-1)) == best
+            metrics.append(torch.stack([(v.detach() * used).sum() for v in (loss, agreed.float(), 1 - refused)]))
+        return total, torch.stack(metrics)
+
+    def target_distribution(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's likeliest token int64 [R], and its distribution over the draft vocabulary float32 [R, Vd].
+
+        final: [R, E], states after its final norm.
+        """
+        assert self.drafter._tables is not None
+        head = self.drafter._tables[1]
+        logits = head(final.to(self.drafter.embedding.dtype)).float()
+        p = (logits / self.recipe.temperature).softmax(-1)
+        return logits.argmax(-1), p[:, self.drafter.draft_vocab_ids] if self.drafter.config.draft_vocab else p
+
+    def drafter_ids(self, ids: Tensor) -> Tensor:
+        """Token ids of draft vocabulary ids."""
+        return self.drafter.draft_vocab_ids[ids] if self.drafter.config.draft_vocab else ids
+
+
+def visible_rows(batch: Batch, chain: int) -> Tensor:
+    """bool [B, 1, T, M + (1 + chain) * T]: what text row t sees of the visual rows and of the passes' text rows.
+
+    Of visual rows: those before it. With chain = 0: text rows s <= t of the one pass given. Else a row of pass `chain`
+    is the node at that depth of a draft tree whose root is row t - chain: it sees the true rows s <= t - chain (pass
+    0) and of each later pass j the one row on its own path, s = t - chain + j.
+    """
+    b, t = batch.tokens.shape
+    device = batch.tokens.device
+    visual = torch.arange(batch.visual.shape[1], device=device) < batch.visual_before[..., None]
+    back = torch.arange(t, device=device)[:, None] - torch.arange(t, device=device)
+    text = [back >= chain] + [back == chain - j for j in range(1, chain + 1)]
+    return torch.cat([visual, *(block.expand(b, t, t) for block in text)], dim=-1)[:, None]

@@ -1,0 +1,151 @@
+"""The target's states along all answers: computed once and kept on disk, or computed when asked for."""
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sparrow.targets.adapter import Target
+from sparrow.targets.teacher import teacher_states
+from sparrow.training.answers import Answer, console, keep_settings, to_device
+from sparrow.training.clips import Clips
+from sparrow.training.distributed import Ranks
+from sparrow.training.recipe import DrafterTraining, States
+from sparrow.training.sequences import Batch, collate, sequence, stored
+
+
+class LiveStates:
+    """States computed whenever they are asked for.
+
+    Args:
+        target, clips: what answered what.
+        config: dtype and numbering.
+        hidden_layer, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
+    """
+
+    def __init__(self, target: Target, clips: Clips, config: States, hidden_layer: int, visual_layer: int | None):
+        self.target, self.clips, self.config = target, clips, config
+        self.hidden_layer, self.visual_layer = hidden_layer, visual_layer
+        self.dtype = target.embedding.dtype if config.dtype == "target" else getattr(torch, config.dtype)
+
+    def load(self, answer: Answer) -> dict[str, Tensor]:
+        """See sequences.stored; on the CPU, floating values in the configured dtype.
+
+        Raises:
+            ValueError: the clip is not the one that was answered: its prompt has another length.
+        """
+        inputs = to_device(self.clips.inputs(answer.clip), self.target)
+        if inputs["input_ids"].shape[1] != answer.text_tokens + answer.visual_tokens:
+            raise ValueError(
+                f"clip {answer.clip} has a prompt of {inputs['input_ids'].shape[1]} tokens; it was answered with "
+                f"{answer.text_tokens + answer.visual_tokens}: the data or the video settings have changed"
+            )
+        ids = torch.tensor(answer.ids)
+        layers = [self.target.num_layers, self.hidden_layer]
+        layers += [] if self.visual_layer is None else [self.visual_layer]
+        teacher = teacher_states(self.target, inputs, ids, layers, self.config.positions)
+        kept = stored(teacher, len(ids), self.hidden_layer, self.visual_layer)
+        return {k: v.to("cpu", self.dtype if v.is_floating_point() else v.dtype) for k, v in kept.items()}
+
+
+class CachedStates:
+    """One safetensors file per answer, memory-mapped when read. A file is written whole or not at all."""
+
+    def __init__(self, live: LiveStates, folder: pathlib.Path):
+        self.live, self.folder = live, folder
+
+    def file(self, answer: Answer) -> pathlib.Path:
+        return self.folder / f"{answer.clip // 1000:04d}" / f"{answer.clip:07d}-t{answer.temperature:g}.safetensors"
+
+    def load(self, answer: Answer) -> dict[str, Tensor]:
+        with safe_open(self.file(answer), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def fill(self, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
+        """Computes what is missing, each process its share. Returns the bytes on disk."""
+        if ranks.main:
+            keep_settings(self.folder, settings)
+        ranks.wait()
+        missing = [a for a in answers if not self.file(a).exists()]
+        ranks.wait()  # nobody writes before everybody has looked
+        mine = missing[ranks.rank :: ranks.world]
+        for answer in track(
+            mine, "target's states", console=console, disable=not (ranks.main and mine), transient=True
+        ):
+            file = self.file(answer)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".new")
+            save_file(self.live.load(answer), temporary)
+            temporary.replace(file)
+        ranks.wait()
+        return sum(self.file(a).stat().st_size for a in answers)
+
+
+class Sequences(Dataset):
+    """Training sequences by (answer number, step): the step seeds the noise, so a resumed run sees the same.
+
+    Args:
+        states: LiveStates or CachedStates.
+        answers: what to train on.
+        config: numbering, noise, seed.
+    """
+
+    def __init__(self, states: LiveStates | CachedStates, answers: Sequence[Answer], config: DrafterTraining):
+        self.states, self.answers, self.config = states, answers, config
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        at, step = key
+        kept, noise, recipe = self.states.load(self.answers[at]), None, self.config.recipe
+        if recipe.noise and step >= 0:
+            generator = torch.Generator().manual_seed((self.config.optimisation.seed << 40) + (step << 20) + at)
+            noise = (torch.rand(kept["hidden"].shape, generator=generator) - 0.5) * recipe.noise
+        return sequence(kept, self.config.drafter.positions, recipe.visual_positions, noise)
+
+    def validation(self, rows: int) -> Iterator[Batch]:
+        """All sequences once, without noise."""
+        lengths = [sequence_rows(a, self.config.recipe.visual) for a in self.answers]
+        for group in pack(range(len(lengths)), lengths, rows):
+            yield collate([self[at, -1] for at in group])
+
+
+def sequence_rows(answer: Answer, visual: bool) -> tuple[int, int]:
+    """Text and visual rows of the training sequence."""
+    return answer.text_tokens + len(answer.ids), answer.visual_tokens if visual else 0
+
+
+def pack(order: Sequence[int] | range, lengths: Sequence[tuple[int, int]], rows: int) -> Iterator[list[int]]:
+    """Consecutive groups whose padded size, sequences * (longest text + most visual rows), is at most `rows`.
+
+    Raises:
+        ValueError: a sequence is longer than that.
+    """
+    group: list[int] = []
+    text = visual = 0
+    for at in order:
+        t, v = lengths[at]
+        if t + v > rows:
+            raise ValueError(f"optimisation.batch_rows must hold the longest sequence ({t + v} rows), got {rows}")
+        if group and (len(group) + 1) * (max(text, t) + max(visual, v)) > rows:
+            yield group
+            group, text, visual = [], 0, 0
+        group.append(at)
+        text, visual = max(text, t), max(visual, v)
+    if group:
+        yield group
+
+
+def batches(lengths: Sequence[tuple[int, int]], rows: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches over shuffled epochs; sequences of similar length go together."""
+    epoch = 0
+    while True:
+        generator = torch.Generator().manual_seed((seed << 20) + epoch)
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+        chunks = [sorted(order[i : i + 256], key=lambda at: lengths[at]) for i in range(0, len(order), 256)]
+        groups = [group for chunk in chunks for group in pack(chunk, lengths, rows)]
+        yield from (groups[i] for i in torch.randperm(len(groups), generator=generator).tolist())
+        epoch += 1
