@@ -45,9 +45,15 @@ class DecodeState:
 
 
 class Drafter(Protocol):
-    """What the loop asks of a drafter. `hidden_layer` says which target states it wants, if any."""
+    """What the loop asks of a drafter; subclass it.
 
-    hidden_layer: int | None
+    Attributes:
+        hidden_layer: which target states it wants, if any.
+        wants_embeddings: True = Prefill.embeddings, too.
+    """
+
+    hidden_layer: int | None = None
+    wants_embeddings: bool = False
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         """Sets up state.draft after the prompt's prefill."""
@@ -56,12 +62,12 @@ class Drafter(Protocol):
         """A tree below state.root; consumes state.pending."""
 
 
-class TextDrafter:
+class TextDrafter(Drafter):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
-        self.hidden_layer: int | None = drafter.config.hidden_layer
+        self.hidden_layer = drafter.config.hidden_layer
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         state.pending = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
@@ -74,10 +80,8 @@ class TextDrafter:
         return grow(self.drafter, state.root, out, position, state.draft, shape)
 
 
-class NoDrafter:
+class NoDrafter(Drafter):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
-
-    hidden_layer: int | None = None
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         pass

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sparrow_ext
+from sparrow.compressor import Compressor
 from sparrow.drafter_config import DrafterConfig
 from sparrow.targets.adapter import Target
 
@@ -83,6 +84,8 @@ class SparrowDrafter(nn.Module):
             self.hidden_norm = RMSNorm(e, eps)
         if config.draft_vocab:
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
+        if config.visual == "compressed":
+            self.compressor = Compressor(e, config.num_heads, config.head_dim, config.qkv_bias)
         frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         self.register_buffer("rope_frequency", frequency, persistent=False)
         # The target's embedding, head and norm, and the head rows we draft from: in a tuple nothing gets registered.
@@ -141,9 +144,13 @@ class SparrowDrafter(nn.Module):
         return logp, ids
 
     # ---- one forward, two ways: the same numbers by test ----
-    def reuse(self, hidden: Tensor) -> Tensor:
-        """States as FC reads them; applied once, when a state enters."""
-        return self.hidden_norm(hidden) if self.config.hidden_norm else hidden
+    def reuse(self, hidden: Tensor, summary: Tensor | None = None) -> Tensor:
+        """States [B, T, E] as FC reads them; applied once, when a state enters.
+
+        summary: [B, 1 or T, E], the video's global vector where visual=compressed; else not looked at.
+        """
+        hidden = self.hidden_norm(hidden) if self.config.hidden_norm else hidden
+        return self.compressor.fuse(hidden, summary) if self.config.visual == "compressed" else hidden
 
     def cos_sin(self, positions: Tensor) -> Tensor:
         """float32 [..., D]: D/2 cosines, then D/2 sines, of integer positions [...]."""

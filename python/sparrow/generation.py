@@ -10,6 +10,7 @@ from torch import Tensor
 from sparrow.decode import DecodeState, Drafter, NoDrafter, TextDrafter, decode_round
 from sparrow.draft import Pending
 from sparrow.drafter import SparrowDrafter
+from sparrow.rivals import VisualDrafter
 from sparrow.sampling import Sampler
 from sparrow.stats import Clock, DecodeStats
 from sparrow.targets.adapter import Target
@@ -99,7 +100,8 @@ def _prepare_drafter(target: Target, drafter, tree: TreeConfig | None) -> tuple[
         return NoDrafter(), None
     if isinstance(drafter, SparrowDrafter):
         drafter.attach(target)
-        return TextDrafter(drafter), tree or TreeConfig.parse(drafter.config.tree)
+        loop = VisualDrafter(drafter) if drafter.config.positions == "sequence" else TextDrafter(drafter)
+        return loop, tree or TreeConfig.parse(drafter.config.tree)
     return drafter, tree or TreeConfig()
 
 
@@ -190,7 +192,7 @@ class _Run:
         target = self.target
         cache = target.new_cache(prompt.shape[1] + most + shape.nodes)
         model_kwargs["past_key_values"] = cache
-        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer)
+        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer, self.drafter.wants_embeddings)
         sampler = Sampler(rules, prompt, target.vocab_size)
         root = sampler.first(prefill.logits, prompt)
         visual = torch.tensor(sorted(target.visual_tokens()), device=prompt.device)
