@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
     p = commands.add_parser("generate", parents=[debug], help="answer a prompt about a video")
     p.add_argument("--target", required=True, help="folder or hub id of a video LLM (safetensors)")
-    p.add_argument("--drafter", default=None, help="folder of a drafter made for it; without one: plain decoding")
+    p.add_argument(
+        "--drafter", default=None,
+        help="folder of a drafter made for it, or specvlm: the target itself with a tenth of the visual tokens; "
+        "default: plain decoding",
+    )  # fmt: skip
     p.add_argument("--video", action="append", default=[], help="mp4, mkv, avi, webm, folder of frames, .npy or .npz")
     p.add_argument("--prompt", required=True, help="the question")
     p.add_argument("--num-frames", type=_positive, default=None, help="frames to sample (default: the model's rule)")

@@ -18,6 +18,7 @@ import sparrow
 import sparrow_ext
 from sparrow.drafter import SparrowDrafter
 from sparrow.generation import GenerateOutput, generate
+from sparrow.specvlm import SpecVLM
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.video import load_settings, prepare
 
@@ -99,8 +100,10 @@ def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_c
     return model.to(device).eval(), tokenizer
 
 
-def load_drafter(folder: str, model) -> SparrowDrafter:
-    """The drafter, in the target's dtype and on its device, checked against it."""
+def load_drafter(folder: str, model) -> SparrowDrafter | SpecVLM:
+    """The drafter, in the target's dtype and on its device, checked against it; "specvlm" is the target itself."""
+    if folder == "specvlm":
+        return SpecVLM()
     drafter = SparrowDrafter.from_pretrained(folder).place(model.device, model.dtype)
     drafter.attach(Target(model))
     return drafter

@@ -12,6 +12,7 @@ from sparrow.draft import Pending
 from sparrow.drafter import SparrowDrafter
 from sparrow.rivals import VisualDrafter
 from sparrow.sampling import Sampler
+from sparrow.specvlm import PrunedTarget, SpecVLM
 from sparrow.stats import Clock, DecodeStats
 from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
@@ -44,7 +45,7 @@ class GenerateOutput:
 
 def generate(
     model,
-    drafter: SparrowDrafter | Drafter | None = None,
+    drafter: SparrowDrafter | SpecVLM | Drafter | None = None,
     *,
     tree: TreeConfig | None = None,
     seed: int | None = None,
@@ -62,8 +63,8 @@ def generate(
 
     Args:
         model: an unmodified transformers video LLM (sparrow.targets.adapter.FAMILIES). It is left as it was found.
-        drafter: a SparrowDrafter made for this model, any object with the loop's Drafter protocol, or None for plain
-            decoding through the same operators and cache.
+        drafter: a SparrowDrafter made for this model, SpecVLM() for the model itself with fewer visual tokens, any
+            object with the loop's Drafter protocol, or None for plain decoding through the same operators and cache.
         tree: shape of the draft tree; default: the drafter's own.
         seed: of the sampling noise; default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
@@ -98,6 +99,10 @@ def _prepare_drafter(target: Target, drafter, tree: TreeConfig | None) -> tuple[
         if tree is not None:
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")
         return NoDrafter(), None
+    if isinstance(drafter, SpecVLM):
+        if tree is not None:
+            raise ValueError(f"tree must be None: SpecVLM's tree is static (SpecVLM.children), got {tree}")
+        return PrunedTarget(target, drafter), drafter.shape
     if isinstance(drafter, SparrowDrafter):
         drafter.attach(target)
         loop = VisualDrafter(drafter) if drafter.config.positions == "sequence" else TextDrafter(drafter)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparrow.targets.attention import tree_attention_in
+from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.cache import TargetCache
 
 FAMILIES = {
@@ -137,14 +137,21 @@ class Target:
         )
 
     def verify(
-        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: int | None
+        self,
+        tokens: Tensor,
+        anc: Tensor,
+        position_ids: Tensor,
+        cache: TargetCache,
+        hidden_layer: int | None,
+        **attention: object,
     ) -> tuple[Tensor, Tensor]:
-        """One forward pass over the root and the drafted nodes; call it inside `tree_attention_in`.
+        """One forward pass over the root and the drafted nodes; call it inside `verifying`.
 
         Args:
             tokens: int64 [B, N]; anc: int64 [B, N, W], see tree_mask; position_ids: int64 [..., B, N].
             cache: its rows behind the committed ones receive the nodes' keys and values, uncommitted.
             hidden_layer: as in prefill.
+            attention: more arguments for the decoder's attention.
 
         Returns:
             logits float32 [B, N, V] and that layer's states [B, N, E].
@@ -161,6 +168,7 @@ class Target:
                     return_dict=True,
                     sparrow_lengths=cache.lengths,
                     sparrow_max_length=cache.get_seq_length(),
+                    **attention,
                 )
         finally:
             cache.verifying = False
@@ -168,7 +176,24 @@ class Target:
 
     def verifying(self):
         """Context manager: the decoder's attention is tree_attention inside."""
-        return tree_attention_in(self.model)
+        return attention_in(self.model, NAME)
+
+    def attention_from(self, prompt: Tensor, first: int, prefill: Prefill, cache: TargetCache) -> Tensor:
+        """How much the prompt's rows from place `first` on attend to each of its rows: float32 [B, P], summed over
+        layers, heads and rows.
+
+        These rows are run once more over the prompt's cache, a few at a time; the cache is left as it is.
+        """
+        b, p = prompt.shape
+        sums = torch.zeros(b, p, device=prompt.device)
+        with attention_in(self.model, RANKING):
+            for start in range(first, p, step := min(64, cache.capacity - p)):
+                rows = slice(start, min(start + step, p))
+                tokens, position = prompt[:, rows], prefill.text_position[:, rows]
+                position = position.expand(*prefill.next_position.shape[:-1], -1)
+                anc = torch.zeros(b, tokens.shape[1], 1, dtype=torch.int64, device=prompt.device)
+                self.verify(tokens, anc, position, cache, None, sparrow_first=start, sparrow_sums=sums)
+        return sums
 
     @contextlib.contextmanager
     def _states_of(self, hidden_layer: int | None) -> Iterator[list[Tensor]]:
