@@ -9,8 +9,8 @@ class Compressor(nn.Module):
     """Two learned queries over a visual block's projector embeddings, full multi-head attention without positions.
 
     The first query's answer is the block's one token, a row of the drafter where visual rows would be. The second's is
-    the global vector g of all text behind the block, up to the next one: h becomes W [h; g] + b. W starts as the identity on h,
-    so that an untrained g changes nothing.
+    the global vector g of all text behind the block, up to the next one: h becomes W [h; g] + b. W starts as the
+    identity on h, so that an untrained g changes nothing.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, head_dim: int, bias: bool):

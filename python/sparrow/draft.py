@@ -130,7 +130,7 @@ def grow(
         tokens, rows, score, index, anc = sparrow_ext.tree_expand(logp, ids, score, index, anc, level, width, *history)
         if level < shape.depth - 1:
             out = drafter.extend(
-                tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width), cache.keys,
-                cache.values, cache.lengths, tree_start=level * width, anc=anc,
+                tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width),
+                cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc,
             )  # fmt: skip
     return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes))

@@ -10,7 +10,7 @@ drafter's own output where the target has not been there yet).
 
 import json
 import pathlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 import torch.nn.functional as F
@@ -263,8 +263,12 @@ class SparrowDrafter(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @classmethod
-    def from_pretrained(cls, folder: str | pathlib.Path) -> "SparrowDrafter":
+    def from_pretrained(cls, folder: str | pathlib.Path, **overrides: object) -> "SparrowDrafter":
         """Reads what save_pretrained wrote.
+
+        Args:
+            folder: its folder.
+            overrides: fields of DrafterConfig to be replaced: visual="none" makes MSD + VATA of MSD.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -274,7 +278,7 @@ class SparrowDrafter(nn.Module):
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
-        drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text()))
+        drafter = cls(replace(DrafterConfig.from_json((folder / CONFIG_FILE).read_text()), **overrides))  # type: ignore[arg-type]
         weights = load_file(folder / WEIGHTS_FILE)
         if drafter.config.draft_vocab and "draft_vocab_ids" in weights:
             drafter.set_draft_vocab(weights["draft_vocab_ids"])

@@ -43,7 +43,7 @@ def prompt_cache(
     """The prompt's rows in the drafter's cache, with room for `max_new_tokens` more and a tree.
 
     Rows by drafter.config.visual: the text (none); all places (embeddings); the text and the last place of every block
-    of visual tokens (compressed). A text row is FC(e_t ++ h_{t-1}), a visual row its embedding or the block's compressed
+    of visual tokens (compressed). A text row is FC(e_t ++ h_{t-1}), a visual row its embedding or the block's one
     token, without FC. Of a single layer's prompt only keys and values are ever used: nothing else is computed.
 
     Args:
@@ -52,11 +52,13 @@ def prompt_cache(
     """
     b, p = prompt.shape
     ends = ~is_text & F.pad(is_text[:, 1:], (0, 1), value=True)
-    seen = {"none": is_text, "embeddings": torch.ones_like(is_text), "compressed": is_text | ends}[drafter.config.visual]
+    seen = {"none": is_text, "embeddings": torch.ones_like(is_text), "compressed": is_text | ends}[
+        drafter.config.visual
+    ]
     visual, summaries = visual_rows(drafter, is_text, ends, prefill.embeddings)
     which, place = seen.nonzero(as_tuple=True)  # prefill's own host synchronisation
     text = is_text[which, place]
-    x = prefill.hidden.new_empty(len(place), prefill.hidden.shape[2])
+    x = drafter.fc.weight.new_empty(len(place), drafter.config.hidden_size)
     x[~text] = visual
     x[text] = text_inputs(drafter, prompt, prefill.hidden, summaries, which[text], place[text])
     count = seen.sum(1, dtype=torch.int32)

@@ -134,8 +134,8 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
     more = {} if shape.rope_theta is None else {"rope_theta": shape.rope_theta}
     drafter = SparrowDrafter.from_target(
         target, seed=config.optimisation.seed, hidden_layer=layers(target, config)[0], hidden_norm=shape.hidden_norm,
-        output_norm=shape.output_norm, positions=shape.positions, draft_vocab=shape.draft_vocab > 0, tree=shape.tree,
-        **more,
+        output_norm=shape.output_norm, positions=shape.positions, visual=shape.visual,
+        draft_vocab=shape.draft_vocab > 0, tree=shape.tree, **more,
     )  # fmt: skip
     drafter.place(target.device, torch.float32).train().requires_grad_(True)
     if shape.draft_vocab:

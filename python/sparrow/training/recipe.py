@@ -98,7 +98,9 @@ class Shape:
             the head reads), -2 = the output of the last layer but one (the paper's words).
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
-        positions: "text" or "target".
+        positions: "text", "sequence" or "target".
+        visual: what it sees of the video when it drafts: "none", "embeddings" or "compressed". The last two are trained
+            on what they see: recipe.visual, visual_layer=0 and visual_positions=before.
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
         tree: its default tree.
@@ -108,6 +110,7 @@ class Shape:
     hidden_norm: bool = True
     output_norm: str = "own"
     positions: str = "text"
+    visual: str = "none"
     rope_theta: float | None = None
     draft_vocab: int = 0
     tree: str = "30-4-8"
@@ -232,3 +235,9 @@ class DrafterTraining:
         _one_of("dtype", self.dtype, "auto", "float32", "bfloat16", "float16")
         if self.recipe.visual and self.recipe.visual_positions == "target" and self.drafter.positions != "target":
             raise ValueError("recipe.visual_positions=target needs drafter.positions=target")
+        seen = (self.recipe.visual, self.recipe.visual_layer, self.recipe.visual_positions)
+        if self.drafter.visual != "none" and seen != (True, 0, "before"):
+            raise ValueError(
+                f"drafter.visual={self.drafter.visual} needs recipe.visual=true, visual_layer=0 and "
+                f"visual_positions=before, got {seen[0]}, {seen[1]} and {seen[2]}"
+            )
