@@ -16,7 +16,7 @@ from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
 from sparrow.drafter import SparrowDrafter
 from sparrow.sampling import Sampler
 from sparrow.stats import Clock
-from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.adapter import Layers, Prefill, Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import DraftTree, TreeConfig
 
@@ -48,11 +48,11 @@ class Drafter(Protocol):
     """What the loop asks of a drafter; subclass it.
 
     Attributes:
-        hidden_layer: which target states it wants, if any.
+        hidden_layer: which target states it wants, if any (several: joined).
         wants_embeddings: True = Prefill.embeddings, too.
     """
 
-    hidden_layer: int | None = None
+    hidden_layer: Layers = None
     wants_embeddings: bool = False
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
@@ -67,7 +67,7 @@ class TextDrafter(Drafter):
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
-        self.hidden_layer = drafter.config.hidden_layer
+        self.hidden_layer = drafter.config.state_layers
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         state.pending = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)

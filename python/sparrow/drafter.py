@@ -78,6 +78,8 @@ class SparrowDrafter(nn.Module):
         e, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
         self.layers = nn.ModuleList([Layer(config)])  # a list for the sake of the stored names
+        if config.fused_layers:
+            self.fuse = nn.Linear(len(config.state_layers) * e, e, bias=False)
         if config.output_norm == "own":
             self.norm = RMSNorm(e, eps)
         if config.hidden_norm:
@@ -145,10 +147,13 @@ class SparrowDrafter(nn.Module):
 
     # ---- one forward, two ways: the same numbers by test ----
     def reuse(self, hidden: Tensor, summary: Tensor | None = None) -> Tensor:
-        """States [B, T, E] as FC reads them; applied once, when a state enters.
+        """States as FC reads them [..., E]; applied once, when a state enters.
 
-        summary: [B, 1 or T, E], the video's global vector where visual=compressed; else not looked at.
+        hidden: [..., E * layers], the target's states; or [..., E], the drafter's own outputs.
+        summary: broadcast to [..., E], the video's global vector where visual=compressed; else not looked at.
         """
+        if self.config.fused_layers and hidden.shape[-1] != self.config.hidden_size:
+            hidden = self.fuse(hidden)
         hidden = self.hidden_norm(hidden) if self.config.hidden_norm else hidden
         return self.compressor.fuse(hidden, summary) if self.config.visual == "compressed" else hidden
 
@@ -337,8 +342,9 @@ class SparrowDrafter(nn.Module):
                 raise ValueError(
                     f"the drafter was made for a target with {key}={want.get(key)!r}; this one has {value!r}"
                 )
-        if not 0 <= self.config.hidden_layer <= target.num_layers:
-            raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {self.config.hidden_layer}")
+        for layer in self.config.state_layers:
+            if not 0 <= layer <= target.num_layers:
+                raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {layer}")
         self.bind(target.embedding, target.head, target.norm)
 
     def set_draft_vocab(self, ids: Tensor) -> None:

@@ -15,6 +15,8 @@ class DrafterConfig:
     Attributes:
         target: fingerprint of the target it was made for (family, sizes, hash of head rows).
         hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
+        fused_layers: further such layers; the states of all are joined and mapped to hidden_size by a linear layer
+            without bias where they enter (as in EAGLE-3, arXiv 2503.01840). Own outputs are reused as they are.
         hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
         output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
         rope_theta: base of the rotary embedding.
@@ -35,6 +37,7 @@ class DrafterConfig:
     head_dim: int
     intermediate_size: int
     hidden_layer: int
+    fused_layers: tuple[int, ...] = ()
     rms_norm_eps: float = 1e-6
     qkv_bias: bool = True
     fc_bias: bool = False
@@ -50,6 +53,7 @@ class DrafterConfig:
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self):
+        object.__setattr__(self, "fused_layers", tuple(self.fused_layers))  # JSON has lists
         if self.format_version != FORMAT_VERSION:
             raise ValueError(f"drafter format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
@@ -65,6 +69,11 @@ class DrafterConfig:
         if self.visual != "none" and self.positions != "sequence":
             raise ValueError(f"visual={self.visual} needs positions=sequence, got positions={self.positions}")
         TreeConfig.parse(self.tree)
+
+    @property
+    def state_layers(self) -> tuple[int, ...]:
+        """All layers whose states it reuses, in the order they are joined."""
+        return (self.hidden_layer, *self.fused_layers)
 
     @classmethod
     def from_json(cls, text: str) -> "DrafterConfig":

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ FAMILIES = {
     "internvl": "InternVL",
     "llava_next_video": "LLaVA-NeXT-Video",
 }
+Layers: TypeAlias = int | tuple[int, ...] | None  # whose states are wanted
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -108,7 +110,7 @@ class Target:
         return TargetCache(self.num_layers, capacity)
 
     def prefill(
-        self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: int | None, embeddings: bool = False
+        self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: Layers, embeddings: bool = False
     ) -> Prefill:
         """Runs the prompt with the attention the user loaded the model with.
 
@@ -116,7 +118,7 @@ class Target:
             input_ids: int64 [B, P].
             model_kwargs: what transformers' generate() prepared: past_key_values, position_ids, pixel values, ...
             hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm);
-                None = no states wanted.
+                None = no states wanted; several are joined along the last axis.
             embeddings: True = also keep what the decoder was given.
         """
         position_ids = model_kwargs["position_ids"]
@@ -125,7 +127,7 @@ class Target:
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
-        with self._states_of(hidden_layer) as states, self._states_of(0 if embeddings else None) as given:
+        with self._states(hidden_layer) as states, self._states_of(0 if embeddings else None) as given:
             out = self.model(**inputs, return_dict=True)
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
@@ -142,7 +144,7 @@ class Target:
         anc: Tensor,
         position_ids: Tensor,
         cache: TargetCache,
-        hidden_layer: int | None,
+        hidden_layer: Layers,
         **attention: object,
     ) -> tuple[Tensor, Tensor]:
         """One forward pass over the root and the drafted nodes; call it inside `verifying`.
@@ -158,7 +160,7 @@ class Target:
         """
         cache.verifying = True
         try:
-            with self._states_of(hidden_layer) as states:
+            with self._states(hidden_layer) as states:
                 out = self.model(
                     input_ids=tokens,
                     attention_mask=anc.unsqueeze(1),
@@ -194,6 +196,17 @@ class Target:
                 anc = torch.zeros(b, tokens.shape[1], 1, dtype=torch.int64, device=prompt.device)
                 self.verify(tokens, anc, position, cache, None, sparrow_first=start, sparrow_sums=sums)
         return sums
+
+    @contextlib.contextmanager
+    def _states(self, hidden_layer: Layers) -> Iterator[list[Tensor]]:
+        """As _states_of, of several layers [..., E * layers]; the list is filled when the context ends."""
+        layers = hidden_layer if isinstance(hidden_layer, tuple) else (hidden_layer,)
+        states: list[Tensor] = []
+        with contextlib.ExitStack() as hooks:
+            caught = [hooks.enter_context(self._states_of(layer)) for layer in layers]
+            yield states
+        if all(caught):
+            states.append(torch.cat([found[0] for found in caught], dim=-1) if len(caught) > 1 else caught[0][0])
 
     @contextlib.contextmanager
     def _states_of(self, hidden_layer: int | None) -> Iterator[list[Tensor]]:

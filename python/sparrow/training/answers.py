@@ -17,6 +17,7 @@ from sparrow.training.distributed import Ranks
 from sparrow.training.recipe import Answers
 
 SETTINGS = "settings.json"
+OTHER = "choose another folder, or remove it to start again"
 console = Console(stderr=True)
 
 
@@ -29,6 +30,7 @@ class Answer:
         temperature: it was sampled at; 0 = greedy.
         ids: the answer's tokens, end of sequence included where it was reached.
         text_tokens, visual_tokens: of the prompt.
+        asked: what was asked about what, Clips.describe.
     """
 
     clip: int
@@ -36,6 +38,7 @@ class Answer:
     ids: tuple[int, ...]
     text_tokens: int
     visual_tokens: int
+    asked: Mapping[str, object]
 
 
 def keep_settings(folder: pathlib.Path, settings: Mapping[str, object], main: bool = True) -> None:
@@ -53,10 +56,7 @@ def keep_settings(folder: pathlib.Path, settings: Mapping[str, object], main: bo
     old, new = json.loads(file.read_text()), json.loads(json.dumps(settings))
     for key in new | old:
         if old.get(key) != new.get(key):
-            raise ValueError(
-                f"{folder} was made with {key}={old.get(key)!r}, now it is {new.get(key)!r}: choose another folder, or "
-                "remove it to start again"
-            )
+            raise ValueError(f"{folder} was made with {key}={old.get(key)!r}, now it is {new.get(key)!r}: {OTHER}")
 
 
 def read_answers(folder: pathlib.Path) -> list[Answer]:
@@ -66,7 +66,7 @@ def read_answers(folder: pathlib.Path) -> list[Answer]:
         for line in file.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
                 values = json.loads(line)
-                answer = Answer(**{k: values[k] for k in Answer.__dataclass_fields__} | {"ids": tuple(values["ids"])})
+                answer = Answer(**values | {"ids": tuple(values["ids"])})
                 found[answer.clip, answer.temperature] = answer
     return [found[key] for key in sorted(found)]
 
@@ -75,7 +75,7 @@ def write_answers(
     target: Target, clips: Clips, config: Answers, positions: str, data: Mapping[str, object],
     folder: pathlib.Path, ranks: Ranks,
 ) -> list[Answer]:  # fmt: skip
-    """Generates what is missing, each process its share, and returns all.
+    """Generates what is missing, each process its share, and returns the answers to all clips.
 
     Args:
         target: answers by transformers' own generate, with its generation config but for the temperature.
@@ -85,6 +85,9 @@ def write_answers(
         data: what the clips were made with, to be kept beside the answers.
         folder: where they go: answers-<rank>.jsonl.
         ranks: this process.
+
+    Raises:
+        ValueError: the folder was made with other settings, or a clip is not the one that was answered.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in ("folder", "batch")}
     if ranks.main:
@@ -92,18 +95,21 @@ def write_answers(
         keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
         _cut_torn_lines(folder)
     ranks.wait()
-    done = {(a.clip, a.temperature) for a in read_answers(folder)}
+    done = {(a.clip, a.temperature): a for a in read_answers(folder) if a.clip < len(clips)}
+    for (clip, _), answer in done.items():
+        if answer.asked != clips.describe(clip):
+            raise ValueError(f"clip {clip} was answered as {answer.asked}, now it is {clips.describe(clip)}: {OTHER}")
     ranks.wait()  # nobody writes before everybody has read
     missing = [(c, t) for c in range(len(clips)) for t in config.temperatures if (c, t) not in done]
     mine = missing[ranks.rank :: ranks.world]
     jobs = track(mine, "answering", console=console, disable=not (ranks.main and mine), transient=True)
     with (folder / f"answers-{ranks.rank}.jsonl").open("a") as file:
         for group in _batches(clips, jobs, config.batch):
-            for answer in generate_answers(target, group, config, positions):
-                file.write(json.dumps(asdict(answer) | clips.describe(answer.clip)) + "\n")
+            for answer in generate_answers(target, clips, group, config, positions):
+                file.write(json.dumps(asdict(answer)) + "\n")
             file.flush()
     ranks.wait()
-    return read_answers(folder)
+    return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
 
 
 def _cut_torn_lines(folder: pathlib.Path) -> None:
@@ -135,7 +141,9 @@ def to_device(inputs: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def generate_answers(target: Target, jobs: Sequence[Job], config: Answers, positions: str) -> list[Answer]:
+def generate_answers(
+    target: Target, clips: Clips, jobs: Sequence[Job], config: Answers, positions: str
+) -> list[Answer]:
     """Answers a group of equal shapes and one temperature by transformers' generate, as one batch.
 
     At temperature 0 a row does not depend on its group but for rounding; sampled rows depend on the seed and the group.
@@ -157,12 +165,11 @@ def generate_answers(target: Target, jobs: Sequence[Job], config: Answers, posit
     is_visual = torch.isin(prompt, torch.tensor(sorted(target.visual_tokens())))
     ends = target.model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
+    text, visual = int((~is_visual[0]).sum()), int(is_visual[0].sum())
     return [
-        Answer(
-            clip, temperature, _until_end(row, ends), int((~is_visual[0]).sum()), int(is_visual[0].sum())
-        )
+        Answer(clip, temperature, _until_end(row, ends), text, visual, clips.describe(clip))
         for (clip, _, _), row in zip(jobs, out[:, prompt.shape[1] :].tolist(), strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _until_end(ids: list[int], ends: set[int]) -> tuple[int, ...]:

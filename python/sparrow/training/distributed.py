@@ -1,6 +1,7 @@
 """One process, or several under torchrun: the same code."""
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+WAIT = datetime.timedelta(hours=12)  # processes do not finish their answers together
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def ranks(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:

@@ -26,7 +26,7 @@ from sparrow.training.answers import Answer, console, to_device, write_answers
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.passes import METRICS, Passes
-from sparrow.training.recipe import DrafterTraining, Optimisation, Shape
+from sparrow.training.recipe import DrafterTraining, Optimisation
 from sparrow.training.run import Run, learning_rate
 from sparrow.training.sequences import Batch, collate
 from sparrow.training.states import CachedStates, LiveStates, Sequences, batches, sequence_rows
@@ -90,24 +90,22 @@ def _check(target: Target, clips: Clips, config: DrafterTraining) -> None:
     layers(target, config)
 
 
-def layers(target: Target, config: DrafterTraining) -> tuple[int, int | None]:
-    """hidden_layer and visual_layer, counted from 0."""
-    number = target.num_layers
-    hidden = config.drafter.hidden_layer + (number + 1 if config.drafter.hidden_layer < 0 else 0)
+def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], int | None]:
+    """The layers whose states are reused (hidden_layer, then fused_layers) and visual_layer, counted from 0."""
+    number, asked = target.num_layers, (config.drafter.hidden_layer, *config.drafter.fused_layers)
+    for layer in asked:
+        if not -number - 1 <= layer <= number:
+            raise ValueError(f"drafter.hidden_layer must lie in [{-number - 1}, {number}], got {layer}")
     visual = number // 2 if config.recipe.visual_layer is None else config.recipe.visual_layer
-    if not 0 <= hidden <= number:
-        raise ValueError(
-            f"drafter.hidden_layer must lie in [{-number - 1}, {number}], got {config.drafter.hidden_layer}"
-        )
     if not 0 <= visual <= number:
         raise ValueError(f"recipe.visual_layer must lie in [0, {number}], got {visual}")
-    return hidden, visual if config.recipe.visual else None
+    return tuple(k + number + 1 if k < 0 else k for k in asked), visual if config.recipe.visual else None
 
 
 def _data(config: DrafterTraining) -> dict[str, object]:
-    """What says which clips there are; the split may change."""
+    """What says which clip a number is; more clips may come, and the split may change."""
     values = {k: v for k, v in asdict(config.data).items() if k != "validation"}
-    names = ("clips", "num_frames", "fps") if config.data.clips else ("count", "first", "kind", "frames", "side")
+    names = ("clips", "num_frames", "fps") if config.data.clips else ("first", "kind", "frames", "side")
     return {name: values[name] for name in names}
 
 
@@ -115,14 +113,14 @@ def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list
     live = LiveStates(target, clips, config.states, *layers(target, config))
     if not config.states.cache:
         return live
-    cached = CachedStates(live, pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
+    cached = CachedStates(pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
     settings: dict[str, object] = {
-        "hidden_layer": live.hidden_layer,
+        "hidden_layers": live.hidden_layers,
         "visual_layer": live.visual_layer,
         "dtype": str(live.dtype),
     }
     settings |= {"positions": config.states.positions, "answers": asdict(config.answers) | {"folder": "", "batch": 0}}
-    size = cached.fill(answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
+    size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
     if ranks.main:
         console.print(f"the target's states of {len(answers)} answers: {size / 2**20:.0f} MiB in {cached.folder}")
     return cached
@@ -130,11 +128,11 @@ def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list
 
 def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) -> SparrowDrafter:
     """A drafter to be trained: float32, its draft vocabulary taken from the answers."""
-    shape: Shape = config.drafter
+    shape, (reused, _) = config.drafter, layers(target, config)
     more = {} if shape.rope_theta is None else {"rope_theta": shape.rope_theta}
     drafter = SparrowDrafter.from_target(
-        target, seed=config.optimisation.seed, hidden_layer=layers(target, config)[0], hidden_norm=shape.hidden_norm,
-        output_norm=shape.output_norm, positions=shape.positions, visual=shape.visual,
+        target, seed=config.optimisation.seed, hidden_layer=reused[0], fused_layers=reused[1:],
+        hidden_norm=shape.hidden_norm, output_norm=shape.output_norm, positions=shape.positions, visual=shape.visual,
         draft_vocab=shape.draft_vocab > 0, tree=shape.tree, **more,
     )  # fmt: skip
     drafter.place(target.device, torch.float32).train().requires_grad_(True)
@@ -191,18 +189,13 @@ class Trainer:
             if last or self.step % self.o.save_every == 0:
                 self._save()
 
-    def _keys(self, training: Sequences) -> Iterator[list[tuple[int, int]]]:
+    def _keys(self, training: Sequences) -> Iterator[list[tuple[int, int, bool]]]:
         """This process' share of every batch from the present step on, as keys of `training`."""
         lengths = [sequence_rows(a, self.config.recipe.visual) for a in training.answers]
         steps = enumerate(batches(lengths, self.o.batch_rows, self.o.seed))
         for step, group in itertools.islice(steps, self.step, self.o.steps):
-            mine = group[self.ranks.rank :: self.ranks.world]
-            if not mine:
-                raise ValueError(
-                    f"optimisation.batch_rows must hold a sequence for each of {self.ranks.world} processes; "
-                    f"{self.o.batch_rows} holds {len(group)} of some lengths"
-                )
-            yield [(at, step) for at in mine]
+            mine = [(at, step, True) for at in group[self.ranks.rank :: self.ranks.world]]
+            yield mine or [(group[0], step, False)]  # fewer sequences than processes: one that does not count
 
     def _forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.o.autocast == "bfloat16"):
@@ -234,10 +227,8 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, validation: Sequences, target: Target, clips: Clips) -> None:
-        """Writes the drafter; on held-out clips, losses and tau in live decoding."""
+        """Writes the drafter and the curves; on held-out clips, losses and tau in live decoding."""
         self.write_drafter()
-        if not validation.answers:
-            return
         counts = torch.zeros(1 + self.config.recipe.mtp_depth, dtype=torch.int64, device=self.device)
         metrics = torch.zeros(len(counts), len(METRICS), device=self.device)
         for batch in validation.validation(self.o.batch_rows):  # every process all of them: no shares to add up
@@ -247,7 +238,9 @@ class Trainer:
         if self.ranks.main:
             values = {f"validation_{k}": v for k, v in by_pass(metrics, counts).items()}
             tau = measure_tau(target, self.folder, clips, validation.answers, self.config)
-            self.run.log(step=self.step, tau=tau, **values)
+            if validation.answers:
+                self.run.log(step=self.step, tau=tau, **values)
+            self.run.curves("loss", "agreement", "acceptance", "validation_agreement", "tau", "learning_rate")
         self.ranks.wait()
 
     def _save(self) -> None:
@@ -257,7 +250,6 @@ class Trainer:
         }
         if self.ranks.main:
             self.run.save(step=self.step, **state)
-            self.run.curves("loss", "agreement", "acceptance", "validation_agreement", "tau", "learning_rate")
         self.ranks.wait()
 
     def write_drafter(self) -> None:

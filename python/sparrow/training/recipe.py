@@ -96,6 +96,7 @@ class Shape:
     Attributes:
         hidden_layer: index into transformers' hidden_states, negative from the end: -1 = after the final norm (what
             the head reads), -2 = the output of the last layer but one (the paper's words).
+        fused_layers: further layers whose states are joined to it, [2, 14] say; they need recipe.feature 0.
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
         positions: "text", "sequence" or "target".
@@ -107,6 +108,7 @@ class Shape:
     """
 
     hidden_layer: int = -1
+    fused_layers: tuple[int, ...] = ()
     hidden_norm: bool = True
     output_norm: str = "own"
     positions: str = "text"
@@ -235,6 +237,8 @@ class DrafterTraining:
         _one_of("dtype", self.dtype, "auto", "float32", "bfloat16", "float16")
         if self.recipe.visual and self.recipe.visual_positions == "target" and self.drafter.positions != "target":
             raise ValueError("recipe.visual_positions=target needs drafter.positions=target")
+        if self.drafter.fused_layers and self.recipe.feature:
+            raise ValueError(f"recipe.feature must be 0 with drafter.fused_layers, got {self.recipe.feature}")
         seen = (self.recipe.visual, self.recipe.visual_layer, self.recipe.visual_positions)
         if self.drafter.visual != "none" and seen != (True, 0, "before"):
             raise ValueError(

@@ -96,7 +96,8 @@ class Run:
                 have = [(at, v[key] if lines else v) for at, v in points if not lines or key in v]
                 axis.plot(*zip(*have, strict=True), label=key, linewidth=1)
             axis.set_ylabel(name)
-            axis.legend(fontsize=6, ncol=4)
+            if axis.has_data():
+                axis.legend(fontsize=6, ncol=4)
         axes[-1, 0].set_xlabel(x)
         figure.tight_layout()
         figure.savefig(self.folder / CURVES, dpi=110)

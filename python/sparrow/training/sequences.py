@@ -11,20 +11,20 @@ from sparrow.targets.teacher import TeacherStates
 
 
 def stored(
-    teacher: TeacherStates, answer_length: int, hidden_layer: int, visual_layer: int | None
+    teacher: TeacherStates, answer_length: int, hidden_layers: Sequence[int], visual_layer: int | None
 ) -> dict[str, Tensor]:
     """What of a clip's states is kept: T text rows, M visual rows, N = T + M tokens.
 
     Returns:
         tokens int64 [T]; index int64 [T], their places in the sequence; position int64 [N], the target's;
         first int64 [1], text rows of the prompt = the first answer token's row;
-        hidden [T, E], the state of the previous place (zeros at place 0);
-        final [T, E], after the final norm at the row itself, where that is not the next row's hidden state;
+        hidden [T, layers, E], the states of the previous place (zeros at place 0);
+        final [T, E], after the final norm at the row itself, where hidden_layers does not begin with that;
         visual [M, E], where visual_layer is given.
     """
     index = teacher.is_text.nonzero()[:, 0]
-    states = teacher.states[hidden_layer]
-    hidden = torch.where((index > 0)[:, None], states[index - 1], torch.zeros_like(states[:1]))
+    states = torch.stack([teacher.states[layer] for layer in hidden_layers], dim=1)
+    hidden = torch.where((index > 0)[:, None, None], states[index - 1], torch.zeros_like(states[:1]))
     kept = {
         "tokens": teacher.tokens[index],
         "index": index,
@@ -33,7 +33,7 @@ def stored(
         "hidden": hidden,
     }
     final = max(teacher.states)
-    if final != hidden_layer:
+    if final != hidden_layers[0]:
         kept["final"] = teacher.states[final][index]
     if visual_layer is not None:
         kept["visual"] = teacher.states[visual_layer][~teacher.is_text]
@@ -46,8 +46,8 @@ class Batch:
 
     Attributes:
         tokens: int64 [B, T].
-        hidden: [B, T, E], h_{t-1}, noise added.
-        state: [B, T, E], h_t, what the drafter's output stands for; right at rows that have a loss.
+        hidden: [B, T, layers * E], h_{t-1}, noise added.
+        state: [B, T, E], h_t of the first layer, what the drafter's output stands for; right at rows that have a loss.
         final: [B, T, E], the target's state after its final norm at the row, likewise.
         positions: int64 [B, T].
         follows_text: bool [B, T], the previous place of the whole sequence holds text.
@@ -87,7 +87,7 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
         kept: see `stored`.
         positions: "text", "sequence" or "target": numbers of text rows, as at inference.
         visual_positions: "before", "same" or "target", see Recipe.
-        noise: [T, E] in [-0.5, 0.5], in units of each row's RMS; None = none.
+        noise: [T, layers, E], in units of each state's RMS; None = none.
     """
     index, hidden, first = kept["index"], kept["hidden"], int(kept["first"])
     rows, places = len(index), torch.arange(len(kept["position"]))
@@ -102,19 +102,19 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
     }[visual_positions]
     row = torch.arange(rows)
     loss_pass = torch.where((row >= first) & (row < rows - 1), row - first + 1, 0)
-    state = torch.cat([hidden[1:], hidden[-1:]])
+    state = torch.cat([hidden[1:, 0], hidden[-1:, 0]])
     if noise is not None:
         scale = hidden.float().pow(2).mean(-1, keepdim=True).sqrt()
         hidden = (hidden.float() + noise * scale).to(hidden.dtype)
     return Batch(
         tokens=kept["tokens"],
-        hidden=hidden,
+        hidden=hidden.flatten(1),
         state=state,
         final=kept.get("final", state),
         positions=text_numbers,
         follows_text=torch.cat([torch.zeros(1, dtype=torch.bool), index.diff() == 1]),
         loss_pass=loss_pass,
-        visual=kept.get("visual", hidden[:0]),
+        visual=kept.get("visual", state[:0]),
         visual_positions=numbers,
         visual_before=(index - row) if "visual" in kept else torch.zeros_like(row),
         visual_block=torch.cat([at[:1] >= 0, at.diff() > 1]).cumsum(0),

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from rich.progress import track
@@ -25,12 +26,14 @@ class LiveStates:
     Args:
         target, clips: what answered what.
         config: dtype and numbering.
-        hidden_layer, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
+        hidden_layers, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
     """
 
-    def __init__(self, target: Target, clips: Clips, config: States, hidden_layer: int, visual_layer: int | None):
+    def __init__(
+        self, target: Target, clips: Clips, config: States, hidden_layers: Sequence[int], visual_layer: int | None
+    ):
         self.target, self.clips, self.config = target, clips, config
-        self.hidden_layer, self.visual_layer = hidden_layer, visual_layer
+        self.hidden_layers, self.visual_layer = tuple(hidden_layers), visual_layer
         self.dtype = target.embedding.dtype if config.dtype == "target" else getattr(torch, config.dtype)
 
     def load(self, answer: Answer) -> dict[str, Tensor]:
@@ -46,18 +49,18 @@ class LiveStates:
                 f"{answer.text_tokens + answer.visual_tokens}: the data or the video settings have changed"
             )
         ids = torch.tensor(answer.ids)
-        layers = [self.target.num_layers, self.hidden_layer]
+        layers = [self.target.num_layers, *self.hidden_layers]
         layers += [] if self.visual_layer is None else [self.visual_layer]
         teacher = teacher_states(self.target, inputs, ids, layers, self.config.positions)
-        kept = stored(teacher, len(ids), self.hidden_layer, self.visual_layer)
+        kept = stored(teacher, len(ids), self.hidden_layers, self.visual_layer)
         return {k: v.to("cpu", self.dtype if v.is_floating_point() else v.dtype) for k, v in kept.items()}
 
 
 class CachedStates:
     """One safetensors file per answer, memory-mapped when read. A file is written whole or not at all."""
 
-    def __init__(self, live: LiveStates, folder: pathlib.Path):
-        self.live, self.folder = live, folder
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
 
     def file(self, answer: Answer) -> pathlib.Path:
         return self.folder / f"{answer.clip // 1000:04d}" / f"{answer.clip:07d}-t{answer.temperature:g}.safetensors"
@@ -66,7 +69,7 @@ class CachedStates:
         with safe_open(self.file(answer), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
-    def fill(self, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
+    def fill(self, live: LiveStates, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
         """Computes what is missing, each process its share. Returns the bytes on disk."""
         if ranks.main:
             keep_settings(self.folder, settings)
@@ -80,14 +83,16 @@ class CachedStates:
             file = self.file(answer)
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(".new")
-            save_file(self.live.load(answer), temporary)
+            save_file(live.load(answer), temporary)
             temporary.replace(file)
         ranks.wait()
         return sum(self.file(a).stat().st_size for a in answers)
 
 
 class Sequences(Dataset):
-    """Training sequences by (answer number, step): the step seeds the noise, so a resumed run sees the same.
+    """Training sequences by (answer number, step, whether its losses count).
+
+    The step seeds the noise, so that a resumed run sees the same; -1 = no noise.
 
     Args:
         states: LiveStates or CachedStates.
@@ -98,19 +103,20 @@ class Sequences(Dataset):
     def __init__(self, states: LiveStates | CachedStates, answers: Sequence[Answer], config: DrafterTraining):
         self.states, self.answers, self.config = states, answers, config
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        at, step = key
+    def __getitem__(self, key: tuple[int, int, bool]) -> Batch:
+        at, step, counts = key
         kept, noise, recipe = self.states.load(self.answers[at]), None, self.config.recipe
         if recipe.noise and step >= 0:
             generator = torch.Generator().manual_seed((self.config.optimisation.seed << 40) + (step << 20) + at)
             noise = (torch.rand(kept["hidden"].shape, generator=generator) - 0.5) * recipe.noise
-        return sequence(kept, self.config.drafter.positions, recipe.visual_positions, noise)
+        rows = sequence(kept, self.config.drafter.positions, recipe.visual_positions, noise)
+        return rows if counts else replace(rows, loss_pass=torch.zeros_like(rows.loss_pass))
 
     def validation(self, rows: int) -> Iterator[Batch]:
         """All sequences once, without noise."""
         lengths = [sequence_rows(a, self.config.recipe.visual) for a in self.answers]
         for group in pack(range(len(lengths)), lengths, rows):
-            yield collate([self[at, -1] for at in group])
+            yield collate([self[at, -1, True] for at in group])
 
 
 def sequence_rows(answer: Answer, visual: bool) -> tuple[int, int]:
@@ -124,12 +130,13 @@ def pack(order: Sequence[int] | range, lengths: Sequence[tuple[int, int]], rows:
     Raises:
         ValueError: a sequence is longer than that.
     """
+    longest = max((sum(lengths[at]) for at in order), default=0)
+    if longest > rows:
+        raise ValueError(f"optimisation.batch_rows must hold the longest sequence ({longest} rows), got {rows}")
     group: list[int] = []
     text = visual = 0
     for at in order:
         t, v = lengths[at]
-        if t + v > rows:
-            raise ValueError(f"optimisation.batch_rows must hold the longest sequence ({t + v} rows), got {rows}")
         if group and (len(group) + 1) * (max(text, t) + max(visual, v)) > rows:
             yield group
             group, text, visual = [], 0, 0
