@@ -10,7 +10,7 @@ drafter's own output where the target has not been there yet).
 
 import json
 import pathlib
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -283,7 +283,7 @@ class SparrowDrafter(nn.Module):
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
-        drafter = cls(replace(DrafterConfig.from_json((folder / CONFIG_FILE).read_text()), **overrides))  # type: ignore[arg-type]
+        drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
         weights = load_file(folder / WEIGHTS_FILE)
         if drafter.config.draft_vocab and "draft_vocab_ids" in weights:
             drafter.set_draft_vocab(weights["draft_vocab_ids"])

@@ -76,11 +76,12 @@ class DrafterConfig:
         return (self.hidden_layer, *self.fused_layers)
 
     @classmethod
-    def from_json(cls, text: str) -> "DrafterConfig":
-        """Raises ValueError where a key is unknown or missing."""
+    def from_json(cls, text: str, **overrides: object) -> "DrafterConfig":
+        """The config in `text` with `overrides` in it. Raises ValueError where a key is unknown or missing."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("a drafter's config.json holds one JSON object")
+        values |= overrides
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown keys in a drafter's config.json: {', '.join(unknown)}")

@@ -77,10 +77,12 @@ def visual_rows(
 
     Args:
         is_text, ends: bool [B, P]; ends: the last places of visual blocks.
-        embeddings: [B, P, E]; None where visual=none.
+        embeddings: [B, P, E]; not looked at where visual=none.
     """
-    if embeddings is None:
+    if drafter.config.visual == "none":
         return drafter.fc.weight.new_empty(0, drafter.config.hidden_size), None
+    if embeddings is None:
+        raise ValueError(f"a drafter with visual={drafter.config.visual} needs Prefill.embeddings, got None")
     if drafter.config.visual == "embeddings":
         return embeddings[~is_text], None
     ended = ends.cumsum(1)
