@@ -44,7 +44,7 @@ class Passes(nn.Module):
             values = torch.cat([seen_values, *(c[1] for c in chains)], dim=2)
             out = d.attend(x, queries, keys, values, visible_rows(batch, len(chains) - 1))
             yield out
-            shifted = d.reuse(F.pad(out[:, :-1], (0, 0, 1, 0)), summary)
+            shifted = F.pad(d.reuse(out, summary)[:, :-1], (0, 0, 1, 0))
             hidden = torch.where(batch.follows_text[..., None], shifted, true)
 
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:

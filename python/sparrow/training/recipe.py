@@ -102,6 +102,7 @@ class Shape:
         positions: "text", "sequence" or "target".
         visual: what it sees of the video when it drafts: "none", "embeddings" or "compressed". The last two are trained
             on what they see: recipe.visual, visual_layer=0 and visual_positions=before.
+        grouped_heads: keys and values are shared by query heads as in the target; False = one of each per query head.
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
         tree: its default tree.
@@ -113,6 +114,7 @@ class Shape:
     output_norm: str = "own"
     positions: str = "text"
     visual: str = "none"
+    grouped_heads: bool = True
     rope_theta: float | None = None
     draft_vocab: int = 0
     tree: str = "30-4-8"
