@@ -25,7 +25,7 @@ def answer(length: int, seed: int = 0) -> torch.Tensor:
 def teacher(tiny, seed: int, videos: int = 1, length: int = 9, family: str = FAMILY):
     inputs = sample_inputs(family, seed=seed, videos=videos, text=4 + seed)
     target = Target(tiny(family))
-    return teacher_states(target, inputs, answer(length, seed), [0, VISUAL_LAYER, LAYER, 4])
+    return teacher_states(target, inputs, answer(length, seed), range(5))
 
 
 def drafter_of(tiny, **options):
@@ -119,6 +119,25 @@ def test_text_only_sequences_hold_no_visual_rows(tiny):
     first_after_video = int((~t.is_text).nonzero()[-1]) + 1
     row = int(t.is_text[:first_after_video].sum())
     assert torch.equal(batch.hidden[0, row], t.states[LAYER][first_after_video - 1])  # the last visual row's state
+
+
+def test_fused_states(tiny):
+    """Several layers' states are joined in the order asked for, mapped, normed; own outputs are not mapped."""
+    drafter, t = drafter_of(tiny, fused_layers=(1, 4)), teacher(tiny, 0)
+    kept = stored(t, 9, drafter.config.state_layers, None)
+    batch = collate([sequence(kept, "text", "before", None)])
+    text, out = t.is_text.nonzero()[:, 0], torch.randn(2, 64)
+    with torch.no_grad():
+        for row in (1, 7, len(text) - 1):
+            joined = torch.cat([t.states[k][text[row] - 1] for k in (LAYER, 1, 4)])
+            assert torch.equal(batch.hidden[0, row], joined)
+            torch.testing.assert_close(drafter.reuse(joined), drafter.hidden_norm(drafter.fuse.weight @ joined))
+        assert torch.equal(drafter.reuse(out), drafter.hidden_norm(out))
+        assert not batch.hidden[0, 0].any() and not drafter.reuse(batch.hidden[0, 0]).any()
+    inputs, target = sample_inputs(FAMILY), Target(tiny(FAMILY))
+    with torch.no_grad(), target._states((LAYER, 1, 4)) as states:
+        whole = target.model(**inputs, output_hidden_states=True).hidden_states
+    assert torch.equal(states[0], torch.cat([whole[k] for k in (LAYER, 1, 4)], dim=-1))
 
 
 @pytest.mark.parametrize("visual", [True, False])

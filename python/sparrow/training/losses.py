@@ -15,7 +15,7 @@ def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
 
 def refusal(p: Tensor, log_q: Tensor) -> Tensor:
     """1 - sum_x min(p(x), q(x)), [R]: the chance that speculative sampling refuses a draw from q (Leviathan et al.,
-    arXiv 2211.17192, corollary 3.6). Equals the total variation where p sums to 1.
+    arXiv 2211.17192, theorem 3.5). Equals the total variation where p sums to 1.
     """
     return 1 - p.minimum(log_q.exp()).sum(-1)
 

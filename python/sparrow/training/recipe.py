@@ -137,8 +137,8 @@ class Recipe:
         mtp_attention: what rows of a later pass attend to. "paper": rows of the same pass. "tree": as in decoding, rows
             with true states but for the last `pass` ones.
         mtp_decay: weight of each pass relative to the one before.
-        noise: width of uniform noise on reused states, relative to each row's RMS (EAGLE, arXiv 2401.15077, adds
-            U(-0.1, 0.1) to states whose RMS is about 1: 0.2 here).
+        noise: width of uniform noise on reused states, in units of each state's RMS: 0.2 adds U(-0.1, 0.1) * RMS.
+            (EAGLE, arXiv 2401.15077, adds U(-0.1, 0.1) as it is; relative, it means the same at any scale.)
         cross_entropy: weight of the soft cross-entropy to the target's distribution.
         feature: weight of SmoothL1 between the drafter's output and the state it stands for.
         acceptance: weight of 1 - sum_x min(p, q), the chance that a sampled draft is refused.

@@ -101,7 +101,7 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
         "target": kept["position"][at],
     }[visual_positions]
     row = torch.arange(rows)
-    loss_pass = torch.where((row >= first) & (row < rows - 1), row - first + 1, 0)
+    loss_pass = torch.where(row < rows - 1, (row - first + 1).clamp(min=0), 0)
     state = torch.cat([hidden[1:, 0], hidden[-1:, 0]])
     if noise is not None:
         scale = hidden.float().pow(2).mean(-1, keepdim=True).sqrt()
