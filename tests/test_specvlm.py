@@ -211,3 +211,10 @@ def test_other_trees(tiny, greedy):
 
 def test_by_name_on_the_command_line():
     assert load_drafter("specvlm", None) == SpecVLM()
+
+
+def test_bfloat16(tiny):
+    model, inputs = tiny("qwen2_5_vl", 0, None, torch.bfloat16), sample_inputs("qwen2_5_vl", videos=2)
+    inputs = {k: v.to(torch.bfloat16) if k.startswith("pixel") else v for k, v in inputs.items()}
+    out = sparrow.generate(model, SpecVLM(keep=1.0), **inputs, max_new_tokens=24, eos_token_id=None)
+    assert out.stats.new_tokens == 24 and out.stats.tau > 3  # near ties may part draft and verification

@@ -7,6 +7,7 @@ docs/rivals.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,7 +91,9 @@ class PrunedTarget(Drafter):
 
     def __init__(self, target: Target, settings: SpecVLM):
         self.target, self.settings = target, settings
-        self.parents = _breadth_first(settings.children)
+        self.parent = torch.tensor([_breadth_first(settings.children)], dtype=torch.int32, device=target.device)
+        self.anc, self.depth = sparrow_ext.tree_mask(self.parent)
+        self.levels = _levels(settings.children, self.parent, self.depth)
         self.covered = 0
 
     @torch.no_grad()
@@ -111,41 +114,53 @@ class PrunedTarget(Drafter):
         self.covered = prompt.shape[1]
 
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
-        cache, device = state.draft, state.root.device
+        cache = state.draft
         assert isinstance(cache, TargetCache)
         # the rows of what was accepted are the target's own, from its verification
         length = state.cache.get_seq_length()
-        cache.append_copies(state.cache, torch.arange(self.covered, length, device=device))
+        cache.append_rows(state.cache.buffer[..., self.covered : length, :])
         self.covered = length
-        parent = torch.tensor([self.parents], dtype=torch.int32, device=device)
-        anc, depth = sparrow_ext.tree_mask(parent)
         tokens = state.root[:, None]
-        run: list[int] = []  # nodes with children, so far; all of them are run again for every level
-        start = 0
-        for counts in self.settings.children:
-            run += range(start, start + len(counts))
-            start = tokens.shape[1]
-            tokens = torch.cat([tokens, self._children(state, cache, tokens, run, depth, counts)], dim=1)
-        return DraftTree(tokens, parent, anc, depth, torch.full_like(parent[:, 0], len(self.parents)))
+        for level in self.levels:
+            positions = state.position + self.depth[:, level.run]
+            logits, _ = self.target.verify(tokens[:, level.run], level.anc, positions, cache, None)
+            _, ids, _ = sparrow_ext.topk_lse(logits[:, -level.parents :], level.most)
+            tokens = torch.cat([tokens, ids.flatten(1)[:, level.taken]], dim=1)
+        return DraftTree(tokens, self.parent, self.anc, self.depth, torch.full_like(self.depth[:, 0], tokens.shape[1]))
 
-    def _children(
-        self,
-        state: DecodeState,
-        cache: TargetCache,
-        tokens: Tensor,
-        run: Sequence[int],
-        depth: Tensor,
-        counts: Sequence[int],
-    ) -> Tensor:
-        """The next level's tokens, int64 [1, sum(counts)]: the likeliest ones below the last nodes of `run`."""
-        device = tokens.device
-        parent = [run.index(self.parents[node]) if node else -1 for node in run]
-        anc, _ = sparrow_ext.tree_mask(torch.tensor([parent], dtype=torch.int32, device=device))
-        at = torch.tensor(run, device=device)
-        logits, _ = self.target.verify(tokens[:, at], anc, state.position + depth[:, at], cache, None)
-        _, ids, _ = sparrow_ext.topk_lse(logits[:, -len(counts) :], max(counts))
-        wanted = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-        return ids[:, wanted]
+
+class _Level(NamedTuple):
+    """One pass: the nodes it runs, and which of their likeliest next tokens are the next level.
+
+    Attributes:
+        run: int64 [n], all nodes with children, from the root down to the present level; the last `parents` of them are
+            this level's. Their rows are not kept from pass to pass.
+        anc: int64 [1, n, W], ancestors among these.
+        parents, most: nodes that get children now, and the most of one.
+        taken: int64 [m], the next level among the parents * most likeliest tokens.
+    """
+
+    run: Tensor
+    anc: Tensor
+    parents: int
+    most: int
+    taken: Tensor
+
+
+def _levels(children: Sequence[Sequence[int]], parent: Tensor, depth: Tensor) -> list[_Level]:
+    """The passes of a tree; parent, depth: int32 [1, N], nodes in breadth-first order."""
+    levels: list[_Level] = []
+    run: list[int] = []
+    above, first = parent[0].tolist(), depth[0].tolist()
+    for number, counts in enumerate(children):
+        start = first.index(number)
+        run += range(start, start + len(counts))
+        parents = [run.index(above[node]) if node else -1 for node in run]
+        anc, _ = sparrow_ext.tree_mask(torch.tensor([parents], dtype=torch.int32, device=parent.device))
+        taken = [i * max(counts) + rank for i, count in enumerate(counts) for rank in range(count)]
+        at, indices = (torch.tensor(values, device=parent.device) for values in (run, taken))
+        levels.append(_Level(at, anc, len(counts), max(counts), indices))
+    return levels
 
 
 def _breadth_first(children: Sequence[Sequence[int]]) -> list[int]:

@@ -100,15 +100,16 @@ class TargetCache(Cache):
         copy.buffer = self.buffer.new_empty(len(self.layers), 2, b, k, capacity, d)
         copy.lengths = torch.zeros_like(self.lengths)
         copy._share()
-        copy.append_copies(self, places)
+        copy.append_rows(self.buffer[..., places, :])
         return copy
 
-    def append_copies(self, other: "TargetCache", places: Tensor) -> None:
-        """Commits copies of another cache's rows at `places`, int64 [R]; every sequence has the same length."""
+    def append_rows(self, rows: Tensor) -> None:
+        """Commits rows [L, 2, B, K, R, D] of another cache; every sequence has the same length."""
         start = self.layer_length(0)
-        self.reserve(start + len(places))
-        self.buffer[..., start : start + len(places), :] = other.buffer[..., places, :]
-        self.set_length(start + len(places))
+        end = start + rows.shape[4]
+        self.reserve(end)
+        self.buffer[..., start:end, :] = rows
+        self.set_length(end)
 
     def commit(self, num_path: int, lengths: Tensor) -> None:
         """Takes over the lengths kv_commit wrote: `num_path` more rows at most."""
