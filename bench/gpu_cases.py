@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import sparrow_ext
+from bench import gpu_peers
+from bench.gpu_peers import Call
 from sparrow_ext.ops import (
     draft_attention,
     hsr_project,
@@ -21,8 +23,6 @@ from sparrow_ext.ops import (
     tree_attention,
 )
 from sparrow_ext.ops.tree_mask import tree_mask
-
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,48 @@ class Work:
         ours: one call per copy of the buffers.
         bytes, flops: of one call: what must be read or written, and multiply-adds times two on tensor cores.
         peers: name -> calls.
+        missing: name -> why that peer is not among them ("not installed", or its error).
+        same: the peers' results are ours (not where they draw other noise).
+        unpack: name -> what makes a peer's result comparable to ours.
     """
 
     ours: list[Call]
     bytes: int
     flops: int = 0
     peers: dict[str, list[Call]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    same: bool = True
+    unpack: dict[str, Callable] = field(default_factory=dict)
+
+    def add(self, name: str, calls: list[Call] | str) -> None:
+        """Takes what gpu_peers.load returned."""
+        if isinstance(calls, str):
+            self.missing[name] = calls
+        else:
+            self.peers[name] = calls
+
+    def disagreement(self, name: str) -> str | None:
+        """None, or how the first result of that peer differs from ours.
+
+        Integers must be equal where there is nothing else; floats may differ by 5 % of their largest (beside them ids
+        are not compared: tied logits may come in another order).
+        """
+        if not self.same:
+            return None
+        theirs = _as_tuple(self.unpack.get(name, lambda x: x)(self.peers[name][0]()))
+        pairs = list(zip(_as_tuple(self.ours[0]()), theirs, strict=False))
+        if any(ours.is_floating_point() for ours, _ in pairs):
+            pairs = [pair for pair in pairs if pair[0].is_floating_point()]
+        for ours, other in pairs:
+            limit = 0.05 * float(ours.float().abs().max()) if ours.is_floating_point() else 0.0
+            apart = float((ours.double() - other.reshape(ours.shape).double()).abs().max())
+            if not apart <= limit:
+                return f"its result differs from ours by {apart:.3g} (allowed: {limit:.3g})"
+        return None
+
+
+def _as_tuple(x: object) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -90,6 +126,8 @@ def _hsr(s: Sizes, m: int, device: torch.device, copies: int) -> Work:
     work = Work([lambda w=w: sparrow_ext.hsr_project(ids, index, embed, hidden, w) for w in weights], weights[0].nbytes)
     work.flops = 4 * m * s.hidden * s.hidden
     work.peers["eager"] = [lambda w=w: hsr_project.eager(ids, index, embed, hidden, w) for w in weights]
+    folded = [(hsr_project.fold_embedding(embed, w), w[:, s.hidden :]) for w in weights]
+    work.peers["folded"] = [lambda f=f: hsr_project.hsr_project_folded(ids, index, f[0], hidden, f[1]) for f in folded]
     return work
 
 
@@ -113,7 +151,7 @@ def _sample(s: Sizes, device: torch.device, copies: int) -> Work:
     rows = [_randn(1, 26, s.vocab, device=device) * 3 for _ in range(min(copies, 8))]
     one = torch.full((1,), 0.8, device=device)
     seed, position = torch.zeros(1, dtype=torch.int64, device=device), torch.arange(26, device=device)[None]
-    work = Work([lambda x=x: sparrow_ext.sample_rows(x, one, seed, position) for x in rows], rows[0].nbytes)
+    work = Work([lambda x=x: sparrow_ext.sample_rows(x, one, seed, position) for x in rows], rows[0].nbytes, same=False)
     work.peers["eager"] = [lambda x=x: sample_rows.eager(x, one, seed, position) for x in rows]
     return work
 
@@ -124,9 +162,13 @@ def _commit(s: Sizes, device: torch.device, copies: int) -> Work:
     path = torch.tensor([[0, 3, 9, 20]], dtype=torch.int32, device=device)
     count, base = (torch.full((1,), n, dtype=torch.int32, device=device) for n in (4, 1536))
     new = torch.empty_like(base)
-    work = Work([lambda c=c: sparrow_ext.kv_commit(c, path, count, base, new) for c in caches], 0)
+    work = Work([lambda c=c: sparrow_ext.kv_commit(c, path, count, base, new) for c in caches], 0, same=False)
     work.bytes = 2 * 3 * s.layers * 2 * s.kv_heads * s.head_dim * 2  # three rows move: read and written
     work.peers["eager"] = [lambda c=c: kv_commit.eager(c, path, count, base, new) for c in caches]
+    layers = [(list(c[:, 0].unbind(0)), list(c[:, 1].unbind(0))) for c in caches]
+    work.peers["kv_commit_layers"] = [
+        lambda kv=kv: sparrow_ext.kv_commit_layers(*kv, path, count, base, new) for kv in layers
+    ]
     return work
 
 
@@ -135,6 +177,11 @@ def _accept(device: torch.device, copies: int) -> Work:
     tokens, target = (torch.randint(0, 5, (1, 26), device=device) for _ in range(2))
     work = Work([lambda: sparrow_ext.tree_accept(tokens, parent, target, None, 6)] * copies, 26 * 20)
     work.peers["eager"] = [lambda: tree_accept.eager(tokens, parent, target, None, 6)]
+    if device.type == "cuda":
+        work.add(
+            "sglang", gpu_peers.load("sgl_kernel", lambda m: gpu_peers.sglang_accept(m, tokens, parent, target, 6))
+        )
+        work.unpack["sglang"] = lambda found: (found[0] + 1, found[1])
     return work
 
 
@@ -167,33 +214,23 @@ def _tree(s: Sizes, prefix: int, nodes: int, device: torch.device, copies: int) 
         buffers[0].nbytes,
     )
     work.flops = 4 * nodes * s.heads * (prefix + nodes) * s.head_dim
-    work.peers["sdpa with mask"] = [lambda c=c: tree_attention.eager(q, *c, visible) for c in caches]
-    if flex := _flex_calls(q, caches, visible):
-        work.peers["flex attention"] = flex
-    if nodes == 1 and (flash := _flash_calls(q, caches)):
-        work.peers["flash-attn (decode)"] = flash
+    work.peers["eager"] = [lambda c=c: tree_attention.eager(q, *c, visible) for c in caches]
+    if device.type == "cuda":
+        _tree_peers(work, q, caches, prefix, visible)
     return work
 
 
-def _flex_calls(q: Tensor, caches: list[tuple[Tensor, Tensor]], visible: Tensor) -> list[Call]:
-    """FlexAttention compiled with a block mask; CUDA only."""
-    if q.device.type != "cuda":
-        return []
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    rows, nodes = visible.shape[-1], q.shape[1]
-    mask = create_block_mask(lambda b, h, i, j: visible[0, i, j], 1, None, nodes, rows, device=q.device)
-    compiled, query = torch.compile(flex_attention), q.transpose(1, 2)
-    return [
-        lambda c=c: compiled(query, c[0].transpose(1, 2), c[1].transpose(1, 2), block_mask=mask, enable_gqa=True)
-        for c in caches
-    ]
-
-
-def _flash_calls(q: Tensor, caches: list[tuple[Tensor, Tensor]]) -> list[Call]:
-    """flash-attn for plain decoding, where it is installed (it takes no tree mask)."""
-    try:
-        from flash_attn import flash_attn_with_kvcache
-    except ModuleNotFoundError:
-        return []
-    return [lambda c=c: flash_attn_with_kvcache(q, *c) for c in caches]
+def _tree_peers(work: Work, q: Tensor, caches: gpu_peers.Caches, prefix: int, visible: Tensor) -> None:
+    """FlexAttention, FlashInfer, xformers and, for one row, flash-attn: those that are installed."""
+    peers = {
+        "flex attention": ("torch.nn.attention.flex_attention", lambda m: gpu_peers.flex_tree(m, q, caches, visible)),
+        "flashinfer": ("flashinfer", lambda m: gpu_peers.flashinfer_tree(m, q, caches, visible)),
+        "xformers": (
+            "xformers.ops.tree_attention",
+            lambda m: gpu_peers.xformers_tree(m, q, caches, prefix, visible),
+        ),
+    }
+    if q.shape[1] == 1:
+        peers["flash-attn (decode)"] = ("flash_attn", lambda m: gpu_peers.flash_decode(m, q, caches))
+    for name, (module, build) in peers.items():
+        work.add(name, gpu_peers.load(module, build))

@@ -21,6 +21,7 @@ import torch
 
 import sparrow_ext
 from bench.gpu_cases import Case, Sizes, Work, cases
+from bench.gpu_peers import describe
 
 ROOT = pathlib.Path(__file__).parents[1]
 COPIES = 28
@@ -40,9 +41,14 @@ def environment() -> dict[str, object]:
         "driver": run("nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"),
         "commit": run("git", "-C", str(ROOT), "rev-parse", "HEAD"),
         "dirty": bool(run("git", "-C", str(ROOT), "status", "--porcelain")),
-        "operators with CUDA kernels": [n for n in sparrow_ext.__all__ if sparrow_ext.has_cuda_kernels(n)],
+        "operators with CUDA kernels": [n for n in operators() if sparrow_ext.has_cuda_kernels(n)],
         "command": " ".join(sys.argv),
     }  # fmt: skip
+
+
+def operators() -> list[str]:
+    """The operators' names: one module each."""
+    return sorted(path.stem for path in (ROOT / "sparrow_ext" / "ops").glob("[a-z]*.py"))
 
 
 def launch() -> dict[str, object]:
@@ -66,13 +72,20 @@ def conformance() -> dict[str, object]:
     source = ROOT / "tests" / "hostsim" / "conformance.cu"
     if not source.exists() or shutil.which("nvcc") is None:
         return {"skipped": "no nvcc, or no tests/hostsim/conformance.cu"}
-    major, minor = torch.cuda.get_device_capability()
-    out = ROOT / "build" / "conformance_gpu"
+    return {"equal": compiled(source)() == source.with_suffix(".txt").read_text()}
+
+
+def compiled(source: pathlib.Path, arch: str | None = None) -> Callable[[], str]:
+    """Builds a CUDA program for this GPU (or `arch`, as "90a"); returns what runs it and gives its output."""
+    if arch is None:
+        arch = "".join(map(str, torch.cuda.get_device_capability()))
+    out = ROOT / "build" / f"{source.stem}_sm_{arch}"
     out.parent.mkdir(exist_ok=True)
-    build = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-I", ROOT / "csrc", source, "-o", out]
-    subprocess.run(build, check=True)
-    said = subprocess.run([out], capture_output=True, text=True, check=True).stdout
-    return {"equal": said == source.with_suffix(".txt").read_text()}
+    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-arch=sm_{arch}", "-I", ROOT / "csrc"]
+    done = subprocess.run(["nvcc", *flags, source, "-o", out], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"nvcc cannot build {source.name}: {done.stderr[-2000:]}")
+    return lambda: subprocess.run([out], capture_output=True, text=True, check=True).stdout
 
 
 def tests() -> dict[str, object]:
@@ -95,13 +108,24 @@ def sanitizer() -> dict[str, object]:
     return result
 
 
-def ceilings() -> dict[str, float]:
-    """This device's read bandwidth (GB/s) and bf16 matrix rate (TFLOP/s), measured."""
+def ceilings() -> dict[str, float | str]:
+    """This device's read bandwidth (GB/s) and bf16 matrix rates (TFLOP/s), measured: cuBLAS's, and that of mma.sync,
+    the instruction our kernels use, which newer GPUs do not run at their full rate.
+    """
     big = torch.empty(2 << 30, dtype=torch.int8, device="cuda").view(torch.int64)
     read = _microseconds([lambda: torch.sum(big)], graph=False)
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     matmul = _microseconds([lambda: a @ b], graph=False)
-    return {"read_GB_per_s": big.nbytes / read / 1e3, "bf16_TFLOP_per_s": 2 * 8192**3 / matmul / 1e6}
+    rates = {"read_GB_per_s": big.nbytes / read / 1e3, "bf16_TFLOP_per_s": 2 * 8192**3 / matmul / 1e6}
+    return rates | mma_ceiling()
+
+
+def mma_ceiling() -> dict[str, float | str]:
+    """The rate of mma.sync (bench/mma_ceiling.cu), or why there is none; the other measurements go on without it."""
+    try:
+        return {"mma_sync_TFLOP_per_s": float(compiled(ROOT / "bench" / "mma_ceiling.cu")())}
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # OSError: no nvcc
+        return {"mma_sync missing": describe(error)}
 
 
 def bench() -> dict[str, object]:
@@ -115,21 +139,37 @@ def bench() -> dict[str, object]:
     return result
 
 
-def _measure(case: Case, ceiling: dict[str, float]) -> dict[str, object]:
+def _measure(case: Case, ceiling: dict[str, float | str]) -> dict[str, object]:
     work: Work = case.build(torch.device("cuda"), COPIES)
-    floor = max(work.bytes / ceiling["read_GB_per_s"] / 1e3, work.flops / ceiling["bf16_TFLOP_per_s"] / 1e6)
     ours = _microseconds(work.ours)
-    row = {
-        "us": ours,
-        "floor_us": floor,
-        "share_of_floor": floor / ours,
-        "target": TARGETS.get((case.op, case.name), ""),
-    }
+    row: dict[str, object] = {"us": ours, "target": TARGETS.get((case.op, case.name), "")}
+    row |= floors(work, ceiling, ours)
+    row |= {f"{name} missing": words for name, words in work.missing.items()}
     for name, calls in work.peers.items():
-        row[f"{name} us"] = _microseconds(calls)
+        try:
+            row[f"{name} us"] = _microseconds(calls)
+            wrong = work.disagreement(name)
+        except Exception as error:  # a peer that fails is a row, not the end of the run
+            wrong = describe(error)
+        if wrong is not None:
+            row[f"{name} missing"] = wrong
+            row.pop(f"{name} us", None)
     with contextlib.suppress(RuntimeError):  # a peer torch.compile cannot take is no result
         row["torch.compile us"] = _microseconds([torch.compile(call) for call in work.peers["eager"][:4]])
     return row
+
+
+def floors(work: Work, ceiling: dict[str, float | str], ours: float) -> dict[str, float]:
+    """The least time of the case, us, and its share in ours: bytes at the read rate or FLOPs at cuBLAS's rate, and
+    once more with the FLOPs at mma.sync's rate where that was measured.
+    """
+    rates = {"floor": "bf16_TFLOP_per_s", "mma_floor": "mma_sync_TFLOP_per_s"}
+    found = {}
+    for name, rate in rates.items():
+        if rate in ceiling:
+            least = max(work.bytes / float(ceiling["read_GB_per_s"]) / 1e3, work.flops / float(ceiling[rate]) / 1e6)
+            found |= {f"{name}_us": least, f"share_of_{name}": least / ours}
+    return found
 
 
 def _microseconds(calls: list[Callable[[], object]], rounds: int = 15, graph: bool = True) -> float:
@@ -214,7 +254,11 @@ def _run(parts: list[str], out: pathlib.Path, resume: bool) -> int:
     for name, row in results.get("bench", {}).items():
         if isinstance(row, dict) and "us" in row:
             peers = ", ".join(f"{k[:-3]} {v:.1f}" for k, v in row.items() if k.endswith(" us"))
-            print(f"{name:42s} {row['us']:9.2f} us  {row['share_of_floor']:5.0%} of floor  {row['target']:18s} {peers}")
+            missing = "".join(f"; {k[:-8]}: {v}" for k, v in row.items() if k.endswith(" missing"))
+            share = f"{row['share_of_floor']:5.0%} of floor"
+            if "share_of_mma_floor" in row:
+                share += f", {row['share_of_mma_floor']:5.0%} of mma.sync's"
+            print(f"{name:42s} {row['us']:9.2f} us  {share}  {row['target']:18s} {peers}{missing}")
     bad = [p for p in parts if "error" in results[p] or False in results[p].values()]
     print("all green" if not bad else f"red: {', '.join(bad)}")
     return 1 if bad else 0

@@ -7,13 +7,10 @@ A ratio compares two timings of one process; absolute CPU times are not worth ke
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
-import torch
-import transformers
+from sparrow.provenance import provenance
 
 OURS = "sparrow"
 
@@ -35,21 +32,11 @@ def ratios(data: dict) -> dict[str, dict[str, object]]:
     return result
 
 
-def provenance(data: dict) -> dict[str, object]:
+def origin(data: dict) -> dict[str, object]:
     """What a reader needs to repeat the numbers."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
     cpu = data["machine_info"]["cpu"]
-    return {
-        "command": "make bench",
-        "commit": commit + (" with uncommitted changes" if dirty else ""),
-        "date": data["datetime"],
-        "cpu": cpu.get("brand_raw", platform.processor()),
-        "threads": 1,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    made = provenance("make bench") | {"date": data["datetime"], "threads": 1}
+    return made | ({"cpu": cpu["brand_raw"]} if "brand_raw" in cpu else {})
 
 
 def show(result: dict[str, dict]) -> None:
@@ -109,7 +96,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print the README's Markdown table")
     arguments = parser.parse_args()
     data = json.loads(arguments.file.read_text())
-    saved = {"provenance": provenance(data), "results": ratios(data)} if "benchmarks" in data else data
+    saved = {"provenance": origin(data), "results": ratios(data)} if "benchmarks" in data else data
     show(saved["results"])
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)

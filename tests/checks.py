@@ -73,6 +73,19 @@ def poison(x: Tensor) -> Tensor:
     return x.fill_(float("nan") if x.is_floating_point() else small.get(x.dtype, -77777))
 
 
+@contextlib.contextmanager
+def guarded_workspace(size: int) -> Iterator[Tensor]:
+    """uint8 [size] of NaN bits; on leaving, the bytes behind it must be untouched."""
+    buffer = torch.full((size + 256,), 255, dtype=torch.uint8)
+    yield buffer[:size]
+    assert bool((buffer[size:] == 255).all()), "written beyond the workspace"
+
+
+def topk_outputs(lead: tuple[int, ...], k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Poisoned logp and ids [*lead, k] and lse [*lead], as topk_lse_out and lm_head_topk_out write them."""
+    return poison(torch.empty(*lead, k)), poison(torch.empty(*lead, k, dtype=torch.int64)), poison(torch.empty(lead))
+
+
 def compiled(function: Callable, *args: object) -> object:
     """Runs `function` under torch.compile(fullgraph=True): no graph break, shapes from the fake kernel."""
     torch._dynamo.reset()

@@ -8,18 +8,26 @@ import pytest
 import torch
 
 import sparrow_ext
-from sparrow import cli, cli_demo, cli_generate
+from sparrow import cli, cli_generate, miniature
 from sparrow_ext.ops import tree_attention
+from tests.pairs import write_miniature_pair, write_tiny_pair
 
-CLIP = str(cli_demo.CLIP)
+CLIP = str(miniature.DEMO)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> pathlib.Path:
-    """target/ and drafter/ as the demo writes them."""
+    """target/ and drafter/."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    cli_demo.write_target(folder / "target")
-    cli_demo.write_drafter(folder)
+    write_tiny_pair(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> pathlib.Path:
+    """A pair that takes the synthetic world's clips."""
+    folder = tmp_path_factory.mktemp("small")
+    write_miniature_pair(folder)
     return folder
 
 
@@ -175,3 +183,55 @@ def test_doctor(checkpoint, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "CPU kernels" in out and out.count("identical: yes") == 2 and "Qwen2.5-VL, 1 safetensors" in out
     fails(capsys, ["doctor", "--target", "/nowhere"], "/nowhere")
+
+
+def test_demo(small, capsys):
+    assert cli.main(["demo", "--folder", str(small), "--max-new-tokens", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "1024 visual tokens" in out and "identical to plain decoding: yes (tokens 16 and 16" in out
+    assert "16 tokens" in out and "tau" in out and out.count("x and ") == 2
+
+
+def test_demo_says_no(small, capsys, monkeypatch, tmp_path):
+    def wrong(*args, **kwargs):
+        out, lse = tree_attention.tree_attention(*args, **kwargs)
+        return -out, lse
+
+    fails(capsys, ["demo", "--folder", str(tmp_path)], "target/ and drafter/", str(tmp_path))
+    monkeypatch.setattr(sparrow_ext, "tree_attention", wrong)
+    assert cli.main(["demo", "--folder", str(small), "--max-new-tokens", "16"]) == 1
+    assert "identical to plain decoding: no" in capsys.readouterr().out
+
+
+def eval_arguments(small, out, *more: str) -> list[str]:
+    folders = ["--target", str(small / "target"), "--drafter", f"ours={small / 'drafter'}", "--out", str(out)]
+    sizes = ["--lengths", "64", "--clips", "2", "--runs", "1", "--max-new-tokens", "12", "--systems", "sparrow"]
+    return ["eval", *folders, *sizes, *more]
+
+
+def test_eval(small, capsys, tmp_path):
+    out = tmp_path / "eval.json"
+    argv = eval_arguments(small, out, "--temperature", "0", "--tree", "8-4-4", "--tree", "4-4-1", "--clock", "cpu")
+    assert cli.main(argv) == 0
+    table = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert [c["system"] for c in result["cells"]] == ["transformers", "plain", "ours 8-4-4", "ours 4-4-1"]
+    assert all(k in result["provenance"][0] for k in ("command", "commit", "torch", "transformers", "cpu", "threads"))
+    assert table.count("2 of 2") == 5 and "cpu clock" in table
+    written = (tmp_path / "eval.md").read_text()
+    assert cli.main(["eval", "--render", str(out)]) == 0
+    assert capsys.readouterr().out == written + "\n" == table
+    assert {f.name for f in tmp_path.glob("*.png")} == {"eval_tau.png", "eval_speed.png", "eval_depth.png"}
+    fails(capsys, [*argv, "--seed", "1"], "seed=0, this one has 1")
+    fails(capsys, ["eval", "--render", str(tmp_path / "none.json")], "--render: no such file")
+    fails(capsys, [*argv, "--live", "3"], "timed <= live <= clips")
+
+
+def test_eval_of_watching(small, capsys, tmp_path):
+    for option, rows in (("--watch", 3), ("--layer-cut", 4)):
+        out = tmp_path / f"{option}.json"
+        assert cli.main(eval_arguments(small, out, option)) == 0
+        assert len(json.loads(out.read_text())["rows"]) == rows
+        assert len(capsys.readouterr().out.strip().splitlines()) == rows + 2
+    assert (tmp_path / "--layer-cut.png").exists()
+    fails(capsys, [*eval_arguments(small, out, "--layer-cut"), "--lengths", "64", "128"], "--layer-cut takes one")

@@ -274,6 +274,7 @@ def test_tree_config_refuses(values, message):
 
 def test_tree_config_words():
     assert TreeConfig.parse("30-4-8") == TreeConfig(30, 4, 8) and str(TreeConfig(30, 4, 8)) == "30-4-8"
-    assert TreeConfig.chain(5) == TreeConfig(5, 5, 1) and sorted(sparrow.PRESETS) == ["25-5-8", "30-4-8", "48-5-10"]
+    assert TreeConfig.chain(5) == TreeConfig(5, 5, 1)
+    assert sorted(sparrow.PRESETS) == ["25-5-8", "30-4-8", "40-10-6", "48-5-10"]
     with pytest.raises(ValueError, match="total-depth-width"):
         TreeConfig.parse("30x4x8")

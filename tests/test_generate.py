@@ -197,6 +197,15 @@ def test_statistics(tiny, greedy):
     assert s.as_dict()["tau"] == s.tau and s.tree == "15-5-3"
 
 
+def test_tree_as_text(tiny, greedy):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    script = ScriptedDrafter(greedy(model, inputs, 8)[0], lambda r: 2)
+    out = sparrow.generate(model, script, **inputs, max_new_tokens=8, eos_token_id=None, tree="15-5-3")
+    assert out.stats.tree == "15-5-3"
+    with pytest.raises(ValueError, match="total-depth-width"):
+        sparrow.generate(model, script, **inputs, max_new_tokens=8, tree="wide")
+
+
 class Texts:
     def __init__(self):
         self.puts, self.ended = [], False

@@ -145,6 +145,18 @@ def test_fold_embedding():
     torch.testing.assert_close(folded, op.hsr_project(ids, rows, embed, hidden, weight, bias), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [0, 1, 7, 64, 70])
+def test_folded_form_equals_the_plain_one(m, dtype):
+    ids, rows, embed, hidden, weight, bias = inputs(m, dtype, none_rows=True)
+    table = op.fold_embedding(embed, weight, bias)
+    got = op.hsr_project_folded(ids, rows, table, hidden, weight[:, embed.shape[1] :])
+    want = op.reference(*doubles([ids, rows, embed, hidden, weight, bias]))
+    states = hidden[rows.clamp(min=0)].masked_fill(rows[:, None] < 0, 0)
+    eager = table[ids] + states @ weight[:, embed.shape[1] :].T
+    assert_close64(got, eager, want, f"M={m}")
+
+
 def replaced(**new):
     names = ["token_ids", "row_index", "embed", "hidden", "weight", "bias"]
     values = dict(zip(names, inputs(4), strict=True))

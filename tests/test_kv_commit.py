@@ -223,6 +223,61 @@ def test_a_repeated_node_raises_wherever_it_is(at):
         op.kv_commit(torch.zeros(1, 2, 1, 100, 1, 4), path, ints(100), lens, lens.clone())
 
 
+def layers_of(kv):
+    return list(kv[:, 0].unbind(0)), list(kv[:, 1].unbind(0))
+
+
+@pytest.mark.parametrize("layout", ["dense", "heads first", "strided"])
+@pytest.mark.parametrize("layers", [1, 3, 64, 65])
+def test_layers_equal_stacked(layers, layout):
+    arguments = inputs(2, 17, torch.bfloat16, layout, 4, layers=layers)
+    want = clones(arguments)
+    op.reference(*want)
+    op.kv_commit_layers(*layers_of(arguments[0]), *arguments[1:])
+    assert_same(arguments, want)
+
+
+def test_layers_in_tensors_of_their_own():
+    arguments = inputs(2, 17, torch.float32, "dense", 4)
+    want = clones(arguments)
+    op.reference(*want)
+    keys, values = ([x.clone() for x in half] for half in layers_of(arguments[0]))
+    op.kv_commit_layers(keys, values, *arguments[1:])
+    assert_same([torch.stack([torch.stack(pair) for pair in zip(keys, values, strict=True)]), *arguments[1:]], want)
+
+
+A, C = torch.zeros(1, 8, 1, 4), torch.zeros(1, 8, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "message"),
+    [
+        ([], [], "keys and values must have one tensor per layer, got 0 and 0"),
+        ([A], [], "keys and values must have one tensor per layer, got 1 and 0"),
+        ([A[0]], [C[0]], r"keys\[0\] must have 4 dimensions"),
+        ([A], [C.half()], r"values\[0\] must have the dtype of keys\[0\]"),
+        ([A], [torch.zeros(1, 9, 1, 4)], r"dimension 1 of values\[0\] must be 8 \(as in keys\[0\]\)"),
+        ([A], [torch.zeros(1, 8, 1, 8)[..., :4]], r"values\[0\] must have the strides of keys\[0\], got 64 and 32"),
+        ([A, C], [C, A], "keys and values must be different tensors, got one twice"),
+        ([A[..., ::2]], [C[..., ::2]], r"keys\[0\] must be dense in its last dimension"),
+    ],
+)
+def test_bad_layers_raise(keys, values, message):
+    rest = {k: v for k, v in arguments_of(hidden=None, hidden_out=None).items() if k != "kv"}
+    with pytest.raises(RuntimeError, match="kv_commit: .*" + message):
+        op.kv_commit_layers(keys, values, **rest)
+
+
+def test_a_bad_path_moves_no_layer():
+    arguments = inputs(1, 9, torch.float32, "dense", 0, layers=70)
+    arguments[1][0, 0] = -5
+    arguments[2][:] = 1
+    before = clones(arguments)
+    with pytest.raises(RuntimeError, match=r"path\[0\]\[0\] must be above"):
+        op.kv_commit_layers(*layers_of(arguments[0]), *arguments[1:])
+    assert_same(arguments, before)
+
+
 def test_opcheck_and_compile():
     arguments = inputs(2, 9, torch.float32, "heads first", 2)
     torch.library.opcheck(torch.ops.sparrow.kv_commit, tuple(clones(arguments)))
@@ -231,3 +286,11 @@ def test_opcheck_and_compile():
     op.reference(*want)
     compiled(op.kv_commit, *arguments)
     assert_same(arguments, want)
+    keys, values = layers_of(inputs(2, 9, torch.float32, "dense", 2)[0].clone())
+    torch.library.opcheck(torch.ops.sparrow.kv_commit_layers, (keys, values, *clones(arguments[1:])))
+    rest = inputs(2, 9, torch.float32, "dense", 2)
+    want = clones(rest)
+    op.reference(*want)
+    keys, values = ([x.clone() for x in half] for half in layers_of(rest[0]))
+    compiled(op.kv_commit_layers, keys, values, *rest[1:])
+    assert_same([torch.stack([torch.stack(pair) for pair in zip(keys, values, strict=True)]), *rest[1:]], want)

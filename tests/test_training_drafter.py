@@ -200,18 +200,31 @@ def test_low_precision_targets_need_autocast(tiny, tmp_path):
 def _process(rank: int, port: int, folder: str, sharding: str, model) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    plain = Run.log
+
+    def dies(self, **values):
+        plain(self, **values)
+        if values.get("step") == 5:
+            raise InterruptedError
+
     with ranks(torch.device("cpu")) as here:
-        clips = RandomClips("qwen2_5_vl", 7)
-        config = settings(pathlib.Path(folder), optimisation={"sharding": sharding, "clip_norm": 1.0})
+        clips, config = RandomClips("qwen2_5_vl", 7), _two(pathlib.Path(folder), sharding)
+        Run.log = dies  # type: ignore[method-assign]
+        with pytest.raises(InterruptedError):
+            training.train(Target(model), clips, config, here)
+        Run.log = plain  # type: ignore[method-assign]
         training.train(Target(model), clips, config, here)
+
+
+def _two(folder, sharding):
+    return settings(folder, drafter={"draft_vocab": 60}, optimisation={"sharding": sharding, "clip_norm": 1.0})
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(tiny, tmp_path, sharding):
-    """Each with its share of every stage: the same losses, the same drafter."""
+    """Each with its share of every stage, killed once on the way: the same losses, the same drafter."""
     model = tiny("qwen2_5_vl")
-    one = settings(tmp_path / "one", optimisation={"clip_norm": 1.0})
-    training.train(Target(model), RandomClips("qwen2_5_vl", 7), one)
+    training.train(Target(model), RandomClips("qwen2_5_vl", 7), _two(tmp_path / "one", "ddp"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -114,9 +114,9 @@ def test_wrong_sampling(arguments: dict[str, Any], message: str) -> None:
 def test_default_sampling() -> None:
     counts = {family: len(load_video(DEMO, settings)[0]) for family, settings in FAMILIES.items()}
     assert counts == {
-        "qwen2_vl": 8,
-        "qwen2_5_vl": 8,
-        "qwen3_vl": 8,
+        "qwen2_vl": 16,
+        "qwen2_5_vl": 16,
+        "qwen3_vl": 16,
         "llava_onevision": 32,
         "llava_next_video": 8,
         "internvl": 8,

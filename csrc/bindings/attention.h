@@ -43,13 +43,7 @@ inline void take_workspace(const char* op, const Tensor& workspace, const Arg& l
                            int64_t alignment, TreeAttentionParams& p) {
   const int64_t rows = p.nodes * p.heads;
   const int64_t need = from + attention_workspace(p.batch, p.nodes, p.heads, p.dim, splits);
-  const Arg a{op, "workspace", workspace};
-  a.same_device(like).dtype({ScalarType::Byte}).dim(1).contiguous();
-  check_that(workspace.size(0) >= need, op, "workspace must have at least ", need, " bytes (", op,
-             "_workspace_size), got ", workspace.size(0));
-  char* bytes = static_cast<char*>(workspace.mutable_data_ptr()) + from;
-  check_that(reinterpret_cast<uintptr_t>(bytes) % alignment == 0, op, "workspace must be aligned to ", alignment,
-             " bytes");
+  char* bytes = take_bytes(op, workspace, like, need, alignment) + from;  // `from` is a multiple of 64
   p.partial = reinterpret_cast<float*>(bytes);
   p.stats = p.partial + p.batch * p.splits * rows * padded_dim(p.dim);
 }

@@ -151,6 +151,26 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, Sc
   return Tensor(handle);
 }
 
+// The caller's scratch: uint8, contiguous, at least `need` bytes from an address that is a multiple of `alignment`.
+inline char* take_bytes(const char* op, const Tensor& workspace, const Arg& like, int64_t need, int64_t alignment) {
+  const Arg a{op, "workspace", workspace};
+  a.same_device(like).dtype({ScalarType::Byte}).dim(1).contiguous();
+  check_that(workspace.size(0) >= need, op, "workspace must have at least ", need, " bytes (", op,
+             "_workspace_size), got ", workspace.size(0));
+  char* bytes = static_cast<char*>(workspace.mutable_data_ptr());
+  check_that(reinterpret_cast<uintptr_t>(bytes) % static_cast<uintptr_t>(alignment) == 0, op,
+             "workspace must be aligned to ", alignment, " bytes");
+  return bytes;
+}
+constexpr int64_t kScratchAlignment = 16;  // of the scratch that either backend takes
+
+// The caller's error word (ErrorBit), or null.
+inline int32_t* take_error(const char* op, const std::optional<Tensor>& error, const Arg& like) {
+  if (!error) return nullptr;
+  Arg{op, "error", *error}.same_device(like).dtype({ScalarType::Int}).dim(1).size(0, 1, "one word");
+  return error->mutable_data_ptr<int32_t>();
+}
+
 // Bad parents are an error here: nodes come after their parents, so parent[i] lies in [-1, i).
 inline void check_parents(const char* op, const int32_t* parent, int64_t batch, int64_t nodes) {
   for (int64_t b = 0; b < batch; ++b)

@@ -55,7 +55,7 @@ void check_values(const GatherRowsParams& p) {
 }
 
 GatherRowsParams checked(const Tensor& src, const Tensor& index, const Tensor& count, const Tensor& dst,
-                         const Tensor& dst_start) {
+                         const Tensor& dst_start, const std::optional<Tensor>& error) {
   const Arg a{kOp, "src", src}, i{kOp, "index", index}, n{kOp, "count", count}, d{kOp, "dst", dst},
       s{kOp, "dst_start", dst_start};
   for (const Arg* other : {&i, &n, &d, &s}) other->same_device(a);
@@ -63,6 +63,7 @@ GatherRowsParams checked(const Tensor& src, const Tensor& index, const Tensor& c
   d.same_dtype(a);
   i.dim(2), n.dim(1), s.dim(1);
   GatherRowsParams p;
+  p.error = take_error(kOp, error, a);
   tensor_params(src, index, dst, p);
   for (const Arg* other : {&i, &n, &s}) other->size(0, p.batch, "B of src").contiguous();
   p.index = index.const_data_ptr<int32_t>(), p.count = count.const_data_ptr<int32_t>();
@@ -73,17 +74,17 @@ GatherRowsParams checked(const Tensor& src, const Tensor& index, const Tensor& c
 }  // namespace
 
 void gather_rows_op_cpu(const Tensor& src, const Tensor& index, const Tensor& count, Tensor dst,
-                        const Tensor& dst_start) {
-  const GatherRowsParams p = checked(src, index, count, dst, dst_start);
+                        const Tensor& dst_start, const std::optional<Tensor>& error) {
+  const GatherRowsParams p = checked(src, index, count, dst, dst_start, error);
   check_values(p);
   run_items(gather_rows_cpu, p, p.batch * p.max_count, 1 + kBytesPerThread / (1 + p.row_bytes));
 }
 
 #if defined(SPARROW_CUDA)
 void gather_rows_op_cuda(const Tensor& src, const Tensor& index, const Tensor& count, Tensor dst,
-                         const Tensor& dst_start) {
+                         const Tensor& dst_start, const std::optional<Tensor>& error) {
   const DeviceGuard guard(src.get_device_index());
-  const GatherRowsParams p = checked(src, index, count, dst, dst_start);
+  const GatherRowsParams p = checked(src, index, count, dst, dst_start, error);
   check_launch(kOp, gather_rows_cuda(p, current_stream(src)));
 }
 #endif
@@ -91,7 +92,9 @@ void gather_rows_op_cuda(const Tensor& src, const Tensor& index, const Tensor& c
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
-  m.def("gather_rows(Tensor src, Tensor index, Tensor count, Tensor(a!) dst, Tensor dst_start) -> ()");
+  m.def(
+      "gather_rows(Tensor src, Tensor index, Tensor count, Tensor(a!) dst, Tensor dst_start, Tensor(b!)? error=None) "
+      "-> ()");
 }
 SPARROW_CPU_IMPL(m) { m.impl("gather_rows", TORCH_BOX(&sparrow::gather_rows_op_cpu)); }
 #if defined(SPARROW_CUDA)

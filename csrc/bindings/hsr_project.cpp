@@ -22,6 +22,7 @@ struct HsrArgs {
   const Tensor& weight;
   const std::optional<Tensor>& bias;
   const std::optional<Tensor>& num_rows;
+  const std::optional<Tensor>& error;
 };
 
 void check_layout(const HsrArgs& a) {
@@ -77,6 +78,7 @@ HsrProjectParams make_params(const HsrArgs& a, const Tensor& out, int64_t valid,
   p.num_rows = a.num_rows ? a.num_rows->const_data_ptr<int32_t>() : nullptr;
   p.zero_rest = false;
   p.partial = static_cast<float*>(p.packed);
+  p.error = take_error(kOp, a.error, {kOp, "weight", a.weight});
   return p;
 }
 
@@ -142,9 +144,7 @@ void check_out(const HsrArgs& a, const Tensor& out, const Tensor& workspace) {
              out.stride(0));
   const int64_t bytes =
       hsr_project_workspace_bytes(a.token_ids.size(0), a.embed.size(1), a.hidden.size(1), a.weight.size(0));
-  Arg{kOp, "workspace", workspace}.same_device(ids).dtype({ScalarType::Byte}).dim(1).contiguous();
-  check_that(workspace.size(0) >= bytes, kOp, "workspace must have at least ", bytes,
-             " bytes (hsr_project_workspace_size), got ", workspace.size(0));
+  take_bytes(kOp, workspace, ids, bytes, /*alignment=*/1);  // aligned in make_params
 }
 
 }  // namespace
@@ -157,8 +157,8 @@ int64_t hsr_project_workspace_size_op(int64_t rows, int64_t embed_width, int64_t
 
 Tensor hsr_project_op_cpu(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
                           const Tensor& weight, const std::optional<Tensor>& bias,
-                          const std::optional<Tensor>& num_rows) {
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
+                          const std::optional<Tensor>& num_rows, const std::optional<Tensor>& error) {
+  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
   check_layout(a);
   const int64_t valid = check_values(a), m = token_ids.size(0);
   Tensor out = empty(weight, {m, weight.size(0)}, weight.scalar_type());
@@ -174,8 +174,9 @@ Tensor hsr_project_op_cpu(const Tensor& token_ids, const Tensor& row_index, cons
 
 void hsr_project_out_op_cpu(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
                             const Tensor& weight, const std::optional<Tensor>& bias,
-                            const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace) {
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
+                            const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace,
+                            const std::optional<Tensor>& error) {
+  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
   check_layout(a);
   check_out(a, out, workspace);
   run(a, out, check_values(a), workspace.mutable_data_ptr());
@@ -207,9 +208,9 @@ void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch, bool zero_rest
 
 Tensor hsr_project_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
                            const Tensor& weight, const std::optional<Tensor>& bias,
-                           const std::optional<Tensor>& num_rows) {
+                           const std::optional<Tensor>& num_rows, const std::optional<Tensor>& error) {
   const DeviceGuard guard(weight.get_device_index());
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
+  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
   check_layout(a);
   const int64_t m = token_ids.size(0);
   const Tensor out = empty(weight, {m, weight.size(0)}, weight.scalar_type());
@@ -221,9 +222,10 @@ Tensor hsr_project_op_cuda(const Tensor& token_ids, const Tensor& row_index, con
 
 void hsr_project_out_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed,
                              const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                             const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace) {
+                             const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace,
+                             const std::optional<Tensor>& error) {
   const DeviceGuard guard(weight.get_device_index());
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows};
+  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
   check_layout(a);
   check_out(a, out, workspace);
   run_cuda(a, out, workspace.mutable_data_ptr(), /*zero_rest=*/false);
@@ -235,10 +237,10 @@ void hsr_project_out_op_cuda(const Tensor& token_ids, const Tensor& row_index, c
 SPARROW_LIBRARY(m) {
   m.def(
       "hsr_project(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias=None, "
-      "Tensor? num_rows=None) -> Tensor");
+      "Tensor? num_rows=None, Tensor(a!)? error=None) -> Tensor");
   m.def(
       "hsr_project_out(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor? num_rows, Tensor(a!) out, Tensor(b!) workspace) -> ()");
+      "Tensor? num_rows, Tensor(a!) out, Tensor(b!) workspace, Tensor(c!)? error=None) -> ()");
   m.def("hsr_project_workspace_size(int M, int E, int H, int O) -> int");
 }
 SPARROW_CPU_IMPL(m) {

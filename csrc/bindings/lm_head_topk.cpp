@@ -13,7 +13,6 @@ namespace sparrow {
 namespace {
 
 constexpr const char* kOp = "lm_head_topk";
-constexpr int64_t kRowsPerGemm = 128;  // bounds the logits in memory: 39 MB at V = 152064 in bf16
 
 struct LmHeadArgs {
   const Tensor& h;
@@ -21,6 +20,7 @@ struct LmHeadArgs {
   const Tensor& weight;
   const std::optional<Tensor>& id_map;
   const int64_t k;
+  int64_t workspace_bytes() const { return lm_head_topk_workspace_bytes(rows.rows, weight.size(1), weight.size(0), k); }
 };
 
 // Without packed, rows and parts.
@@ -33,13 +33,12 @@ LmHeadTopkParams make_params(const LmHeadArgs& a) {
   return p;
 }
 
-void skinny(const LmHeadArgs& a, const TopkResult& result) {
+void skinny(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
   LmHeadTopkParams p = make_params(a);
   const int64_t most = a.rows.rows < kSkinnyRows ? a.rows.rows : kSkinnyRows;
-  const Tensor packed = empty(a.h, {packed_bytes(most, p.width)}, ScalarType::Byte);
-  const TopkScratch scratch(a.h, most, (p.vocab + kLmHeadChunk - 1) / kLmHeadChunk, a.k);
-  p.packed = align_packed(packed.mutable_data_ptr());
-  p.parts = scratch.parts;
+  p.packed = align_packed(scratch);
+  scratch += lm_head_align(packed_bytes(most, p.width));
+  p.parts = topk_partials(scratch, most, (p.vocab + kLmHeadChunk - 1) / kLmHeadChunk, a.k);
   for (p.first = 0; p.first < a.rows.rows; p.first += most) {
     p.rows = a.rows.rows - p.first < most ? a.rows.rows - p.first : most;
     run_items(lm_head_pack_cpu, p, pack_items(p.rows), /*grain=*/4);
@@ -49,19 +48,55 @@ void skinny(const LmHeadArgs& a, const TopkResult& result) {
   }
 }
 
-void with_library(const LmHeadArgs& a, const TopkResult& result) {
-  const int64_t width = a.weight.size(1), vocab = a.weight.size(0), chunks = (vocab + kTopkChunk - 1) / kTopkChunk;
-  const int64_t shape[] = {a.rows.rows, width};
-  const Tensor x = torch::stable::reshape(a.h, {shape, 2});
-  const Tensor logits = empty(a.h, {kRowsPerGemm, vocab}, a.h.scalar_type());
-  const TopkScratch scratch(a.h, kRowsPerGemm, chunks, a.k);
-  for (int64_t begin = 0; begin < a.rows.rows; begin += kRowsPerGemm) {
-    const int64_t count = a.rows.rows - begin < kRowsPerGemm ? a.rows.rows - begin : kRowsPerGemm;
-    library_linear(rows_of(logits, 0, count), rows_of(x, begin, count), a.weight, std::nullopt);
-    const TopkLseParams p{logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), scratch.parts};
-    run_items(topk_lse_cpu, p, count * chunks, /*grain=*/4);
-    topk_merge(scratch.parts, a.id_map, result, begin, count);
+Tensor matrix(const Tensor& like, void* data, int64_t rows, int64_t columns, int64_t stride) {
+  const int64_t shape[] = {rows, columns}, strides[] = {stride, 1};
+  return torch::stable::from_blob(data, {shape, 2}, {strides, 2}, like.device(), like.scalar_type());
+}
+
+// The rows of h [M, E] or [B, N, E] as the matrix the library takes: in place, or copied to `room` where no one stride
+// reaches them all.
+Tensor dense_rows(const LmHeadArgs& a, char* room) {
+  const Tensor& h = a.h;
+  const int64_t rows = a.rows.rows, width = a.weight.size(1);
+  void* data = const_cast<void*>(h.const_data_ptr());
+  if (h.dim() == 2 || h.size(1) == 1) return matrix(h, data, rows, width, h.stride(0));
+  if (h.size(0) == 1 || h.stride(0) == h.size(1) * h.stride(1)) return matrix(h, data, rows, width, h.stride(1));
+  const int64_t shape[] = {h.size(0), h.size(1), width}, strides[] = {h.size(1) * width, width, 1};
+  Tensor copy = torch::stable::from_blob(room, {shape, 3}, {strides, 3}, h.device(), h.scalar_type());
+  torch::stable::copy_(copy, h);
+  return matrix(h, room, rows, width, width);
+}
+
+// The scratch where logits are in memory: dense_rows' room, the logits of `most` rows at a time, their partial results.
+struct InMemory {
+  int64_t most;
+  Tensor logits;
+  char* partials;
+};
+InMemory in_memory(const LmHeadArgs& a, char* scratch) {
+  const int64_t rows = a.rows.rows, vocab = a.weight.size(0), most = rows < kLmHeadGemmRows ? rows : kLmHeadGemmRows;
+  char* logits = scratch + lm_head_dense_bytes(rows, a.weight.size(1));
+  return {most, matrix(a.h, logits, most, vocab, vocab), logits + lm_head_logit_bytes(rows, vocab)};
+}
+
+void with_library(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
+  const InMemory m = in_memory(a, scratch);
+  const Tensor x = dense_rows(a, scratch);
+  const int64_t vocab = a.weight.size(0);
+  const TopkPartials parts = topk_partials(m.partials, m.most, topk_chunks(vocab), a.k);
+  for (int64_t begin = 0; begin < a.rows.rows; begin += m.most) {
+    const int64_t count = a.rows.rows - begin < m.most ? a.rows.rows - begin : m.most;
+    library_linear(rows_of(m.logits, 0, count), rows_of(x, begin, count), a.weight, std::nullopt);
+    const TopkLseParams p{m.logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), parts};
+    run_items(topk_lse_cpu, p, count * parts.chunks, /*grain=*/4);
+    topk_merge(parts, a.id_map, result, begin, count);
   }
+}
+
+void run(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
+  if (a.rows.rows == 0) return;
+  if (use_library(a.rows.rows, dtype_of(a.h))) return with_library(a, result, scratch);
+  skinny(a, result, scratch);
 }
 
 LmHeadArgs check_arguments(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map) {
@@ -75,65 +110,87 @@ LmHeadArgs check_arguments(const Tensor& h, const Tensor& weight, int64_t k, con
   return {h, rows, weight, id_map, k};
 }
 
+// The form that allocates; `run_on` is run or run_cuda.
+template <class Run>
+std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const LmHeadArgs& a) {
+  const TopkResult result = topk_outputs(a.h, a.k);
+  const Tensor scratch = empty(a.h, {a.workspace_bytes()}, ScalarType::Byte);
+  run_on(a, result, static_cast<char*>(scratch.mutable_data_ptr()));
+  return result.tuple();
+}
+
+// The form into the caller's tensors.
+template <class Run>
+void check_and(const Run& run_on, const LmHeadArgs& a, const TopkResult& result, const Tensor& workspace) {
+  const Arg arg{kOp, "h", a.h};
+  check_outputs(kOp, arg, a.k, result);
+  run_on(a, result, take_bytes(kOp, workspace, arg, a.workspace_bytes(), kScratchAlignment));
+}
+
 #if defined(SPARROW_CUDA)
 // Up to kSkinnyRows rows: logits in registers only.
-void skinny_cuda(const LmHeadArgs& a, const TopkResult& result, cudaStream_t stream) {
+void skinny_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch, cudaStream_t stream) {
   LmHeadTopkParams p = make_params(a);
-  const TopkScratch scratch(a.h, a.rows.rows, lm_head_lists(p.vocab), a.k);
-  p.first = 0, p.rows = a.rows.rows, p.parts = scratch.parts;
+  p.first = 0, p.rows = a.rows.rows, p.parts = topk_partials(scratch, p.rows, lm_head_lists(p.vocab), a.k);
   check_launch(kOp, lm_head_topk_cuda(p, stream));
-  check_launch(kOp, topk_merge_cuda(merge_params(scratch.parts, a.id_map, result, 0), p.rows, stream));
+  check_launch(kOp, topk_merge_cuda(merge_params(p.parts, a.id_map, result, 0), p.rows, stream));
 }
 
 // More rows, and float32: logits in memory, `most` rows at a time, then topk_lse.
-void through_logits_cuda(const LmHeadArgs& a, const TopkResult& result, cudaStream_t stream) {
+void through_logits_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch, cudaStream_t stream) {
   LmHeadTopkParams p = make_params(a);
   const bool plain = p.dtype == DType::f32;
-  const int64_t most = a.rows.rows < kRowsPerGemm ? a.rows.rows : kRowsPerGemm;
-  const Tensor logits = empty(a.h, {most, p.vocab}, a.h.scalar_type());
-  const TopkScratch scratch(a.h, most, topk_cuda_lists(p.vocab), a.k);
-  const int64_t shape[] = {a.rows.rows, p.width};
-  const Tensor x = plain ? a.h : torch::stable::reshape(a.h, {shape, 2});
-  for (p.first = 0; p.first < a.rows.rows; p.first += most) {
-    p.rows = a.rows.rows - p.first < most ? a.rows.rows - p.first : most;
+  const InMemory m = in_memory(a, scratch);
+  const Tensor x = plain ? a.h : dense_rows(a, scratch);
+  const TopkPartials parts = topk_partials(m.partials, m.most, topk_cuda_lists(p.vocab), a.k);
+  for (p.first = 0; p.first < a.rows.rows; p.first += m.most) {
+    p.rows = a.rows.rows - p.first < m.most ? a.rows.rows - p.first : m.most;
     if (plain)
-      check_launch(kOp, lm_head_logits_cuda(p, static_cast<float*>(logits.mutable_data_ptr()), stream));
+      check_launch(kOp, lm_head_logits_cuda(p, static_cast<float*>(m.logits.mutable_data_ptr()), stream));
     else
-      library_linear(rows_of(logits, 0, p.rows), rows_of(x, p.first, p.rows), a.weight, std::nullopt);
-    const TopkLseParams topk{logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, scratch.parts};
-    topk_lse_rows_cuda(kOp, topk, scratch.parts, a.id_map, result, p.first, p.rows, stream);
+      library_linear(rows_of(m.logits, 0, p.rows), rows_of(x, p.first, p.rows), a.weight, std::nullopt);
+    const TopkLseParams topk{m.logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, parts};
+    topk_lse_rows_cuda(kOp, topk, parts, a.id_map, result, p.first, p.rows, stream);
   }
+}
+
+void run_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
+  if (a.rows.rows == 0) return;
+  const cudaStream_t stream = current_stream(a.h);
+  if (a.rows.rows <= kSkinnyRows && dtype_of(a.h) != DType::f32) return skinny_cuda(a, result, scratch, stream);
+  through_logits_cuda(a, result, scratch, stream);
 }
 #endif
 
 }  // namespace
 
+int64_t lm_head_topk_workspace_size_op(int64_t rows, int64_t width, int64_t vocab, int64_t k) {
+  check_that(rows >= 0 && width >= 0 && vocab >= 1 && k >= 1, "lm_head_topk_workspace_size",
+             "M and E must be >= 0, V and k >= 1, got ", rows, ", ", width, ", ", vocab, ", ", k);
+  return lm_head_topk_workspace_bytes(rows, width, vocab, k);
+}
+
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Tensor& weight, int64_t k,
                                                        const std::optional<Tensor>& id_map) {
-  const LmHeadArgs args = check_arguments(h, weight, k, id_map);
-  const TopkResult result = topk_outputs(h, k);
-  if (args.rows.rows == 0) return result.tuple();
-  if (use_library(args.rows.rows, dtype_of(h))) {
-    with_library(args, result);
-  } else {
-    skinny(args, result);
-  }
-  return result.tuple();
+  return allocate_and(run, check_arguments(h, weight, k, id_map));
+}
+
+void lm_head_topk_out_op_cpu(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
+                             const Tensor& logp, const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
+  check_and(run, check_arguments(h, weight, k, id_map), {logp, ids, lse}, workspace);
 }
 
 #if defined(SPARROW_CUDA)
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cuda(const Tensor& h, const Tensor& weight, int64_t k,
                                                         const std::optional<Tensor>& id_map) {
   const DeviceGuard guard(h.get_device_index());
-  const LmHeadArgs args = check_arguments(h, weight, k, id_map);
-  const TopkResult result = topk_outputs(h, k);
-  if (args.rows.rows == 0) return result.tuple();
-  if (args.rows.rows <= kSkinnyRows && dtype_of(h) != DType::f32) {
-    skinny_cuda(args, result, current_stream(h));
-  } else {
-    through_logits_cuda(args, result, current_stream(h));
-  }
-  return result.tuple();
+  return allocate_and(run_cuda, check_arguments(h, weight, k, id_map));
+}
+
+void lm_head_topk_out_op_cuda(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
+                              const Tensor& logp, const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
+  const DeviceGuard guard(h.get_device_index());
+  check_and(run_cuda, check_arguments(h, weight, k, id_map), {logp, ids, lse}, workspace);
 }
 #endif
 
@@ -141,8 +198,21 @@ std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cuda(const Tensor& h, const T
 
 SPARROW_LIBRARY(m) {
   m.def("lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
+  m.def(
+      "lm_head_topk_out(Tensor h, Tensor weight, int k, Tensor? id_map, Tensor(a!) logp, Tensor(b!) ids, "
+      "Tensor(c!) lse, Tensor(d!) workspace) -> ()");
+  m.def("lm_head_topk_workspace_size(int M, int E, int V, int k) -> int");
 }
-SPARROW_CPU_IMPL(m) { m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu)); }
+SPARROW_CPU_IMPL(m) {
+  m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu));
+  m.impl("lm_head_topk_out", TORCH_BOX(&sparrow::lm_head_topk_out_op_cpu));
+}
+SPARROW_COMPOSITE_IMPL(m) {
+  m.impl("lm_head_topk_workspace_size", TORCH_BOX(&sparrow::lm_head_topk_workspace_size_op));
+}
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) { m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cuda)); }
+SPARROW_CUDA_IMPL(m) {
+  m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cuda));
+  m.impl("lm_head_topk_out", TORCH_BOX(&sparrow::lm_head_topk_out_op_cuda));
+}
 #endif

@@ -18,8 +18,10 @@ void check_per_sequence(const char* name, const Tensor& t, ScalarType dtype, con
   Arg{kOp, name, t}.same_device(logits).dtype({dtype}).dim(1).size(0, logits.t.size(0), "B").contiguous();
 }
 
-Tensor allocate(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
-                const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p, SampleRowsParams& p) {
+// Everything but the values, the scratch and the output.
+SampleRowsParams checked(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
+                         const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
+  SampleRowsParams p;
   const Arg arg{kOp, "logits", logits};
   arg.floating().dim(3).last_dense();
   p.batch = logits.size(0), p.nodes = logits.size(1), p.vocab = logits.size(2);
@@ -44,9 +46,8 @@ Tensor allocate(const Tensor& logits, const Tensor& temperature, const Tensor& s
   p.position = position.const_data_ptr<int64_t>();
   p.top_k = top_k ? top_k->const_data_ptr<int32_t>() : nullptr;
   p.top_p = top_p ? top_p->const_data_ptr<float>() : nullptr;
-  Tensor out = empty(logits, {p.batch, p.nodes}, ScalarType::Long);
-  p.out = out.mutable_data_ptr<int64_t>();
-  return out;
+  p.block_max = nullptr, p.out = nullptr;
+  return p;
 }
 
 void check_values(const SampleRowsParams& p) {
@@ -61,29 +62,75 @@ void check_values(const SampleRowsParams& p) {
   }
 }
 
-}  // namespace
-
-Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
-                          const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
-  SampleRowsParams p;
-  Tensor out = allocate(logits, temperature, seed, position, top_k, top_p, p);
+void run(SampleRowsParams p, char* scratch) {
   check_values(p);
-  Tensor block_max = empty(logits, {p.batch, p.nodes, sample_blocks(p.vocab)}, ScalarType::Float);
-  p.block_max = block_max.mutable_data_ptr<float>();
+  p.block_max = reinterpret_cast<float*>(scratch);
   run_items(sample_rows_cpu, p, p.batch * p.nodes, /*grain=*/1 + kGrainElements / p.vocab);
+}
+
+int64_t workspace_bytes(const SampleRowsParams& p) { return sample_rows_workspace_bytes(p.batch * p.nodes, p.vocab); }
+
+// The form that allocates; run_on(p, scratch) is the backend's.
+template <class Run>
+Tensor allocate_and(const Run& run_on, const Tensor& logits, SampleRowsParams p) {
+  const Tensor out = empty(logits, {p.batch, p.nodes}, ScalarType::Long);
+  const Tensor scratch = empty(logits, {workspace_bytes(p)}, ScalarType::Byte);
+  p.out = out.mutable_data_ptr<int64_t>();
+  run_on(p, static_cast<char*>(scratch.mutable_data_ptr()));
   return out;
 }
 
+// The form into the caller's tensors.
+template <class Run>
+void check_and(const Run& run_on, const Tensor& logits, SampleRowsParams p, const Tensor& out,
+               const Tensor& workspace) {
+  const Arg arg{kOp, "logits", logits}, result{kOp, "out", out};
+  result.same_device(arg).dtype({ScalarType::Long}).dim(2).size(0, p.batch, "B").size(1, p.nodes, "N").contiguous();
+  p.out = out.mutable_data_ptr<int64_t>();
+  run_on(p, take_bytes(kOp, workspace, arg, workspace_bytes(p), kScratchAlignment));
+}
+
+}  // namespace
+
+int64_t sample_rows_workspace_size_op(int64_t batch, int64_t nodes, int64_t vocab) {
+  check_that(batch >= 0 && nodes >= 0 && vocab >= 1, "sample_rows_workspace_size",
+             "B and N must be >= 0 and V >= 1, got ", batch, ", ", nodes, ", ", vocab);
+  return sample_rows_workspace_bytes(batch * nodes, vocab);
+}
+
+Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
+                          const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
+  return allocate_and(run, logits, checked(logits, temperature, seed, position, top_k, top_p));
+}
+
+void sample_rows_out_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
+                            const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p, const Tensor& out,
+                            const Tensor& workspace) {
+  check_and(run, logits, checked(logits, temperature, seed, position, top_k, top_p), out, workspace);
+}
+
 #if defined(SPARROW_CUDA)
+namespace {
+
+auto on_stream_of(const Tensor& logits) {
+  return [stream = current_stream(logits)](const SampleRowsParams& p, char* scratch) {
+    check_launch(kOp, sample_rows_cuda(p, scratch, stream));
+  };
+}
+
+}  // namespace
+
 Tensor sample_rows_op_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
                            const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
   const DeviceGuard guard(logits.get_device_index());
-  SampleRowsParams p;
-  Tensor out = allocate(logits, temperature, seed, position, top_k, top_p, p);
-  p.block_max = nullptr;
-  const Tensor scratch = empty(logits, {sample_rows_scratch_bytes(p.batch * p.nodes, p.vocab)}, ScalarType::Byte);
-  check_launch(kOp, sample_rows_cuda(p, scratch.mutable_data_ptr(), current_stream(logits)));
-  return out;
+  return allocate_and(on_stream_of(logits), logits, checked(logits, temperature, seed, position, top_k, top_p));
+}
+
+void sample_rows_out_op_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& seed,
+                             const Tensor& position, const std::optional<Tensor>& top_k,
+                             const std::optional<Tensor>& top_p, const Tensor& out, const Tensor& workspace) {
+  const DeviceGuard guard(logits.get_device_index());
+  check_and(on_stream_of(logits), logits, checked(logits, temperature, seed, position, top_k, top_p), out, workspace);
 }
 #endif
 
@@ -93,8 +140,19 @@ SPARROW_LIBRARY(m) {
   m.def(
       "sample_rows(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k=None, "
       "Tensor? top_p=None) -> Tensor");
+  m.def(
+      "sample_rows_out(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k, Tensor? top_p, "
+      "Tensor(a!) out, Tensor(b!) workspace) -> ()");
+  m.def("sample_rows_workspace_size(int B, int N, int V) -> int");
 }
-SPARROW_CPU_IMPL(m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu)); }
+SPARROW_CPU_IMPL(m) {
+  m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu));
+  m.impl("sample_rows_out", TORCH_BOX(&sparrow::sample_rows_out_op_cpu));
+}
+SPARROW_COMPOSITE_IMPL(m) { m.impl("sample_rows_workspace_size", TORCH_BOX(&sparrow::sample_rows_workspace_size_op)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) { m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cuda)); }
+SPARROW_CUDA_IMPL(m) {
+  m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cuda));
+  m.impl("sample_rows_out", TORCH_BOX(&sparrow::sample_rows_out_op_cuda));
+}
 #endif

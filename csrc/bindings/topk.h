@@ -34,18 +34,25 @@ inline TopkResult topk_outputs(const Tensor& like, int64_t k) {
           empty(like, {a, b}, ScalarType::Float)};
 }
 
-// Owns the partial results of [rows, chunks]: one allocation.
-struct TopkScratch {
-  Tensor buffer;
-  TopkPartials parts;
-  TopkScratch(const Tensor& like, int64_t rows, int64_t chunks, int64_t k)
-      : buffer(empty(like, {rows * chunks * (2 + 2 * k)}, ScalarType::Float)) {
-    const int64_t entries = rows * chunks;
-    float* stat = buffer.mutable_data_ptr<float>();
-    float* value = stat + entries * 2;
-    parts = {stat, value, reinterpret_cast<int32_t*>(value + entries * k), chunks, k};
+// The caller's outputs: what topk_outputs makes.
+inline void check_outputs(const char* op, const Arg& like, int64_t k, const TopkResult& result) {
+  const int64_t last = like.t.dim() - 1;
+  const Arg logp{op, "logp", result.logp}, ids{op, "ids", result.ids}, lse{op, "lse", result.lse};
+  logp.same_device(like).dtype({ScalarType::Float}).dim(last + 1).size(last, k, "k");
+  ids.same_device(like).dtype({ScalarType::Long}).dim(last + 1).size(last, k, "k");
+  lse.same_device(like).dtype({ScalarType::Float}).dim(last);
+  for (const Arg* a : {&logp, &ids, &lse}) {
+    for (int64_t d = 0; d < last; ++d) a->size(d, like.t.size(d), "rows");
+    a->contiguous();
   }
-};
+}
+
+// The partial results of [rows, chunks] in topk_partial_bytes of scratch, 8-byte aligned.
+inline TopkPartials topk_partials(void* scratch, int64_t rows, int64_t chunks, int64_t k) {
+  float* stat = static_cast<float*>(scratch);
+  float* value = stat + rows * chunks * 2;
+  return {stat, value, reinterpret_cast<int32_t*>(value + rows * chunks * k), chunks, k};
+}
 
 // The merge of the partials of rows from `first` on of the result.
 inline TopkMergeParams merge_params(const TopkPartials& parts, const std::optional<Tensor>& id_map,

@@ -13,7 +13,6 @@ constexpr const char* kOp = "topk_lse";
 
 struct Prepared {
   TopkLseParams params;  // without parts
-  TopkResult result;
   int64_t rows;
 };
 
@@ -28,31 +27,78 @@ Prepared prepare(const Tensor& logits, int64_t k, const std::optional<Tensor>& i
   p.inner = rows.inner, p.outer_stride = rows.outer_stride, p.inner_stride = rows.inner_stride;
   p.vocab = vocab;
   p.dtype = dtype_of(logits);
-  return {p, topk_outputs(logits, k), rows.rows};
+  return {p, rows.rows};
+}
+
+void run(Prepared a, int64_t k, const std::optional<Tensor>& id_map, const TopkResult& result, void* scratch) {
+  if (a.rows == 0) return;
+  a.params.parts = topk_partials(scratch, a.rows, topk_chunks(a.params.vocab), k);
+  run_items(topk_lse_cpu, a.params, a.rows * a.params.parts.chunks, /*grain=*/4);
+  topk_merge(a.params.parts, id_map, result, 0, a.rows);
+}
+
+// The form that allocates; `run_on` is run or run_cuda.
+template <class Run>
+std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor& logits, int64_t k,
+                                                const std::optional<Tensor>& id_map) {
+  const Prepared a = prepare(logits, k, id_map);
+  const TopkResult result = topk_outputs(logits, k);
+  const Tensor scratch = empty(logits, {topk_lse_workspace_bytes(a.rows, a.params.vocab, k)}, ScalarType::Byte);
+  run_on(a, k, id_map, result, scratch.mutable_data_ptr());
+  return result.tuple();
+}
+
+// The form into the caller's tensors.
+template <class Run>
+void check_and(const Run& run_on, const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map,
+               const TopkResult& result, const Tensor& workspace) {
+  const Prepared a = prepare(logits, k, id_map);
+  const Arg arg{kOp, "logits", logits};
+  check_outputs(kOp, arg, k, result);
+  const int64_t bytes = topk_lse_workspace_bytes(a.rows, a.params.vocab, k);
+  run_on(a, k, id_map, result, take_bytes(kOp, workspace, arg, bytes, kScratchAlignment));
 }
 
 }  // namespace
 
+int64_t topk_lse_workspace_size_op(int64_t rows, int64_t vocab, int64_t k) {
+  check_that(rows >= 0 && vocab >= 1 && k >= 1, "topk_lse_workspace_size", "M must be >= 0, V and k >= 1, got ", rows,
+             ", ", vocab, ", ", k);
+  return topk_lse_workspace_bytes(rows, vocab, k);
+}
+
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t k,
                                                    const std::optional<Tensor>& id_map) {
-  Prepared a = prepare(logits, k, id_map);
-  if (a.rows == 0) return a.result.tuple();
-  const TopkScratch scratch(logits, a.rows, (a.params.vocab + kTopkChunk - 1) / kTopkChunk, k);
-  a.params.parts = scratch.parts;
-  run_items(topk_lse_cpu, a.params, a.rows * scratch.parts.chunks, /*grain=*/4);
-  topk_merge(scratch.parts, id_map, a.result, 0, a.rows);
-  return a.result.tuple();
+  return allocate_and(run, logits, k, id_map);
+}
+
+void topk_lse_out_op_cpu(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map, const Tensor& logp,
+                         const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
+  check_and(run, logits, k, id_map, {logp, ids, lse}, workspace);
 }
 
 #if defined(SPARROW_CUDA)
+namespace {
+
+void run_cuda(const Prepared& a, int64_t k, const std::optional<Tensor>& id_map, const TopkResult& result,
+              void* scratch) {
+  if (a.rows == 0) return;
+  const TopkPartials parts = topk_partials(scratch, a.rows, topk_cuda_lists(a.params.vocab), k);
+  topk_lse_rows_cuda(kOp, a.params, parts, id_map, result, 0, a.rows, current_stream(result.lse));
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_t k,
                                                     const std::optional<Tensor>& id_map) {
   const DeviceGuard guard(logits.get_device_index());
-  const Prepared a = prepare(logits, k, id_map);
-  if (a.rows == 0) return a.result.tuple();
-  const TopkScratch scratch(logits, a.rows, topk_cuda_lists(a.params.vocab), k);
-  topk_lse_rows_cuda(kOp, a.params, scratch.parts, id_map, a.result, 0, a.rows, current_stream(logits));
-  return a.result.tuple();
+  return allocate_and(run_cuda, logits, k, id_map);
+}
+
+void topk_lse_out_op_cuda(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map, const Tensor& logp,
+                          const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
+  const DeviceGuard guard(logits.get_device_index());
+  check_and(run_cuda, logits, k, id_map, {logp, ids, lse}, workspace);
 }
 #endif
 
@@ -60,8 +106,19 @@ std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_
 
 SPARROW_LIBRARY(m) {
   m.def("topk_lse(Tensor logits, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
+  m.def(
+      "topk_lse_out(Tensor logits, int k, Tensor? id_map, Tensor(a!) logp, Tensor(b!) ids, Tensor(c!) lse, "
+      "Tensor(d!) workspace) -> ()");
+  m.def("topk_lse_workspace_size(int M, int V, int k) -> int");
 }
-SPARROW_CPU_IMPL(m) { m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu)); }
+SPARROW_CPU_IMPL(m) {
+  m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu));
+  m.impl("topk_lse_out", TORCH_BOX(&sparrow::topk_lse_out_op_cpu));
+}
+SPARROW_COMPOSITE_IMPL(m) { m.impl("topk_lse_workspace_size", TORCH_BOX(&sparrow::topk_lse_workspace_size_op)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) { m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cuda)); }
+SPARROW_CUDA_IMPL(m) {
+  m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cuda));
+  m.impl("topk_lse_out", TORCH_BOX(&sparrow::topk_lse_out_op_cuda));
+}
 #endif

@@ -13,7 +13,7 @@ constexpr const char* kOp = "tree_accept";
 
 std::tuple<Tensor, Tensor, Tensor> allocate(const Tensor& tokens, const Tensor& parent, const Tensor& target,
                                             const std::optional<Tensor>& num_nodes, int64_t max_path,
-                                            TreeAcceptParams& p) {
+                                            const std::optional<Tensor>& error, TreeAcceptParams& p) {
   const Arg a{kOp, "tokens", tokens}, b{kOp, "parent", parent}, c{kOp, "target", target};
   b.same_device(a), c.same_device(a);
   if (num_nodes) Arg{kOp, "num_nodes", *num_nodes}.same_device(a);
@@ -27,6 +27,7 @@ std::tuple<Tensor, Tensor, Tensor> allocate(const Tensor& tokens, const Tensor& 
   }
   check_that(p.nodes <= kMaxNodes, kOp, "tokens must have at most ", kMaxNodes, " nodes, got shape ", shape_of(tokens));
   check_that(max_path >= 1, kOp, "max_path must be at least 1, got ", max_path);
+  p.error = take_error(kOp, error, a);
   Tensor num_path = empty(tokens, {p.batch}, ScalarType::Int);
   Tensor path = empty(tokens, {p.batch, max_path}, ScalarType::Int);
   Tensor out_tokens = empty(tokens, {p.batch, max_path}, ScalarType::Long);
@@ -51,9 +52,10 @@ void check_values(const TreeAcceptParams& p) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cpu(const Tensor& tokens, const Tensor& parent, const Tensor& target,
-                                                      const std::optional<Tensor>& num_nodes, int64_t max_path) {
+                                                      const std::optional<Tensor>& num_nodes, int64_t max_path,
+                                                      const std::optional<Tensor>& error) {
   TreeAcceptParams p;
-  auto out = allocate(tokens, parent, target, num_nodes, max_path, p);
+  auto out = allocate(tokens, parent, target, num_nodes, max_path, error, p);
   check_values(p);
   run_items(tree_accept_cpu, p, p.batch, /*grain=*/64);
   return out;
@@ -61,10 +63,11 @@ std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cpu(const Tensor& tokens, cons
 
 #if defined(SPARROW_CUDA)
 std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cuda(const Tensor& tokens, const Tensor& parent, const Tensor& target,
-                                                       const std::optional<Tensor>& num_nodes, int64_t max_path) {
+                                                       const std::optional<Tensor>& num_nodes, int64_t max_path,
+                                                       const std::optional<Tensor>& error) {
   const DeviceGuard guard(tokens.get_device_index());
   TreeAcceptParams p;
-  auto out = allocate(tokens, parent, target, num_nodes, max_path, p);
+  auto out = allocate(tokens, parent, target, num_nodes, max_path, error, p);
   check_launch(kOp, tree_accept_cuda(p, current_stream(tokens)));
   return out;
 }
@@ -74,8 +77,8 @@ std::tuple<Tensor, Tensor, Tensor> tree_accept_op_cuda(const Tensor& tokens, con
 
 SPARROW_LIBRARY(m) {
   m.def(
-      "tree_accept(Tensor tokens, Tensor parent, Tensor target, Tensor? num_nodes, int max_path) "
-      "-> (Tensor num_path, Tensor path, Tensor out_tokens)");
+      "tree_accept(Tensor tokens, Tensor parent, Tensor target, Tensor? num_nodes, int max_path, "
+      "Tensor(a!)? error=None) -> (Tensor num_path, Tensor path, Tensor out_tokens)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("tree_accept", TORCH_BOX(&sparrow::tree_accept_op_cpu)); }
 #if defined(SPARROW_CUDA)

@@ -72,8 +72,9 @@ void check_beam_index(const TreeExpandParams& p) {
 // Everything but the values of beam_index and the outputs.
 TreeExpandParams checked(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
                          const Tensor& beam_anc, int64_t level, int64_t beam, const Tensor& hist_score,
-                         const Tensor& hist_id, const Tensor& hist_parent) {
+                         const Tensor& hist_id, const Tensor& hist_parent, const std::optional<Tensor>& error) {
   TreeExpandParams p;
+  p.error = take_error(kOp, error, {kOp, "logp", logp});
   check_tensors({kOp, "logp", logp}, {kOp, "ids", ids}, {kOp, "beam_score", beam_score},
                 {kOp, "beam_index", beam_index}, {kOp, "beam_anc", beam_anc}, {kOp, "hist_score", hist_score},
                 {kOp, "hist_id", hist_id}, {kOp, "hist_parent", hist_parent}, level, beam, p);
@@ -90,9 +91,9 @@ TreeExpandParams checked(const Tensor& logp, const Tensor& ids, const Tensor& be
 
 Beam tree_expand_op_cpu(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
                         const Tensor& beam_anc, int64_t level, int64_t beam, Tensor hist_score, Tensor hist_id,
-                        Tensor hist_parent) {
+                        Tensor hist_parent, const std::optional<Tensor>& error) {
   TreeExpandParams p =
-      checked(logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent);
+      checked(logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent, error);
   check_beam_index(p);
   Beam out = allocate(logp, p);
   run_items(tree_expand_cpu, p, p.batch, /*grain=*/16);
@@ -102,10 +103,10 @@ Beam tree_expand_op_cpu(const Tensor& logp, const Tensor& ids, const Tensor& bea
 #if defined(SPARROW_CUDA)
 Beam tree_expand_op_cuda(const Tensor& logp, const Tensor& ids, const Tensor& beam_score, const Tensor& beam_index,
                          const Tensor& beam_anc, int64_t level, int64_t beam, Tensor hist_score, Tensor hist_id,
-                         Tensor hist_parent) {
+                         Tensor hist_parent, const std::optional<Tensor>& error) {
   const DeviceGuard guard(logp.get_device_index());
   TreeExpandParams p =
-      checked(logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent);
+      checked(logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent, error);
   Beam out = allocate(logp, p);
   check_launch(kOp, tree_expand_cuda(p, current_stream(logp)));
   return out;
@@ -117,7 +118,8 @@ Beam tree_expand_op_cuda(const Tensor& logp, const Tensor& ids, const Tensor& be
 SPARROW_LIBRARY(m) {
   m.def(
       "tree_expand(Tensor logp, Tensor ids, Tensor beam_score, Tensor beam_index, Tensor beam_anc, int level, "
-      "int beam, Tensor(a!) hist_score, Tensor(b!) hist_id, Tensor(c!) hist_parent) "
+      "int beam, Tensor(a!) hist_score, Tensor(b!) hist_id, Tensor(c!) hist_parent, "
+      "Tensor(d!)? error=None) "
       "-> (Tensor token_ids, Tensor row_index, Tensor score, Tensor index, Tensor anc)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("tree_expand", TORCH_BOX(&sparrow::tree_expand_op_cpu)); }

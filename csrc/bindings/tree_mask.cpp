@@ -11,8 +11,10 @@ namespace {
 
 constexpr const char* kOp = "tree_mask";
 
-std::tuple<Tensor, Tensor> allocate(const Tensor& parent, TreeMaskParams& p) {
-  Arg{kOp, "parent", parent}.dtype({ScalarType::Int}).dim(2).contiguous();
+std::tuple<Tensor, Tensor> allocate(const Tensor& parent, const std::optional<Tensor>& error, TreeMaskParams& p) {
+  const Arg arg{kOp, "parent", parent};
+  arg.dtype({ScalarType::Int}).dim(2).contiguous();
+  p.error = take_error(kOp, error, arg);
   p.batch = parent.size(0), p.nodes = parent.size(1);
   check_that(p.nodes <= kMaxNodes, kOp, "parent must have at most ", kMaxNodes, " nodes, got shape ", shape_of(parent));
   Tensor anc = empty(parent, {p.batch, p.nodes, words_for(p.nodes)}, ScalarType::Long);
@@ -25,19 +27,19 @@ std::tuple<Tensor, Tensor> allocate(const Tensor& parent, TreeMaskParams& p) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> tree_mask_op_cpu(const Tensor& parent) {
+std::tuple<Tensor, Tensor> tree_mask_op_cpu(const Tensor& parent, const std::optional<Tensor>& error) {
   TreeMaskParams p;
-  auto out = allocate(parent, p);
+  auto out = allocate(parent, error, p);
   check_parents(kOp, p.parent, p.batch, p.nodes);
   run_items(tree_mask_cpu, p, p.batch, /*grain=*/64);
   return out;
 }
 
 #if defined(SPARROW_CUDA)
-std::tuple<Tensor, Tensor> tree_mask_op_cuda(const Tensor& parent) {
+std::tuple<Tensor, Tensor> tree_mask_op_cuda(const Tensor& parent, const std::optional<Tensor>& error) {
   const DeviceGuard guard(parent.get_device_index());
   TreeMaskParams p;
-  auto out = allocate(parent, p);
+  auto out = allocate(parent, error, p);
   check_launch(kOp, tree_mask_cuda(p, current_stream(parent)));
   return out;
 }
@@ -45,7 +47,7 @@ std::tuple<Tensor, Tensor> tree_mask_op_cuda(const Tensor& parent) {
 
 }  // namespace sparrow
 
-SPARROW_LIBRARY(m) { m.def("tree_mask(Tensor parent) -> (Tensor anc, Tensor depth)"); }
+SPARROW_LIBRARY(m) { m.def("tree_mask(Tensor parent, Tensor(a!)? error=None) -> (Tensor anc, Tensor depth)"); }
 SPARROW_CPU_IMPL(m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cpu)); }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) { m.impl("tree_mask", TORCH_BOX(&sparrow::tree_mask_op_cuda)); }

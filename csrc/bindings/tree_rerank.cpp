@@ -49,8 +49,9 @@ Tree allocate(const Tensor& like, TreeRerankParams& p) {
 
 // Everything but the values of hist_parent, scratch and the outputs.
 TreeRerankParams checked(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
-                         const Tensor& hist_parent, int64_t num_nodes) {
+                         const Tensor& hist_parent, int64_t num_nodes, const std::optional<Tensor>& error) {
   TreeRerankParams p;
+  p.error = take_error(kOp, error, {kOp, "root_token", root_token});
   check_tensors({kOp, "root_token", root_token}, {kOp, "hist_score", hist_score}, {kOp, "hist_id", hist_id},
                 {kOp, "hist_parent", hist_parent}, num_nodes, p);
   p.root_token = root_token.const_data_ptr<int64_t>(), p.hist_score = hist_score.const_data_ptr<float>();
@@ -61,8 +62,8 @@ TreeRerankParams checked(const Tensor& root_token, const Tensor& hist_score, con
 }  // namespace
 
 Tree tree_rerank_op_cpu(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
-                        const Tensor& hist_parent, int64_t num_nodes) {
-  TreeRerankParams p = checked(root_token, hist_score, hist_id, hist_parent, num_nodes);
+                        const Tensor& hist_parent, int64_t num_nodes, const std::optional<Tensor>& error) {
+  TreeRerankParams p = checked(root_token, hist_score, hist_id, hist_parent, num_nodes, error);
   check_hist_parent(p);
   const Tensor scratch = empty(root_token, {p.batch, p.history}, ScalarType::Int);
   p.scratch = scratch.mutable_data_ptr<int32_t>();
@@ -73,9 +74,9 @@ Tree tree_rerank_op_cpu(const Tensor& root_token, const Tensor& hist_score, cons
 
 #if defined(SPARROW_CUDA)
 Tree tree_rerank_op_cuda(const Tensor& root_token, const Tensor& hist_score, const Tensor& hist_id,
-                         const Tensor& hist_parent, int64_t num_nodes) {
+                         const Tensor& hist_parent, int64_t num_nodes, const std::optional<Tensor>& error) {
   const DeviceGuard guard(root_token.get_device_index());
-  TreeRerankParams p = checked(root_token, hist_score, hist_id, hist_parent, num_nodes);
+  TreeRerankParams p = checked(root_token, hist_score, hist_id, hist_parent, num_nodes, error);
   const Tensor scratch = empty(root_token, {p.batch, p.history}, ScalarType::Int);
   p.scratch = scratch.mutable_data_ptr<int32_t>();
   Tree out = allocate(root_token, p);
@@ -88,8 +89,8 @@ Tree tree_rerank_op_cuda(const Tensor& root_token, const Tensor& hist_score, con
 
 SPARROW_LIBRARY(m) {
   m.def(
-      "tree_rerank(Tensor root_token, Tensor hist_score, Tensor hist_id, Tensor hist_parent, int num_nodes) "
-      "-> (Tensor tokens, Tensor parent, Tensor anc, Tensor depth, Tensor num_nodes)");
+      "tree_rerank(Tensor root_token, Tensor hist_score, Tensor hist_id, Tensor hist_parent, int num_nodes, "
+      "Tensor(a!)? error=None) -> (Tensor tokens, Tensor parent, Tensor anc, Tensor depth, Tensor num_nodes)");
 }
 SPARROW_CPU_IMPL(m) { m.impl("tree_rerank", TORCH_BOX(&sparrow::tree_rerank_op_cpu)); }
 #if defined(SPARROW_CUDA)

@@ -4,6 +4,7 @@
 #include "kernels/gather_rows.cuh"
 
 #include "kernels/copy_rows.cuh"
+#include "kernels/error_word.cuh"
 
 namespace sparrow {
 namespace {
@@ -11,9 +12,13 @@ namespace {
 template <class U>
 __global__ void gather_rows_kernel(GatherRowsParams p) {
   const int64_t b = blockIdx.x / p.max_count, i = blockIdx.x % p.max_count;
+  const bool first = threadIdx.x == 0 && blockIdx.y == 0;  // of the threads of this entry
+  report_if(first && i == 0 && (p.count[b] < 0 || p.count[b] > p.max_count), p.error, kBadCount);
   if (i >= p.count[b]) return;
   const int64_t from = p.index[blockIdx.x], to = p.dst_start[b] + i;
-  if (from < 0 || from >= p.rows || to < 0 || to >= p.capacity) return;
+  const bool outside = from < 0 || from >= p.rows || to < 0 || to >= p.capacity;
+  report_if(outside && first, p.error, kBadIndex);
+  if (outside) return;
   const U* src = reinterpret_cast<const U*>(p.src + b * p.src_batch + from * p.src_row);
   U* dst = reinterpret_cast<U*>(p.dst + b * p.dst_batch + to * p.dst_row);
   const int64_t units = p.row_bytes / static_cast<int64_t>(sizeof(U)),

@@ -5,6 +5,7 @@
 // hidden state. Splits do not depend on M, so neither do a row's bits.
 #include "kernels/hsr_project.cuh"
 
+#include "kernels/error_word.cuh"
 #include "kernels/skinny_gemm.cuh"
 
 namespace sparrow {
@@ -16,6 +17,14 @@ __device__ __forceinline__ int64_t valid_rows(const HsrProjectParams& p) {
   if (p.num_rows == nullptr) return p.rows;
   const int64_t n = *p.num_rows;
   return n < 0 ? 0 : n < p.rows ? n : p.rows;
+}
+// What the CPU operator would refuse: of the count, of valid row m.
+__device__ __forceinline__ void report_count(const HsrProjectParams& p) {
+  report_if(p.num_rows != nullptr && (*p.num_rows < 0 || *p.num_rows > p.rows), p.error, kBadCount);
+}
+__device__ __forceinline__ void report_row(const HsrProjectParams& p, int64_t m) {
+  const int64_t id = p.token_ids[m], h = p.row_index[m];
+  report_if(id < 0 || id >= p.vocab || h < -1 || h >= p.hidden_rows, p.error, kBadIndex);
 }
 // Row m's embedding and hidden state; null: zeros.
 template <class T>
@@ -67,6 +76,10 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
   const int64_t width = p.embed_width + p.hidden_width, begin = split * kHsrSplit, valid = valid_rows(p);
   const int64_t end = begin + kHsrSplit < width ? begin + kHsrSplit : width;
+  if (o == 0 && split == 0) {  // one block looks
+    if (threadIdx.x == 0) report_count(p);
+    if (threadIdx.x < valid) report_row(p, threadIdx.x);
+  }
   if (valid == 0) return;
   if (threadIdx.x < Gemm::kRows) {
     const bool exists = threadIdx.x < valid;
@@ -111,6 +124,10 @@ __global__ void __launch_bounds__(kThreads) hsr_plain_kernel(HsrProjectParams p)
   const int64_t o = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kPlainRows, valid = valid_rows(p);
   if (o >= p.outputs) return;
+  if (o == 0) {  // one warp of each group of rows looks
+    if (first == 0 && threadIdx.x == 0) report_count(p);
+    if (threadIdx.x < kPlainRows && first + threadIdx.x < valid) report_row(p, first + threadIdx.x);
+  }
   float* out = static_cast<float*>(p.out);
   const float* bias = static_cast<const float*>(p.bias);
   const auto store = [&](int64_t m, int64_t at, float sum) {
@@ -128,6 +145,10 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_gather_kernel(HsrProjectParams p, int64_t begin, T* x) {
   const int64_t width = p.embed_width + p.hidden_width, m = begin + blockIdx.x;
   const bool exists = m < valid_rows(p);
+  if (threadIdx.x == 0) {
+    if (m == 0) report_count(p);
+    if (exists) report_row(p, m);
+  }
   const T *left = exists ? embed_row<T>(p, m) : nullptr, *right = exists ? hidden_row<T>(p, m) : nullptr;
   for (int64_t k = threadIdx.x; k < width; k += kThreads)
     x[blockIdx.x * width + k] = concatenated(left, right, p.embed_width, k);

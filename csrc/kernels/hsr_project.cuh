@@ -5,7 +5,8 @@
 
 namespace sparrow {
 
-// Rows whose index lies outside its table take zeros for that half. num_rows is clamped to [0, M].
+// Rows whose index lies outside its table take zeros for that half (kBadIndex). num_rows is clamped to [0, M]
+// (kBadCount).
 
 // M <= kSkinnyRows in bf16 and fp16 (p.partial is used), any M in float32. A row's bits do not depend on M.
 cudaError_t hsr_project_cuda(const HsrProjectParams& p, cudaStream_t stream);

@@ -1,6 +1,7 @@
 // kv_commit: moves the accepted rows of a verified tree together, in place.
-//   Grid: x = one item per (sequence; layer, key or value, head), and one more per sequence for its hidden rows and its
-//   new length; y = stretches of a row. A thread owns a column of one unit (up to 16 bytes) through all rows.
+//   Grid: x = one item per (sequence; key or value tensor, head), and in the last launch one more per sequence for its
+//   hidden rows and its new length; y = stretches of a row. A thread owns a column of one unit (up to 16 bytes) through
+//   all rows.
 // Why in place is safe, at any path length: rows of different columns never meet, so only a thread's own order counts.
 //   It loads a chunk of 16 path entries into registers before it stores one of them. Stores of a chunk that ends before
 //   row e touch rows below e only, and later chunks read rows path[j] >= j >= e.
@@ -11,6 +12,7 @@
 #include <algorithm>
 
 #include "kernels/copy_rows.cuh"
+#include "kernels/error_word.cuh"
 
 namespace sparrow {
 namespace {
@@ -37,16 +39,25 @@ __device__ void copy_column(const char* from, int64_t from_row, char* to, int64_
   }
 }
 
+// What the CPU operator would refuse; one block per sequence looks.
+__device__ void report_bad_values(const KvCommitParams& p, int64_t b, const int32_t* path, int n) {
+  const int64_t base = p.base_lens[b], most = min(p.rows - base, p.nodes);
+  if (threadIdx.x == 0) report_if(n != p.num_path[b] || base < 0 || base + n > p.rows, p.error, kBadCount);
+  for (int j = threadIdx.x; j < n; j += blockDim.x)
+    report_if(path[j] < (j ? path[j - 1] + int64_t{1} : 0) || path[j] >= most, p.error, kBadIndex);
+}
+
 template <class U>
 __global__ void __launch_bounds__(256, 1) kv_commit_kernel(KvCommitParams p) {
-  const int64_t per_sequence = p.layers * 2 * p.heads + 1;
+  const int64_t moved = p.tensors * p.heads, per_sequence = moved + p.last;
   const int64_t b = blockIdx.x / per_sequence, item = blockIdx.x % per_sequence;
   const int32_t* path = p.path + b * p.max_path;
   const int n = static_cast<int>(max(int64_t{0}, min(int64_t{p.num_path[b]}, p.max_path)));
   const int64_t base = p.base_lens[b];
   const int64_t unit = sizeof(U), step = static_cast<int64_t>(gridDim.y) * blockDim.x;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
-  if (item == per_sequence - 1) {
+  if (item == moved) {
+    if (blockIdx.y == 0) report_bad_values(p, b, path, n);
     if (first == 0) p.new_lens[b] = static_cast<int32_t>(max(int64_t{0}, min(base + n, p.rows)));
     for (int64_t at = first * unit; at < p.hidden_bytes; at += step * unit)
       copy_column<U, false>(p.hidden + b * p.hidden_batch + at, p.hidden_row, p.hidden_out + b * p.out_batch + at,
@@ -54,9 +65,7 @@ __global__ void __launch_bounds__(256, 1) kv_commit_kernel(KvCommitParams p) {
     return;
   }
   if (base < 0) return;
-  const int64_t pair = item / p.heads, head = item % p.heads;
-  char* rows =
-      p.kv + pair / 2 * p.kv_layer + pair % 2 * p.kv_pair + b * p.kv_batch + head * p.kv_head + base * p.kv_row;
+  char* rows = p.kv[item / p.heads] + b * p.kv_batch + item % p.heads * p.kv_head + base * p.kv_row;
   for (int64_t at = first * unit; at < p.kv_bytes; at += step * unit)
     copy_column<U, true>(rows + at, p.kv_row, rows + at, p.kv_row, path, n, p.rows - base);
 }
@@ -64,15 +73,15 @@ __global__ void __launch_bounds__(256, 1) kv_commit_kernel(KvCommitParams p) {
 }  // namespace
 
 cudaError_t kv_commit_cuda(const KvCommitParams& p, cudaStream_t stream) {
-  if (p.batch == 0) return cudaSuccess;
+  if (kv_commit_items(p) == 0) return cudaSuccess;
   uint64_t bits = 0;
-  if (p.layers > 0)
-    bits |= address_bits(p.kv) | p.kv_layer | p.kv_pair | p.kv_batch | p.kv_row | p.kv_head | p.kv_bytes;
+  for (int64_t i = 0; i < p.tensors; ++i) bits |= address_bits(p.kv[i]);
+  if (p.tensors > 0) bits |= p.kv_batch | p.kv_row | p.kv_head | p.kv_bytes;
   if (p.hidden_bytes > 0)
     bits |= address_bits(p.hidden) | address_bits(p.hidden_out) | p.hidden_batch | p.hidden_row | p.out_batch |
             p.out_row | p.hidden_bytes;
   const int unit = copy_unit(bits);
-  const int64_t longest = std::max<int64_t>({p.layers > 0 ? p.kv_bytes : 0, p.hidden_bytes, 1});
+  const int64_t longest = std::max<int64_t>({p.tensors > 0 ? p.kv_bytes : 0, p.hidden_bytes, 1});
   const int64_t units = (longest + unit - 1) / unit;
   const int threads = copy_threads(units);
   const dim3 grid(static_cast<unsigned>(kv_commit_items(p)), copy_blocks(units, threads));

@@ -5,7 +5,7 @@
 //   hold.
 #include "kernels/tree_accept.cuh"
 
-#include "kernels/portable.cuh"
+#include "kernels/error_word.cuh"
 
 namespace sparrow {
 namespace {
@@ -26,11 +26,13 @@ __global__ void tree_accept_kernel(TreeAcceptParams p) {
   SMEM_ARRAY(int, parent, kMaxNodes);
   const int64_t tree = blockIdx.x, from = tree * p.nodes;
   const int lane = threadIdx.x, all = static_cast<int>(p.nodes);
-  const int n = p.num_nodes ? max(0, min(p.num_nodes[tree], all)) : all;
+  const int given = p.num_nodes ? p.num_nodes[tree] : all, n = max(0, min(given, all));
+  report_if(given != n && lane == 0, p.error, kBadCount);
   for (int i = lane; i < n; i += 32) {
     tokens[i] = p.tokens[from + i];
     target[i] = p.target[from + i];
     parent[i] = p.parent[from + i];
+    report_if(parent[i] < -1 || parent[i] >= i, p.error, kBadParent);
   }
   __syncwarp();
   int32_t* path = p.path + tree * p.max_path;

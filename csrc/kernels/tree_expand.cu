@@ -6,11 +6,16 @@
 #include "kernels/tree_expand.cuh"
 
 #include "kernels/block.cuh"
+#include "kernels/error_word.cuh"
 
 namespace sparrow {
 namespace {
 
 __device__ void write_history(const TreeExpandParams& p, int64_t b) {
+  for (int64_t t = threadIdx.x; t < p.rows; t += blockDim.x) {
+    const int32_t up = p.beam_index[b * p.rows + t];
+    report_if(up < -1 || up >= p.slot, p.error, kBadParent);
+  }
   for (int64_t c = threadIdx.x; c < p.rows * p.k; c += blockDim.x) {
     const int64_t t = c / p.k, j = c % p.k, at = b * p.history + p.slot + c;
     const float up = p.beam_score[b * p.rows + t], sum = up + p.logp[b * p.logp_batch + t * p.logp_row + j];

@@ -4,7 +4,7 @@
 #include "ops/tree_expand.h"
 
 namespace sparrow {
-// One block per sequence. beam_index is copied to the history as it comes (tree_rerank drops entries with a bad one).
-// Returns the launch's error.
+// One block per sequence. beam_index is copied to the history as it comes (tree_rerank drops entries with a bad one)
+// and sets kBadParent. Returns the launch's error.
 cudaError_t tree_expand_cuda(const TreeExpandParams& p, cudaStream_t stream);
 }  // namespace sparrow

@@ -2,6 +2,7 @@
 #include "kernels/tree_mask.cuh"
 
 #include "kernels/ancestors.cuh"
+#include "kernels/error_word.cuh"
 
 namespace sparrow {
 namespace {
@@ -10,7 +11,11 @@ __global__ void tree_mask_kernel(TreeMaskParams p) {
   SMEM_ARRAY(Ancestors, state, 1);
   const int n = static_cast<int>(p.nodes), words = words_for(n), lane = threadIdx.x;
   const int64_t tree = blockIdx.x;
-  warp_ancestors(state[0], n, lane, [&](int i) { return p.parent[tree * n + i]; });
+  warp_ancestors(state[0], n, lane, [&](int i) {
+    const int up = p.parent[tree * n + i];
+    report_if(up < -1 || up >= i, p.error, kBadParent);
+    return up;
+  });
   uint64_t* out = reinterpret_cast<uint64_t*>(p.anc) + tree * n * words;
   for (int i = lane; i < n; i += 32) {
     for (int w = 0; w < words; ++w) out[i * words + w] = state[0].words[i * kMaxWords + w];

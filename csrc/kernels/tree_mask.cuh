@@ -4,6 +4,7 @@
 #include "ops/tree_mask.h"
 
 namespace sparrow {
-// One warp per tree. A bad parent makes the node a root that sees itself only. Returns the launch's error.
+// One warp per tree. A bad parent makes the node a root that sees itself only, and sets kBadParent. Returns the
+// launch's error.
 cudaError_t tree_mask_cuda(const TreeMaskParams& p, cudaStream_t stream);
 }  // namespace sparrow

@@ -9,6 +9,7 @@
 
 #include "kernels/ancestors.cuh"
 #include "kernels/block.cuh"
+#include "kernels/error_word.cuh"
 
 namespace sparrow {
 namespace {
@@ -27,6 +28,7 @@ __device__ void effective_keys(const TreeRerankParams& p, int64_t b, int32_t* ke
     int next = -1;
     if (i < p.history) {
       const int64_t above = parent[i];
+      report_if(above < -1 || above >= i, p.error, kBadParent);
       if (above >= -1 && above < i) own = ordered_key(score[i]);
       if (above >= 0 && above < first) own = min(own, final_key[above]);
       if (above >= first && above < i) next = static_cast<int>(above - first);

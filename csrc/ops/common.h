@@ -9,6 +9,10 @@ constexpr int kMaxNodes = 128;
 constexpr int kWordBits = 64;
 constexpr int words_for(int64_t nodes) { return static_cast<int>((nodes + kWordBits - 1) / kWordBits); }
 
+// What a CUDA kernel found in its inputs and skipped: bits it sets in the caller's error word, an int32 on the device.
+// (The CPU operators raise before they run and never touch the word.)
+enum ErrorBit : int32_t { kBadParent = 1, kBadCount = 2, kBadIndex = 4 };
+
 enum class DType : int32_t { f32, bf16, f16 };
 
 struct bf16_t {

@@ -14,6 +14,7 @@ struct GatherRowsParams {
   const int32_t* dst_start;                                   // [B], dst_start + count <= cap
   int64_t src_batch, src_row, dst_batch, dst_row, row_bytes;  // strides in bytes, and the bytes of one row
   int64_t batch, max_count, rows, capacity;                   // B, I, S, cap
+  int32_t* error;                                             // CUDA: the error word or null
 };
 
 // One item = one entry of index, B * I in all.

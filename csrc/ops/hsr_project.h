@@ -23,6 +23,7 @@ struct HsrProjectParams {
   const int32_t* num_rows;     // [1] or null: all rows are valid
   bool zero_rest;              // rows from num_rows on become zero; otherwise they are left alone
   float* partial;              // scratch: hsr_partial_bytes(M, E + H, O)
+  int32_t* error;              // the error word or null
 };
 
 // Stage 1, pack_items(M) items: gathers and packs the activations. Stage 2, one item = kSkinnyTile outputs of all rows.

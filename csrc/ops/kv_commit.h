@@ -1,7 +1,8 @@
 // kv_commit: keeps the accepted rows of a verified tree, in place, for all layers in one call.
 //   kv[l,c,b, base+j] = kv[l,c,b, base+path[b,j]]   for j < num_path[b], base = base_lens[b], every layer l, key/value
 //   c hidden_out[b,j]   = hidden[b, path[b,j]]        new_lens[b] = base + num_path[b]
-// Layout: kv is [L, 2, B, S, K, D] with any strides but a dense D; one item copies the rows of one (l, c, b, head).
+// Layout: each layer's keys and each layer's values are [B, S, K, D] with any strides but a dense D, the same for all;
+// one item copies the rows of one (l, c, b, head).
 // Invariant: a path is strictly increasing from path[0] >= 0, so path[j] >= j and every later source lies above row j.
 // Copying in ascending j therefore reads each source before any write reaches it, at any path length. (A kernel that
 // runs the rows of a path in parallel must load a chunk of 16 rows before it stores one of them.)
@@ -10,10 +11,15 @@
 
 namespace sparrow {
 
+// Key and value tensors of one call of the kernel (64 layers); more take several calls. A kernel's parameters hold them
+// by value: 1 KB of 4.
+constexpr int64_t kKvTensors = 128;
+
 struct KvCommitParams {
-  char* kv;                                                        // null where L, S, K or D is 0
-  int64_t kv_layer, kv_pair, kv_batch, kv_row, kv_head, kv_bytes;  // strides in bytes, and the bytes of one row
-  int64_t layers, batch, heads;
+  char* kv[kKvTensors];                         // key and value tensors
+  int64_t kv_batch, kv_row, kv_head, kv_bytes;  // strides in bytes, and the bytes of one row
+  int64_t tensors, batch, heads;
+  bool last;            // this call also copies hidden rows and writes new_lens
   int64_t rows, nodes;  // S, and the rows of hidden (S where there is none)
   const int32_t* path;  // [B, P]
   int64_t max_path;
@@ -23,10 +29,12 @@ struct KvCommitParams {
   const char* hidden;        // [B, N, E] or null
   char* hidden_out;          // [B, >= P, E]
   int64_t hidden_batch, hidden_row, out_batch, out_row, hidden_bytes;  // strides in bytes, and the bytes of one row
+  int32_t* error;                                                      // CUDA: the error word or null
 };
 
-// Items: one per (layer, key or value, sequence, head), then one per sequence (its hidden rows and new length).
-inline int64_t kv_commit_items(const KvCommitParams& p) { return (p.layers * 2 * p.heads + 1) * p.batch; }
+// Items: one per (key or value tensor, sequence, head), then in the last call one per sequence (its hidden rows and new
+// length).
+inline int64_t kv_commit_items(const KvCommitParams& p) { return (p.tensors * p.heads + p.last) * p.batch; }
 
 // Paths and lengths must have been checked.
 SPARROW_CPU_KERNEL(kv_commit_cpu, KvCommitParams)

@@ -34,6 +34,16 @@ struct SampleRowsParams {
   int64_t stride_b, stride_n;  // of logits, in elements
 };
 
+// CUDA: 128 threads x 32 elements; 38 blocks a row at a real vocabulary's size. Scratch of one chunk (two pairs of 8
+// bytes) and of one row.
+constexpr int64_t kSampleChunk = 4096, kSampleChunkBytes = 32, kSampleRowBytes = 48;
+constexpr int64_t sample_chunks(int64_t vocab) { return (vocab + kSampleChunk - 1) / kSampleChunk; }
+// Bytes of scratch for M rows on any backend.
+constexpr int64_t sample_rows_workspace_bytes(int64_t rows, int64_t vocab) {
+  const int64_t cpu = sample_blocks(vocab) * 4, cuda = sample_chunks(vocab) * kSampleChunkBytes + kSampleRowBytes;
+  return rows * (cpu > cuda ? cpu : cuda);
+}
+
 // One item = one row: item i is row (i / nodes, i % nodes).
 SPARROW_CPU_KERNEL(sample_rows_cpu, SampleRowsParams)
 

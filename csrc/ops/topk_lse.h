@@ -39,6 +39,28 @@ struct TopkLseParams {
 };
 // One item = one chunk of one row: row = item / chunks.
 constexpr int64_t kTopkChunk = 8192;
+constexpr int64_t topk_chunks(int64_t vocab) { return (vocab + kTopkChunk - 1) / kTopkChunk; }
 SPARROW_CPU_KERNEL(topk_lse_cpu, TopkLseParams)
+
+// CUDA: a tile is 128 threads x 32 elements held in registers. A block's stretch of a row is whole tiles: one for
+// vocabularies up to 262144, more beyond, so that a row has at most 64 stretches.
+constexpr int64_t kTopkTile = 4096, kTopkCudaLists = 64;
+constexpr int64_t topk_cuda_chunk(int64_t vocab) {
+  const int64_t tiles = (vocab + kTopkTile - 1) / kTopkTile;
+  return (tiles + kTopkCudaLists - 1) / kTopkCudaLists * kTopkTile;
+}
+constexpr int64_t topk_cuda_lists(int64_t vocab) {
+  return (vocab + topk_cuda_chunk(vocab) - 1) / topk_cuda_chunk(vocab);
+}
+
+// Bytes of the partial results of [rows, chunks], either backend's layout.
+constexpr int64_t topk_partial_bytes(int64_t rows, int64_t chunks, int64_t k) {
+  return rows * chunks * (2 + 2 * k) * 4;
+}
+// Bytes of scratch for M rows on any backend.
+constexpr int64_t topk_lse_workspace_bytes(int64_t rows, int64_t vocab, int64_t k) {
+  const int64_t cpu = topk_chunks(vocab), cuda = topk_cuda_lists(vocab);
+  return topk_partial_bytes(rows, cpu > cuda ? cpu : cuda, k);
+}
 
 }  // namespace sparrow

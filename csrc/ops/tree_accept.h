@@ -18,6 +18,7 @@ struct TreeAcceptParams {
   int32_t* path;             // [B, max_path]
   int64_t* out_tokens;       // [B, max_path]
   int64_t batch, nodes, max_path;
+  int32_t* error;  // CUDA: the error word or null
 };
 
 // One item = one tree. Parents and counts must have been checked.

@@ -30,6 +30,7 @@ struct TreeExpandParams {
   int64_t* anc;                                // [B, beam, W]
   int64_t batch, rows, k, beam, words, level;  // beam <= kMaxNodes and <= T k; (level + 1) beam <= 64 W
   int64_t slot, history;                       // slot + T k <= C = history
+  int32_t* error;                              // CUDA: the error word or null
 };
 
 // One item = one sequence.

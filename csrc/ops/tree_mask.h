@@ -11,6 +11,7 @@ struct TreeMaskParams {
   int64_t* anc;           // [B, N, W], bit j of word w = "sees node 64 w + j"
   int32_t* depth;         // [B, N]
   int64_t batch, nodes;   // N <= kMaxNodes
+  int32_t* error;         // CUDA: the error word or null
 };
 
 // One item = one tree. The parents must have been checked (first_bad_parent).

@@ -21,6 +21,7 @@ struct TreeRerankParams {
   int32_t* depth;                 // [B, N]
   int32_t* num_nodes;             // [B]
   int64_t batch, history, nodes;  // C, 1 <= N <= kMaxNodes
+  int32_t* error;                 // CUDA: the error word or null
 };
 
 // One item = one tree. The parents must have been checked.

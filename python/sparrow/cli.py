@@ -1,4 +1,4 @@
-"""The `sparrow` command: generate, train, demo, doctor."""
+"""The `sparrow` command: generate, train, demo, eval, synthetic, doctor."""
 
 import argparse
 import sys
@@ -42,14 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show tracebacks")
     _add_generate(commands, debug)
     _add_train(commands, debug)
-    demo = commands.add_parser(
-        "demo", parents=[debug], help="decode a small clip with a small target built on the spot"
-    )
-    demo.add_argument(
-        "--folder", default=None, help="where target and drafter are written (default: a temporary folder)"
-    )
-    demo.add_argument("--max-new-tokens", type=_positive, default=64)
+    demo = commands.add_parser("demo", parents=[debug], help="the shipped pair describes the shipped clip")
+    demo.add_argument("--folder", default=None, help="another pair: a folder with target/ and drafter/")
+    demo.add_argument("--tree", type=_tree, default=None, help="total-depth-width (default: the drafter's)")
+    demo.add_argument("--max-new-tokens", type=_positive, default=256)
     demo.set_defaults(run=_demo)
+    _add_eval(commands, debug)
+    _add_synthetic(commands, debug)
     doctor = commands.add_parser(
         "doctor", parents=[debug], help="versions, what is built, and a losslessness self-test"
     )
@@ -89,16 +88,74 @@ def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
 
 
 def _add_train(commands, debug: argparse.ArgumentParser) -> None:
-    train = commands.add_parser("train", help="train a drafter")
+    train = commands.add_parser("train", help="train a drafter, or the miniature target")
     kinds = train.add_subparsers(required=True, metavar="WHAT")
+    target = kinds.add_parser("target", parents=[debug], help="the miniature target from nothing, on synthetic clips")
+    target.add_argument("--out", required=True, metavar="FOLDER", help="of the run; FOLDER/target is the result")
     for name, run, text in (
         ("drafter", _train_drafter, "answers, states and training of a drafter; goes on where it stopped"),
         ("answers", _train_answers, "the target's answers only, the first stage of `train drafter`"),
     ):
         p = kinds.add_parser(name, parents=[debug], help=text)
-        p.add_argument("--config", default=None, metavar="FILE", help="YAML settings (default: the paper's recipe)")
-        p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
-        p.set_defaults(run=run)
+        _add_settings(p, "YAML settings (default: the paper's recipe)", run)
+    _add_settings(target, "YAML settings (default: those of the shipped target)", _train_target)
+
+
+def _add_settings(p: argparse.ArgumentParser, text: str, run) -> None:
+    p.add_argument("--config", default=None, metavar="FILE", help=text)
+    p.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
+    p.set_defaults(run=run)
+
+
+def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
+    p = commands.add_parser("eval", parents=[debug], help="tau, speed and losslessness on held-out synthetic clips")
+    p.add_argument("--quick", action="store_true", help="three visual lengths, few clips: some minutes")
+    p.add_argument("--target", default=None, help="folder (default: the shipped miniature)")
+    p.add_argument(
+        "--drafter", action="append", default=[], metavar="[NAME=]FOLDER", help="may be repeated (default: shipped)"
+    )
+    p.add_argument("--tree", action="append", type=_tree_or_auto, default=[],
+                   help="may be repeated (default: 25-5-8); auto: the fastest at each visual length")  # fmt: skip
+    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup"], default=["sparrow", "lookup"],
+                   help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
+    p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")
+    p.add_argument("--temperature", nargs="+", type=float, default=None, help="0 = greedy")
+    p.add_argument("--split", choices=["test", "dev"], default="test", help="dev is for choosing")
+    p.add_argument("--clips", type=_positive, default=None, help="clips for tau")
+    p.add_argument("--live", type=_positive, default=None, help="of these, decoded live by every system (default: all)")
+    p.add_argument("--timed", type=_positive, default=None, help="of these, timed")
+    p.add_argument("--runs", type=_positive, default=3, help="runs per timed clip; the median counts")
+    p.add_argument("--clock", choices=["wall", "cpu"], default="wall",
+                   help="cpu: this process' CPU time, for a machine that is not idle")  # fmt: skip
+    p.add_argument("--max-new-tokens", type=_positive, default=256)
+    p.add_argument("--seed", type=int, default=0, help="of the sampling noise")
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", default=None, metavar="FILE", help="a run that was killed goes on from it")
+    p.add_argument(
+        "--tapes", default=None, metavar="FOLDER", help="recorded target runs (default: tapes/ beside --out)"
+    )
+    other = p.add_mutually_exclusive_group()
+    other.add_argument("--watch", action="store_true", help="accuracy by word with the true, another and a black video")
+    other.add_argument(
+        "--layer-cut", action="store_true", help="the same with text cut off from the video from a layer on"
+    )
+    other.add_argument("--render", default=None, metavar="FILE", help="only draw table and pictures of this JSON")
+    p.set_defaults(run=_eval)
+
+
+def _add_synthetic(commands, debug: argparse.ArgumentParser) -> None:
+    p = commands.add_parser("synthetic", parents=[debug], help="write clips of the synthetic world")
+    p.add_argument("--out", default=None, metavar="FOLDER", help="mp4 files, and clips.jsonl with prompts and answers")
+    p.add_argument("--sheet", default=None, metavar="FILE.png", help="a contact sheet with captions")
+    p.add_argument("--count", type=_positive, default=8)
+    p.add_argument("--first", type=int, default=0, help="number of the first clip within its split")
+    p.add_argument("--length", type=_positive, default=256, help="visual tokens the miniature makes of a clip")
+    p.add_argument("--split", choices=["train", "dev", "test"], default="test")
+    p.add_argument(
+        "--kind", default="describe", help="describe, list, or what a question asks for (colour, count, ...)"
+    )
+    p.set_defaults(run=_synthetic)
 
 
 def _positive(text: str) -> int:
@@ -115,9 +172,19 @@ def _tree(text: str) -> TreeConfig:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _tree_or_auto(text: str) -> TreeConfig | str:
+    return text if text == "auto" else _tree(text)
+
+
 # Late imports: --help answers at once.
 def _generate(arguments: argparse.Namespace) -> int:
     from sparrow.cli_generate import run
+
+    return run(arguments)
+
+
+def _train_target(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_train_target import run
 
     return run(arguments)
 
@@ -136,6 +203,18 @@ def _train_answers(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     from sparrow.cli_demo import run
+
+    return run(arguments)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_eval import run
+
+    return run(arguments)
+
+
+def _synthetic(arguments: argparse.Namespace) -> int:
+    from sparrow.cli_synthetic import run
 
     return run(arguments)
 

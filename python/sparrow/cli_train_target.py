@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains in folder --out and writes the checkpoint to its subfolder "target"."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # matrices this small do not share well
-    recipe = load_config(TargetRecipe, arguments.config, arguments.override)
+    recipe = load_config(TargetRecipe, arguments.config, arguments.overrides)
     folder = pathlib.Path(arguments.out)
     tokenizer = miniature_tokenizer(vocabulary_texts())
     model = build_miniature(tokenizer, MiniatureSize(), recipe.seed)

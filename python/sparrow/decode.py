@@ -5,7 +5,7 @@ but the last; the last one is the root of the next tree.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -33,6 +33,7 @@ class DecodeState:
         pending: what the drafter has not seen yet.
         sampler: temperature, seeds, seen tokens, processors.
         draft: the drafter's own state.
+        error: the CUDA operators' error word, read with each round's tokens.
     """
 
     cache: TargetCache
@@ -42,6 +43,10 @@ class DecodeState:
     pending: Pending
     sampler: Sampler
     draft: object = None
+    error: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.error = sparrow_ext.error_word(self.root.device)
 
 
 class Drafter(Protocol):
@@ -76,8 +81,8 @@ class TextDrafter(Drafter):
 
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
         assert isinstance(state.draft, DraftCache)
-        out, position = catch_up(self.drafter, state.pending, state.draft)
-        return grow(self.drafter, state.root, out, position, state.draft, shape)
+        out, position = catch_up(self.drafter, state.pending, state.draft, state.error)
+        return grow(self.drafter, state.root, out, position, state.draft, shape, state.error)
 
 
 class NoDrafter(Drafter):
@@ -89,7 +94,7 @@ class NoDrafter(Drafter):
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
         b, device = state.root.shape[0], state.root.device
         parent = torch.full((b, 1), -1, dtype=torch.int32, device=device)
-        anc, depth = sparrow_ext.tree_mask(parent)
+        anc, depth = sparrow_ext.tree_mask(parent, state.error)
         return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))
 
 
@@ -109,21 +114,26 @@ def decode_round(
     with clock.stage("sample"):
         chosen = state.sampler.choose(logits, tree, state.length, emit)
         num_path, path, tokens = sparrow_ext.tree_accept(
-            tree.tokens, tree.parent, chosen, tree.num_nodes, max_path=shape.max_path
+            tree.tokens, tree.parent, chosen, tree.num_nodes, max_path=shape.max_path, error=state.error
         )
     with clock.stage("commit"):
         lengths = torch.empty_like(state.cache.lengths)
-        sparrow_ext.kv_commit(state.cache.by_row, path, num_path, state.cache.lengths, lengths)
-        counts, emitted = fetch(num_path, tokens)
+        sparrow_ext.kv_commit(state.cache.by_row, path, num_path, state.cache.lengths, lengths, error=state.error)
+        counts, emitted = fetch(num_path, tokens, state.error)
         state.cache.commit(max(counts), lengths)
         advance(state, num_path, path, tokens, hidden, max(counts))
     return emitted, counts
 
 
-def fetch(num_path: Tensor, tokens: Tensor) -> tuple[list[int], list[int]]:
-    """The round's host synchronisation: path lengths [B], and the first sequence's emitted tokens."""
-    rows = torch.cat([num_path[:, None].long(), tokens], dim=1).tolist()
-    return [row[0] for row in rows], rows[0][1 : 1 + rows[0][0]]
+def fetch(num_path: Tensor, tokens: Tensor, error: Tensor) -> tuple[list[int], list[int]]:
+    """The round's host synchronisation: path lengths [B], and the first sequence's emitted tokens.
+
+    Raises RuntimeError where an operator of the round set a bit of `error` (int32 [1]).
+    """
+    words = error.long().expand(len(tokens), 1)
+    rows = torch.cat([words, num_path[:, None].long(), tokens], dim=1).tolist()
+    sparrow_ext.raise_for_error(rows[0][0])
+    return [row[1] for row in rows], rows[0][2 : 2 + rows[0][1]]
 
 
 def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, hidden: Tensor, most: int) -> None:

@@ -79,8 +79,10 @@ def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Ten
 
 
 @torch.no_grad()
-def catch_up(drafter: SparrowDrafter, pending: Pending, cache: DraftCache) -> tuple[Tensor, Tensor]:
-    """Writes the pending tokens' true rows into the cache.
+def catch_up(
+    drafter: SparrowDrafter, pending: Pending, cache: DraftCache, error: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Writes the pending tokens' true rows into the cache. error: the operators' error word.
 
     Returns:
         the last row's output [B, 1, E] and the position of the tree's first level, int64 [B, 1].
@@ -94,7 +96,7 @@ def catch_up(drafter: SparrowDrafter, pending: Pending, cache: DraftCache) -> tu
     hidden = drafter.reuse(pending.hidden.unflatten(0, (len(pending.tokens), -1)), cache.summary).flatten(0, 1)
     out = drafter.extend(
         pending.tokens, pending.row_index, hidden, positions,
-        cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows,
+        cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
     )  # fmt: skip
     cache.lengths = cache.lengths + pending.num_rows
     last = (pending.num_rows - 1).long()[:, None]
@@ -103,7 +105,13 @@ def catch_up(drafter: SparrowDrafter, pending: Pending, cache: DraftCache) -> tu
 
 @torch.no_grad()
 def grow(
-    drafter: SparrowDrafter, root: Tensor, out: Tensor, position: Tensor, cache: DraftCache, shape: TreeConfig
+    drafter: SparrowDrafter,
+    root: Tensor,
+    out: Tensor,
+    position: Tensor,
+    cache: DraftCache,
+    shape: TreeConfig,
+    error: Tensor | None = None,
 ) -> DraftTree:
     """The dynamic tree below `root`: every level expands the best `width` nodes, then all candidates are re-ranked.
 
@@ -113,6 +121,7 @@ def grow(
         position: int64 [B, 1], position of the first level.
         cache: tree rows are written behind its text rows and forgotten.
         shape: the tree's size.
+        error: the operators' error word.
     """
     b, device = root.shape[0], root.device
     width = min(shape.width, drafter.num_draft_tokens)
@@ -127,10 +136,12 @@ def grow(
     )
     for level in range(shape.depth):
         logp, ids = drafter.propose(out, width)
-        tokens, rows, score, index, anc = sparrow_ext.tree_expand(logp, ids, score, index, anc, level, width, *history)
+        tokens, rows, score, index, anc = sparrow_ext.tree_expand(
+            logp, ids, score, index, anc, level, width, *history, error=error
+        )
         if level < shape.depth - 1:
             out = drafter.extend(
                 tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width),
-                cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc,
+                cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc, error=error,
             )  # fmt: skip
-    return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes))
+    return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error))

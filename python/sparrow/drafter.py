@@ -214,6 +214,7 @@ class SparrowDrafter(nn.Module):
         tree_start: int,
         anc: Tensor | None = None,
         num_rows: Tensor | None = None,
+        error: Tensor | None = None,
     ) -> Tensor:
         """Forward of new rows through the operators; their keys and values are written behind `lengths`.
 
@@ -226,6 +227,7 @@ class SparrowDrafter(nn.Module):
             tree_start: tree rows already behind them.
             anc: int64 [B, T, W] over tree rows; None = causal.
             num_rows: int32 [B], rows in use; the others write nothing.
+            error: the operators' error word.
 
         Returns:
             [B, T, E], as `forward`.
@@ -233,7 +235,7 @@ class SparrowDrafter(nn.Module):
         c, layer = self.config, self.decoder_layer
         b, t = token_ids.shape
         x = sparrow_ext.hsr_project(
-            token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias
+            token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias, error=error
         ).view(b, t, -1)
         qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x))
         cos_sin = self.cos_sin(positions)

@@ -47,7 +47,7 @@ def generate(
     model,
     drafter: SparrowDrafter | SpecVLM | Drafter | None = None,
     *,
-    tree: TreeConfig | None = None,
+    tree: TreeConfig | str | None = None,
     seed: int | None = None,
     positions: str = "hf",
     streamer=None,
@@ -65,7 +65,7 @@ def generate(
         model: an unmodified transformers video LLM (sparrow.targets.adapter.FAMILIES). It is left as it was found.
         drafter: a SparrowDrafter made for this model, SpecVLM() for the model itself with fewer visual tokens, any
             object with the loop's Drafter protocol, or None for plain decoding through the same operators and cache.
-        tree: shape of the draft tree; default: the drafter's own.
+        tree: shape of the draft tree, a TreeConfig or "total-depth-width"; default: the drafter's own.
         seed: of the sampling noise; default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
         streamer: gets the prompt, then every token as it is accepted, as in transformers.
@@ -94,7 +94,9 @@ def generate(
     return run.output
 
 
-def _prepare_drafter(target: Target, drafter, tree: TreeConfig | None) -> tuple[Drafter, TreeConfig | None]:
+def _prepare_drafter(target: Target, drafter, tree: TreeConfig | str | None) -> tuple[Drafter, TreeConfig | None]:
+    if isinstance(tree, str):
+        tree = TreeConfig.parse(tree)
     if drafter is None:
         if tree is not None:
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")

@@ -24,7 +24,7 @@ class VisualDrafter(TextDrafter):
         self.wants_embeddings = drafter.config.visual != "none"
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        state.draft = prompt_cache(self.drafter, prompt, is_text, prefill, max_new_tokens)
+        state.draft = prompt_cache(self.drafter, prompt, is_text, prefill, max_new_tokens, state.error)
         b, p = prompt.shape
         last = torch.arange(b, dtype=torch.int32, device=prompt.device)[:, None] * p + p - 1
         state.pending = Pending(  # the root alone
@@ -38,7 +38,12 @@ class VisualDrafter(TextDrafter):
 
 @torch.no_grad()
 def prompt_cache(
-    drafter: SparrowDrafter, prompt: Tensor, is_text: Tensor, prefill: Prefill, max_new_tokens: int
+    drafter: SparrowDrafter,
+    prompt: Tensor,
+    is_text: Tensor,
+    prefill: Prefill,
+    max_new_tokens: int,
+    error: Tensor | None = None,
 ) -> DraftCache:
     """The prompt's rows in the drafter's cache, with room for `max_new_tokens` more and a tree.
 
@@ -49,6 +54,7 @@ def prompt_cache(
     Args:
         prompt: int64 [B, P]; is_text: bool [B, P].
         prefill: with embeddings unless visual=none.
+        error: the operators' error word.
     """
     b, p = prompt.shape
     ends = ~is_text & F.pad(is_text[:, 1:], (0, 1), value=True)
@@ -60,7 +66,7 @@ def prompt_cache(
     text = is_text[which, place]
     x = drafter.fc.weight.new_empty(len(place), drafter.config.hidden_size)
     x[~text] = visual
-    x[text] = text_inputs(drafter, prompt, prefill.hidden, summaries, which[text], place[text])
+    x[text] = text_inputs(drafter, prompt, prefill.hidden, summaries, which[text], place[text], error)
     count = seen.sum(1, dtype=torch.int32)
     cache = DraftCache.empty(drafter, b, int(count.max()) + max_new_tokens)
     slot = which * cache.keys.shape[1] + (seen.cumsum(1) - 1)[which, place]
@@ -93,14 +99,20 @@ def visual_rows(
 
 
 def text_inputs(
-    drafter: SparrowDrafter, prompt: Tensor, hidden: Tensor, summaries: Tensor | None, which: Tensor, place: Tensor
+    drafter: SparrowDrafter,
+    prompt: Tensor,
+    hidden: Tensor,
+    summaries: Tensor | None,
+    which: Tensor,
+    place: Tensor,
+    error: Tensor | None = None,
 ) -> Tensor:
     """FC(e_t ++ h_{t-1}) of text rows, [R, E]: row i is the token at `place[i]` of sequence `which[i]`, int64 [R]."""
     before = hidden[which, (place - 1).clamp(min=0)] * (place > 0)[:, None]
     states = drafter.reuse(before, None if summaries is None else summaries[which, place])
     rows = torch.arange(len(place), dtype=torch.int32, device=place.device)
     return sparrow_ext.hsr_project(
-        prompt[which, place], rows, drafter.embedding, states, drafter.fc.weight, drafter.fc.bias
+        prompt[which, place], rows, drafter.embedding, states, drafter.fc.weight, drafter.fc.bias, error=error
     )
 
 

@@ -75,8 +75,8 @@ class TreeConfig:
         return f"{self.total}-{self.depth}-{self.width}"
 
 
-# The paper's settings: consumer card, data-centre card, and the small one.
-PRESETS = {text: TreeConfig.parse(text) for text in ("30-4-8", "48-5-10", "25-5-8")}
+# The paper's settings (consumer card, data-centre card, the small one), and a deep one for predictable text.
+PRESETS = {text: TreeConfig.parse(text) for text in ("30-4-8", "48-5-10", "25-5-8", "40-10-6")}
 
 
 class DraftTree(NamedTuple):

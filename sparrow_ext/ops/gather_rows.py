@@ -6,7 +6,9 @@ from torch import Tensor
 from sparrow_ext._library import require_backend
 
 
-def gather_rows(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor) -> None:
+def gather_rows(
+    src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor, error: Tensor | None = None
+) -> None:
     """dst[b, dst_start[b] + i] = src[b, index[b, i]] for i < count[b]. No other row of dst changes.
 
     Args:
@@ -15,17 +17,21 @@ def gather_rows(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_star
         count: int32 [B] in [0, I].
         dst: [B, cap, ...] of src's dtype and row, not overlapping src. Mutated.
         dst_start: int32 [B], dst_start + count <= cap.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Raises:
         RuntimeError: wrong device, dtype, shape or stride, or overlapping src and dst; on the CPU also a bad index,
-            count or start. The checks come first: after an error nothing has been written.
+            count or start. The checks come first: after an error nothing has been written. The CUDA kernel skips bad
+            entries, clamps counts, and sets bits 4 and 2 of `error`.
     """
     require_backend("gather_rows", src)
-    torch.ops.sparrow.gather_rows(src, index, count, dst, dst_start)
+    torch.ops.sparrow.gather_rows(src, index, count, dst, dst_start, error)
 
 
 @torch.library.register_fake("sparrow::gather_rows")
-def _fake(src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor) -> None:
+def _fake(
+    src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor, error: Tensor | None = None
+) -> None:
     return None
 
 

@@ -17,6 +17,7 @@ def hsr_project(
     num_rows: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
     """out[m] = weight @ concat(embed[token_ids[m]], hidden[row_index[m]]) + bias, without the gathered copies.
 
@@ -36,12 +37,14 @@ def hsr_project(
         out: [M, O] of the same dtype, rows dense and not overlapping; mutated and returned. None allocates.
         workspace: uint8 [bytes], bytes >= hsr_project_workspace_size(M, E, H, O); mutated; only with `out`, where None
             allocates it.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
         [M, O] in the dtype of weight: `out` where given.
 
     Raises:
-        RuntimeError: wrong device, dtype, shape or stride; an index outside its table; num_rows outside [0, M].
+        RuntimeError: wrong device, dtype, shape or stride; on the CPU also an index outside its table or num_rows
+            outside [0, M]. The CUDA kernel takes zeros, clamps, and sets bits 4 and 2 of `error`.
         ValueError: `workspace` without `out`.
 
     Source: the input fusion of EAGLE's drafter (arXiv 2401.15077), here with the rows gathered inside the product.
@@ -50,11 +53,13 @@ def hsr_project(
     if out is None:
         if workspace is not None:
             raise ValueError("sparrow.hsr_project: workspace is used only together with out")
-        return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows)
+        return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
     if workspace is None:
         size = hsr_project_workspace_size(token_ids.shape[0], embed.shape[-1], hidden.shape[-1], weight.shape[0])
         workspace = torch.empty(size, dtype=torch.uint8, device=out.device)
-    torch.ops.sparrow.hsr_project_out(token_ids, row_index, embed, hidden, weight, bias, num_rows, out, workspace)
+    torch.ops.sparrow.hsr_project_out(
+        token_ids, row_index, embed, hidden, weight, bias, num_rows, out, workspace, error
+    )
     return out
 
 
@@ -72,6 +77,7 @@ def _fake(
     weight: Tensor,
     bias: Tensor | None = None,
     num_rows: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
     return weight.new_empty((token_ids.shape[0], weight.shape[0]))
 
@@ -87,6 +93,7 @@ def _fake_out(
     num_rows: Tensor | None,
     out: Tensor,
     workspace: Tensor,
+    error: Tensor | None = None,
 ) -> None:
     return None
 
@@ -124,10 +131,33 @@ def eager(
 
 
 def fold_embedding(embed: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The table T = embed @ weight[:, :E].T + bias, [V, O]: then out[m] = T[token_ids[m]] + weight[:, E:] @ h[m].
+    """The table T = embed @ weight[:, :E].T + bias, [V, O], for hsr_project_folded.
 
     Plain PyTorch, done once at load. It halves the weights read per call and costs V x O elements of memory: 1.09 GB
     at V = 152064, O = 3584 in bfloat16. The table is rounded to the dtype, so the sum differs from hsr_project's in
     the last bits.
     """
     return F.linear(embed, weight[:, : embed.shape[1]], bias)
+
+
+def hsr_project_folded(token_ids: Tensor, row_index: Tensor, table: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+    """hsr_project with the embedding's half folded away: out[m] = table[token_ids[m]] + weight @ hidden[row_index[m]].
+
+    Args:
+        token_ids: int64 [M], contiguous, each in [0, V).
+        row_index: int32 [M], contiguous, each in [-1, R); -1 stands for a hidden row of zeros.
+        table: [V, O] of fold_embedding.
+        hidden: [R, H], the dtype of table; rows dense.
+        weight: [O, H], hsr_project's weight[:, E:].
+
+    Returns:
+        [M, O] in the dtype of table. Both summands are rounded to it.
+
+    Raises:
+        RuntimeError: as hsr_project; IndexError where torch finds a token id outside the table on the CPU.
+    """
+    require_backend("hsr_project", token_ids)
+    nothing = table[:, :0]
+    return torch.ops.sparrow.hsr_project(token_ids, row_index, nothing, hidden, weight).add_(
+        F.embedding(token_ids, table)
+    )

@@ -14,6 +14,7 @@ def kv_commit(
     new_lens: Tensor,
     hidden: Tensor | None = None,
     hidden_out: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> None:
     """Moves the cache rows of the accepted nodes to the front of the tree, in every layer, in place.
 
@@ -29,13 +30,48 @@ def kv_commit(
         new_lens: int32 [B], another tensor than base_lens, so that a replay starts from the same lengths. Mutated.
         hidden: [B, N, E], dense in its last dimension: the nodes' hidden states; then path entries lie below N, too.
         hidden_out: [B, at least P, E] of hidden's dtype, not overlapping hidden. Mutated: rows j < num_path[b].
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Raises:
         RuntimeError: wrong device, dtype, shape or stride, or overlapping arguments; on the CPU also a bad path, count
-            or length. The checks come first: after an error nothing has moved.
+            or length. The checks come first: after an error nothing has moved. The CUDA kernel skips bad entries,
+            clamps counts, and sets bits 4 and 2 of `error`.
     """
     require_backend("kv_commit", kv)
-    torch.ops.sparrow.kv_commit(kv, path, num_path, base_lens, new_lens, hidden, hidden_out)
+    torch.ops.sparrow.kv_commit(kv, path, num_path, base_lens, new_lens, hidden, hidden_out, error)
+
+
+def kv_commit_layers(
+    keys: list[Tensor],
+    values: list[Tensor],
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None = None,
+    hidden_out: Tensor | None = None,
+    error: Tensor | None = None,
+) -> None:
+    """`kv_commit` for a cache of one tensor per layer; one launch per 64 layers.
+
+    Args:
+        keys: one [B, S, K, D] per layer, any dtype and any strides with a dense last dimension; shape, strides, dtype
+            and device are the same for all of keys and values, and no two of them overlap. Mutated.
+        values: as keys.
+        path: see `kv_commit`, as the arguments after it.
+        num_path: see `kv_commit`.
+        base_lens: see `kv_commit`.
+        new_lens: see `kv_commit`. Mutated.
+        hidden: see `kv_commit`.
+        hidden_out: see `kv_commit`. Mutated.
+        error: see `kv_commit`.
+
+    Raises:
+        RuntimeError: as `kv_commit`; no layer, unequally many keys and values, one that differs, or
+            one given twice.
+    """
+    require_backend("kv_commit_layers", path)
+    torch.ops.sparrow.kv_commit_layers(keys, values, path, num_path, base_lens, new_lens, hidden, hidden_out, error)
 
 
 @torch.library.register_fake("sparrow::kv_commit")
@@ -47,7 +83,13 @@ def _fake(
     new_lens: Tensor,
     hidden: Tensor | None = None,
     hidden_out: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> None:
+    return None
+
+
+@torch.library.register_fake("sparrow::kv_commit_layers")
+def _fake_layers(*args) -> None:
     return None
 
 

@@ -7,7 +7,12 @@ from sparrow_ext._library import require_backend
 
 
 def tree_accept(
-    tokens: Tensor, parent: Tensor, target: Tensor, num_nodes: Tensor | None, max_path: int
+    tokens: Tensor,
+    parent: Tensor,
+    target: Tensor,
+    num_nodes: Tensor | None,
+    max_path: int,
+    error: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Walks each draft tree from its root along the nodes whose tokens the target chose.
 
@@ -22,6 +27,7 @@ def tree_accept(
         target: int64 [B, N], contiguous; the target's (argmax or sampled) token after each node.
         num_nodes: int32 [B] in [0, N]; the nodes beyond are padding. None: all N are nodes.
         max_path: nodes a path may hold, root included; at least 1.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
         num_path: int32 [B], the nodes on the path, root included: the KV rows to keep and the tokens emitted this round
@@ -30,17 +36,23 @@ def tree_accept(
         out_tokens: int64 [B, max_path], out_tokens[b, j] = target[b, path[b, j]]; padded with -1.
 
     Raises:
-        RuntimeError: wrong device, dtype, shape or stride; on the CPU also a bad parent or count.
+        RuntimeError: wrong device, dtype, shape or stride; on the CPU also a bad parent or count. The CUDA
+            kernel never accepts a node with a bad parent, clamps counts, and sets bits 1 and 2 of `error`.
 
     Source: SpecInfer (arXiv 2305.09781), algorithm 2, for a target choice drawn once per node.
     """
     require_backend("tree_accept", tokens)
-    return torch.ops.sparrow.tree_accept(tokens, parent, target, num_nodes, max_path)
+    return torch.ops.sparrow.tree_accept(tokens, parent, target, num_nodes, max_path, error)
 
 
 @torch.library.register_fake("sparrow::tree_accept")
 def _fake(
-    tokens: Tensor, parent: Tensor, target: Tensor, num_nodes: Tensor | None, max_path: int
+    tokens: Tensor,
+    parent: Tensor,
+    target: Tensor,
+    num_nodes: Tensor | None,
+    max_path: int,
+    error: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     b = tokens.shape[0]
     return (

@@ -19,6 +19,7 @@ def tree_expand(
     hist_score: Tensor,
     hist_id: Tensor,
     hist_parent: Tensor,
+    error: Tensor | None = None,
 ) -> Beam:
     """Records the children of the beam in the history and chooses the next beam.
 
@@ -38,6 +39,7 @@ def tree_expand(
             gets written.
         hist_id: int64 [B, C].
         hist_parent: int32 [B, C]. Fill it with -1 where not all of C gets written.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
         The best `beam` candidates by (score descending, candidate ascending); -inf ones fill up where there are fewer.
@@ -49,13 +51,14 @@ def tree_expand(
 
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; level, beam, C or W that do not fit together; on the CPU
-            also a beam_index outside [-1, the level's first slot).
+            also a beam_index outside [-1, the level's first slot). The CUDA kernel records it as it is and sets bit 1
+            of `error`; tree_rerank never keeps its children.
 
     Source: EAGLE-2 (arXiv 2406.16858), section 4.1, the expansion phase.
     """
     require_backend("tree_expand", logp)
     return torch.ops.sparrow.tree_expand(
-        logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent
+        logp, ids, beam_score, beam_index, beam_anc, level, beam, hist_score, hist_id, hist_parent, error
     )
 
 
@@ -71,6 +74,7 @@ def _fake(
     hist_score: Tensor,
     hist_id: Tensor,
     hist_parent: Tensor,
+    error: Tensor | None = None,
 ) -> Beam:
     b, w = logp.shape[0], beam_anc.shape[2]
     return (

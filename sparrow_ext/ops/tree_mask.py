@@ -8,11 +8,12 @@ from sparrow_ext._library import require_backend
 MAX_NODES = 128
 
 
-def tree_mask(parent: Tensor) -> tuple[Tensor, Tensor]:
+def tree_mask(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ancestor words and depths of draft trees.
 
     Args:
         parent: int32 [B, N], N <= 128, contiguous. parent[b, i] lies in [-1, i); -1 makes node i a root.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
         anc: int64 [B, N, W], W = ceil(N / 64): bit j of word w (as uint64) = "the node sees node 64 w + j"; a node
@@ -21,16 +22,16 @@ def tree_mask(parent: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         RuntimeError: wrong dtype, shape or stride; on the CPU also a parent outside [-1, i). The CUDA kernel treats a
-            bad parent as -1.
+            bad parent as -1 and sets bit 1 of `error`.
 
     Source: the ancestor mask of tree verification, SpecInfer (arXiv 2305.09781), section 4.2.
     """
     require_backend("tree_mask", parent)
-    return torch.ops.sparrow.tree_mask(parent)
+    return torch.ops.sparrow.tree_mask(parent, error)
 
 
 @torch.library.register_fake("sparrow::tree_mask")
-def _fake(parent: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     b, n = parent.shape
     return parent.new_empty((b, n, (n + 63) // 64), dtype=torch.int64), parent.new_empty((b, n), dtype=torch.int32)
 

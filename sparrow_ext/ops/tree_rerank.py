@@ -11,7 +11,14 @@ from sparrow_ext.ops import tree_mask
 Tree = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def tree_rerank(root_token: Tensor, hist_score: Tensor, hist_id: Tensor, hist_parent: Tensor, num_nodes: int) -> Tree:
+def tree_rerank(
+    root_token: Tensor,
+    hist_score: Tensor,
+    hist_id: Tensor,
+    hist_parent: Tensor,
+    num_nodes: int,
+    error: Tensor | None = None,
+) -> Tree:
     """Keeps the best candidates of all levels as one tree below the root.
 
     An entry's effective score is the lower of its own and its parent's effective score (tree_expand's are so already),
@@ -24,6 +31,7 @@ def tree_rerank(root_token: Tensor, hist_score: Tensor, hist_id: Tensor, hist_pa
         hist_id: int64 [B, C].
         hist_parent: int32 [B, C]; hist_parent[b, i] lies in [-1, i); -1 = the root.
         num_nodes: N, nodes of the tree, root included; 1 to 128.
+        error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
         tokens: int64 [B, N].
@@ -33,16 +41,24 @@ def tree_rerank(root_token: Tensor, hist_score: Tensor, hist_id: Tensor, hist_pa
         num_nodes: int32 [B], the nodes in use. The others are padding: token 0, parent -1, their own bit, depth 0.
 
     Raises:
-        RuntimeError: wrong device, dtype, shape or stride, or num_nodes out of range; on the CPU also a bad parent.
+        RuntimeError: wrong device, dtype, shape or stride, or num_nodes out of range; on the CPU also a bad parent. The
+            CUDA kernel never keeps an entry with a bad parent and sets bit 1 of `error`.
 
     Source: EAGLE-2 (arXiv 2406.16858), section 4.2, the reranking phase.
     """
     require_backend("tree_rerank", root_token)
-    return torch.ops.sparrow.tree_rerank(root_token, hist_score, hist_id, hist_parent, num_nodes)
+    return torch.ops.sparrow.tree_rerank(root_token, hist_score, hist_id, hist_parent, num_nodes, error)
 
 
 @torch.library.register_fake("sparrow::tree_rerank")
-def _fake(root_token: Tensor, hist_score: Tensor, hist_id: Tensor, hist_parent: Tensor, num_nodes: int) -> Tree:
+def _fake(
+    root_token: Tensor,
+    hist_score: Tensor,
+    hist_id: Tensor,
+    hist_parent: Tensor,
+    num_nodes: int,
+    error: Tensor | None = None,
+) -> Tree:
     b = root_token.shape[0]
     return (
         root_token.new_empty((b, num_nodes)),

@@ -7,20 +7,37 @@ from collections import defaultdict
 import pytest
 
 from tests.hostsim import cuda
-from tests.hostsim.library import MODES, Simulator, build_library, cuda_include
+from tests.hostsim.library import MODES, Simulator, build_library, cuda_include, declared_kernels
 
 HERE = pathlib.Path(__file__).parent
 MODE = os.environ.get("SPARROW_HOSTSIM_MODE", "value")
 SEEDS = [0, 1, 2, 3] if MODE == "value" else [1]  # the sanitizers see what schedules would have to be lucky for
 CASES_PER_TEST = 3  # of each test function, in a sanitized process
+SIMULATED = pytest.StashKey[Simulator]()
 
 
 @pytest.fixture(scope="session")
-def simulator() -> Simulator:
+def simulator(pytestconfig: pytest.Config) -> Simulator:
     if cuda_include() is None:
         pytest.skip("no CUDA toolkit headers here: the CUDA sources cannot be compiled")
     assert MODE in MODES, f"SPARROW_HOSTSIM_MODE must be one of {MODES}, got {MODE!r}"
-    return Simulator(build_library(MODE))
+    loaded = Simulator(build_library(MODE))
+    pytestconfig.stash[SIMULATED] = loaded
+    return loaded
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says how much of the CUDA source this run has executed, and where."""
+    loaded = config.stash.get(SIMULATED, None)
+    terminalreporter.write_line(launched_line(declared_kernels(), None if loaded is None else loaded.launched()))
+
+
+def launched_line(declared: set[str], launched: set[str] | None) -> str:
+    """One line on the kernels the simulator has run; launched = None where it was not loaded."""
+    if launched is None:
+        return f"simulated CUDA kernels: none of {len(declared)} __global__ functions (the simulator was not loaded)"
+    ran = len(declared & launched)
+    return f"simulated CUDA kernels: {ran} of {len(declared)} __global__ functions launched, on the CPU"
 
 
 @pytest.fixture(params=[*SEEDS, *(["cuda"] if cuda.available() else [])])

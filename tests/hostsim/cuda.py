@@ -27,6 +27,8 @@ def _call(op, args, kwargs):
 
     def move(x):
         """Onto the GPU with the same strides, through the storage: views of one buffer stay views of one buffer."""
+        if isinstance(x, list):
+            return [move(one) for one in x]
         if not isinstance(x, torch.Tensor):
             return x
         key = x.untyped_storage().data_ptr()
@@ -37,9 +39,14 @@ def _call(op, args, kwargs):
 
     moved = [move(a) for a in args], {k: move(v) for k, v in kwargs.items()}
     result = op(*moved[0], **moved[1])
-    for before, after in zip([*args, *kwargs.values()], [*moved[0], *moved[1].values()], strict=True):
-        if isinstance(before, torch.Tensor):
-            before.copy_(after)
+    for before, after in zip(_tensors(args, kwargs), _tensors(*moved), strict=True):
+        before.copy_(after)
     if result is None or isinstance(result, torch.Tensor):
         return None if result is None else result.cpu()
     return tuple(r.cpu() for r in result)
+
+
+def _tensors(args, kwargs) -> list[torch.Tensor]:
+    """The tensors among the arguments, lists of them opened."""
+    flat = [one for x in (*args, *kwargs.values()) for one in (x if isinstance(x, list) else [x])]
+    return [x for x in flat if isinstance(x, torch.Tensor)]

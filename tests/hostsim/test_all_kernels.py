@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from tests.hostsim.conftest import launched_line
 from tests.hostsim.library import declared_kernels
 
 HERE = pathlib.Path(__file__).parent
@@ -18,3 +19,9 @@ def test_every_kernel_was_launched(simulator, request):
     assert {"tree_mask_kernel", "kv_commit_kernel"} <= declared
     never = declared - simulator.launched()
     assert not never, f"no test in tests/hostsim launches {sorted(never)} (SPARROW_LAUNCH must spell the kernel's name)"
+
+
+def test_summary_counts_declared_kernels_only():
+    declared = {"a_kernel", "b_kernel", "c_kernel"}
+    assert " 2 of 3 __global__ functions launched" in launched_line(declared, {"a_kernel", "c_kernel", "probe"})
+    assert " none of 3 " in launched_line(declared, None)

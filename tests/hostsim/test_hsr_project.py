@@ -24,7 +24,8 @@ def test_close_to_reference(sim, m, sizes, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "sizes", [(1, 1, 1), (32, 32, 64), (1, 30, 33), (64, 0, 7), (600, 625, 67), (1024, 264, 65), (8, 2056, 3)]
+    "sizes",
+    [(1, 1, 1), (32, 32, 64), (1, 30, 33), (64, 0, 7), (0, 64, 7), (600, 625, 67), (1024, 264, 65), (8, 2056, 3)],
 )
 def test_sizes_and_tails(sim, sizes, dtype):
     check(sim, inputs(3, dtype, sizes, bias=False), f"{sizes}")
@@ -97,9 +98,30 @@ def test_bad_indices_and_counts_take_zeros(sim, m, dtype):
     for i, bad in enumerate((-1, 33, -(2**31)), start=2):
         args[1][i], zero[1][i] = bad, 33
     want = sim.ops.hsr_project(*zero, None)
-    for count in (m, m + 5, 2**31 - 1):
-        assert torch.equal(sim.ops.hsr_project(*args, torch.tensor([count], dtype=torch.int32)), want)
-    assert not sim.ops.hsr_project(*args, torch.tensor([-3], dtype=torch.int32)).any()
+    for count, bits in ((m, 4), (m + 5, 2 + 4), (2**31 - 1, 2 + 4)):
+        error = torch.zeros(1, dtype=torch.int32)
+        assert torch.equal(sim.ops.hsr_project(*args, torch.tensor([count], dtype=torch.int32), error), want)
+        assert error.item() == bits
+    error = torch.zeros(1, dtype=torch.int32)
+    assert not sim.ops.hsr_project(*args, torch.tensor([-3], dtype=torch.int32), error).any()
+    assert error.item() == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [6, 64, 70])
+def test_each_bad_index_of_a_valid_row_is_reported(simulator, m, dtype):
+    simulator.configure(seed=1)
+    for at, values in ((0, (-1, 50)), (1, (-2, 33))):
+        for row in (0, m - 1):
+            for value in values:
+                args, error = inputs(m, dtype, ALIGNED, none_rows=True), torch.zeros(1, dtype=torch.int32)
+                simulator.ops.hsr_project(*args, None, error)
+                assert error.item() == 0
+                args[at][row] = value
+                simulator.ops.hsr_project(*args, torch.tensor([row], dtype=torch.int32), error)
+                assert error.item() == 0  # not among the valid rows
+                simulator.ops.hsr_project(*args, None, error)
+                assert error.item() == 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -75,8 +75,51 @@ def test_bad_values_are_skipped_and_clamped(sim):
     hidden, out = torch.arange(16.0).view(4, 4, 1), torch.full((4, 3, 1), -1.0)
     want, new_lens = kv.clone(), ints(0, 0, 0, 0)
     want[:, :, 0, 4], want[:, :, 1, 0] = kv[:, :, 0, 5], kv[:, :, 1, 2]  # sequence 0: base 2; 1: base 0
-    sim.ops.kv_commit(kv, path, ints(99, 3, -2, 3), ints(2, 0, 4, -1), new_lens, hidden, out)
-    assert torch.equal(kv, want)
+    error = ints(0)
+    sim.ops.kv_commit(kv, path, ints(99, 3, -2, 3), ints(2, 0, 4, -1), new_lens, hidden, out, error)
+    assert torch.equal(kv, want) and error.item() == 2 + 4
     assert new_lens.tolist() == [5, 3, 4, 2]
     rows = [[0, -1, 3], [6, 4, -1], [-1, -1, -1], [13, 14, 15]]
     assert out.squeeze(2).tolist() == rows
+
+
+def test_what_sets_which_bit_of_the_error_word(sim):
+    def bits(path, count, base):
+        error, new = ints(0), ints(0)
+        sim.ops.kv_commit(torch.zeros(1, 2, 1, 8, 1, 1), ints(path), ints(count), ints(base), new, error=error)
+        return error.item()
+
+    assert bits([0, 2, 3], 3, 2) == 0
+    assert bits([0, 2, -77777], 2, 2) == 0  # beyond the count nothing is looked at
+    assert bits([0, 2, 3], 4, 2) == 2 and bits([0, 2, 3], -1, 2) == 2
+    assert bits([0, 2, 3], 3, -1) == 2 and bits([5, 6, 7], 1, 8) == 2 + 4
+    assert bits([0, 2, 2], 3, 2) == 4 and bits([0, 2, 1], 3, 2) == 4 and bits([0, 2, 6], 3, 2) == 4
+    assert bits([-1, 2, 3], 3, 2) == 4
+
+
+def layers_of(kv):
+    return list(kv[:, 0].unbind(0)), list(kv[:, 1].unbind(0))
+
+
+@pytest.mark.parametrize("layout", ["dense", "heads first", "strided"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_equal_stacked(sim, layers, layout):
+    arguments = inputs(2, 17, torch.bfloat16, layout, 4, layers=layers)
+    want = clones(arguments)
+    op.reference(*want)
+    keys, values = ([x.clone(memory_format=torch.preserve_format) for x in half] for half in layers_of(arguments[0]))
+    sim.ops.kv_commit_layers(keys, values, *arguments[1:])
+    assert_same([torch.stack([torch.stack(p) for p in zip(keys, values, strict=True)]), *arguments[1:]], want)
+
+
+def test_more_layers_than_one_launch_takes(simulator):
+    """130 tensors: two launches. Hidden rows and lengths are written once, by the last."""
+    simulator.configure(seed=1)
+    arguments = inputs(1, 9, torch.float32, "dense", 2, layers=65, heads=1, dim=4)
+    want = clones(arguments)
+    op.reference(*want)
+    stacked = clones(arguments)
+    simulator.ops.kv_commit(*stacked)
+    assert_same(stacked, want)
+    simulator.ops.kv_commit_layers(*layers_of(arguments[0]), *arguments[1:])
+    assert_same(arguments, want)

@@ -29,16 +29,25 @@ def test_first_of_duplicate_siblings_in_all_64_bits(sim):
 
 
 @pytest.mark.parametrize("count", [None, -5, 7])
-def test_bad_parents_and_counts_are_clamped(sim, count):
+def test_bad_parents_and_counts_are_clamped_and_reported(sim, count):
     #                                   cycle 1 <-> 2, node 3 above itself, node 4 far outside
     parent = torch.tensor([[0, 2, 1, 3, 99]], dtype=torch.int32)
     same = torch.full((1, 5), 6)
     counts = None if count is None else torch.tensor([count], dtype=torch.int32)
-    num_path, path, out = sim.ops.tree_accept(same, parent, same, counts, 3)
+    error = torch.zeros(1, dtype=torch.int32)
+    num_path, path, out = sim.ops.tree_accept(same, parent, same, counts, 3, error)
+    assert error.item() == {None: 1, -5: 2, 7: 3}[count]  # with no node, no parent is looked at
     length = 0 if count == -5 else 1
     assert num_path.tolist() == [length]
     assert path.tolist() == [[0, -1, -1][:length] + [-1] * (3 - length)]
     assert out.tolist() == [[6] * length + [-1] * (3 - length)]
+
+
+def test_good_trees_leave_the_error_word_clear(sim):
+    error = torch.zeros(1, dtype=torch.int32)
+    tokens, parent, target, counts = case(64, 3, forest=True)
+    sim.ops.tree_accept(tokens, parent, target, counts, 9, error)
+    assert error.item() == 0
 
 
 def test_empty_batch(sim):

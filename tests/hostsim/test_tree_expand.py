@@ -43,6 +43,15 @@ def test_strided_inputs_and_rows_equal_alone(sim):
         assert_same([one[0], *one[2:]], [t[b : b + 1] for t in (want[0], *want[2:])])
 
 
+@pytest.mark.parametrize(("index", "bits"), [(-1, 0), (8, 0), (9, 1), (-2, 1), (2**31 - 1, 1)])
+def test_beam_indices_outside_the_earlier_levels_are_reported(sim, index, bits):
+    """Level 1's candidates start at slot 9: their parents lie below it, or are the root."""
+    arguments, error = case(2, 9, 1, 7), torch.tensor([32], dtype=torch.int32)
+    arguments[3][1, 4] = index
+    sim.ops.tree_expand(*arguments, error)
+    assert error.item() == 32 + bits
+
+
 def test_empty_batch(sim):
     shapes = [tuple(t.shape) for t in sim.ops.tree_expand(*case(0, 8, 1, 4))]
     assert shapes == [(0, 4), (0, 4), (0, 4), (0, 4), (0, 4, 2)]

@@ -13,8 +13,18 @@ def test_equals_reference(sim, nodes, forest):
         assert torch.equal(got, want)
 
 
-def test_bad_parents_are_roots(sim):
+def test_bad_parents_are_roots_and_are_reported(sim):
     parent = torch.tensor([[-1, 5, -7, 0, 4]], dtype=torch.int32)
     want = op.reference(torch.tensor([[-1, -1, -1, 0, -1]], dtype=torch.int32))
-    for got, expected in zip(sim.ops.tree_mask(parent), want, strict=True):
-        assert torch.equal(got, expected)
+    for error in (None, torch.zeros(1, dtype=torch.int32)):
+        for got, expected in zip(sim.ops.tree_mask(parent, error), want, strict=True):
+            assert torch.equal(got, expected)
+    assert error.item() == 1
+
+
+def test_good_trees_leave_the_error_word_as_it_is(sim):
+    error = torch.tensor([64], dtype=torch.int32)
+    sim.ops.tree_mask(trees(128, 3, forest=True), error)
+    assert error.item() == 64
+    sim.ops.tree_mask(torch.tensor([[-1, 0], [-1, 1]], dtype=torch.int32), error)
+    assert error.item() == 65

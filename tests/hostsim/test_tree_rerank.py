@@ -36,14 +36,17 @@ def test_bad_parents_are_never_kept_nor_their_children(sim):
     parent = torch.tensor([[-1, 1, 1, 77, -9, 0]], dtype=torch.int32)  # 1 above itself, 2 below it, 3 and 4 outside
     score[:] = torch.arange(6.0) - 9
     score[0, 5] = -20
-    tokens, up, _, depth, count = sim.ops.tree_rerank(root, score, ids, parent, 5)
+    error = torch.zeros(1, dtype=torch.int32)
+    tokens, up, _, depth, count = sim.ops.tree_rerank(root, score, ids, parent, 5, error)
+    assert error.item() == 1
     assert count.item() == 3 and up.tolist() == [[-1, 0, 1, -1, -1]] and depth.tolist() == [[0, 1, 2, 0, 0]]
     assert tokens.tolist() == [[root.item(), ids[0, 0].item(), ids[0, 5].item(), 0, 0]]
 
 
 def test_rows_are_bit_equal_to_batch_of_one(sim):
-    arguments = history(3, 100, kind="special")
-    together = sim.ops.tree_rerank(*arguments, 70)
+    arguments, error = history(3, 100, kind="special"), torch.zeros(1, dtype=torch.int32)
+    together = sim.ops.tree_rerank(*arguments, 70, error)
+    assert error.item() == 0
     for b in range(3):
         assert_same(sim.ops.tree_rerank(*(a[b : b + 1] for a in arguments), 70), [t[b : b + 1] for t in together])
 

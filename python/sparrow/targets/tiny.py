@@ -1,6 +1,6 @@
 """Small random video LLMs of every supported family, built from config: no weights to download.
 
-They have the real architectures and code paths and nothing to say: for tests, the self-test and the demo.
+They have the real architectures and code paths and nothing to say: for tests and the self-test.
 """
 
 import math

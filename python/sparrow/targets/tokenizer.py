@@ -1,6 +1,6 @@
 """A small byte-level BPE tokenizer trained offline, with Qwen's special tokens and chat template.
 
-For targets that are built and trained here: demo and tests need no download. Any UTF-8 text survives a round trip.
+For targets that are built and trained here, which need no download. Any UTF-8 text survives a round trip.
 """
 
 from collections.abc import Iterable, Mapping

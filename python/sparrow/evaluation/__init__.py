@@ -1,0 +1,1 @@
+"""Evaluation on held-out synthetic clips: tau, speed, losslessness, and whether the target watches."""

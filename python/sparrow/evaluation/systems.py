@@ -1,0 +1,113 @@
+"""What is compared, as plain data, and one timed run of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparrow.drafter import SparrowDrafter
+from sparrow.generation import generate
+from sparrow.tree import TreeConfig
+
+KINDS = ("transformers", "plain", "lookup", "sparrow")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+LOOKUP_TOKENS = 10  # transformers' own choice in its documentation of prompt lookup
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to decode.
+
+    Attributes:
+        name: in tables; unique.
+        kind: "transformers" = model.generate, "lookup" = the same with prompt_lookup_num_tokens, "plain" = our loop
+            without a drafter, "sparrow" = our loop with one.
+        drafter: its folder, for "sparrow".
+        tree: "total-depth-width", for "sparrow"; "auto" = chosen per visual length (trees.choose).
+    """
+
+    name: str
+    kind: str
+    drafter: str | None = None
+    tree: str | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a system's kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if (self.kind == "sparrow") != (self.drafter is not None and self.tree is not None):
+            raise ValueError(f"system {self.name!r}: drafter and tree belong to kind 'sparrow', and both to it")
+        if self.tree not in (None, "auto"):
+            TreeConfig.parse(str(self.tree))
+
+
+TRANSFORMERS, PLAIN = System("transformers", "transformers"), System("plain", "plain")
+LOOKUP = System("prompt lookup", "lookup")
+
+
+@dataclass
+class Timer:
+    """A streamer: when which number of tokens came. The prompt's own `put` is not counted."""
+
+    now: Callable[[], float]
+    puts: list[tuple[float, int]] = field(default_factory=list)
+    prompt_seen: bool = False
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt_seen:
+            self.puts.append((self.now(), value.numel()))
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run over one clip.
+
+    Attributes:
+        tokens: everything emitted.
+        seconds: of the whole call; decode_seconds: from the first emitted token on.
+        decode_tokens: emitted after that moment.
+        emitted: tokens of every round after the prefill.
+    """
+
+    tokens: list[int]
+    seconds: float
+    decode_seconds: float
+    decode_tokens: int
+    emitted: list[int]
+
+
+@torch.no_grad()
+def run(
+    system: System, model: Any, drafter: SparrowDrafter | None, inputs: dict[str, Any], options: dict, seed: int,
+    clock: str = "wall",
+) -> Run:  # fmt: skip
+    """Decodes one clip, batch 1.
+
+    Args:
+        system: how; `drafter` is its drafter, bound to the model.
+        options: see questions.sampling.
+        seed: of the noise: ours as generate's, transformers' by its global generator, which is left as it was.
+        clock: a key of CLOCKS; "cpu" is this process' CPU time, the same on one thread of an idle machine.
+    """
+    timer, emitted = Timer(CLOCKS[clock]), None
+    start = timer.now()
+    if system.kind in ("plain", "sparrow"):
+        tree = None if system.tree is None else TreeConfig.parse(system.tree)
+        out = generate(model, drafter, **inputs, **options, seed=seed, tree=tree, streamer=timer)
+        sequence, emitted = out.sequences, out.stats.emitted
+    else:
+        more = {"prompt_lookup_num_tokens": LOOKUP_TOKENS} if system.kind == "lookup" else {}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            sequence = model.generate(**inputs, **options, **more, streamer=timer)
+    end = timer.now()
+    tokens = sequence[0, inputs["input_ids"].shape[1] :].tolist()
+    counts = [count for _, count in timer.puts]
+    first = timer.puts[0] if timer.puts else (end, 0)
+    return Run(tokens, end - start, end - first[0], len(tokens) - first[1], emitted or counts[1:])

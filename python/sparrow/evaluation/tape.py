@@ -1,0 +1,131 @@
+"""A tape: one target run over one clip, recorded, on which any drafter can be replayed without the target.
+
+The output does not depend on the drafter (decoding is lossless, sampling noise is a function of seed and position), so
+the tokens and states of one plain run decide how long every path of every drafter's tree is.
+"""
+
+import hashlib
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import sparrow_ext
+from sparrow.decode import DecodeState, NoDrafter
+from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
+from sparrow.drafter import SparrowDrafter
+from sparrow.generation import generate
+from sparrow.targets.adapter import Layers, Prefill
+from sparrow.tree import DraftTree, TreeConfig
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What a drafter is shown of one run.
+
+    Attributes:
+        tokens: int64 [n], everything emitted, prefill's token first.
+        hidden: [n - 2, E], the target's states of tokens 0, 1, ... (nothing is drafted from later ones).
+        prompt_tokens: int64 [T], the prompt's text tokens and tokens[0].
+        prompt_hidden: [T, E], the state before each of them in the full sequence; zero where there is none.
+        prompt_positions: int64 [T], the target's position ids.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    prompt_tokens: Tensor
+    prompt_hidden: Tensor
+    prompt_positions: Tensor
+
+    def save(self, file: pathlib.Path) -> None:
+        """Writes the tape whole or not at all."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_suffix(".new")
+        save_file({name: value.contiguous() for name, value in vars(self).items()}, new)
+        new.replace(file)
+
+
+class Recorder(NoDrafter):
+    """Plain decoding that keeps the states a drafter with this `hidden_layer` would be given."""
+
+    def __init__(self, hidden_layer: Layers):
+        self.hidden_layer: Layers = hidden_layer
+        self.rows: list[Tensor] = []
+        self.prompt: Pending | None = None
+
+    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
+        self.prompt = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
+
+    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
+        if state.pending.tokens.dim() == 2:  # not in the first round: nothing has been accepted before it
+            self.rows.append(state.pending.hidden)
+        return super().draft(state, shape)
+
+    def tape(self, tokens: Tensor) -> Tape:
+        """The tape of the run; tokens int64 [n]."""
+        first = self.prompt
+        assert first is not None
+        before = first.row_index[0].long()
+        states = torch.where(before[:, None] >= 0, first.hidden[before.clamp(min=0)], 0)
+        hidden = torch.cat(self.rows) if self.rows else states.new_empty(0, states.shape[1])
+        return Tape(tokens, hidden, first.tokens[0], states, first.positions[0])
+
+
+def record(model: Any, inputs: dict[str, Any], hidden_layer: Layers, options: dict[str, Any], seed: int) -> Tape:
+    """Decodes plainly and keeps tokens and states; batch 1."""
+    recorder = Recorder(hidden_layer)
+    out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
+    return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
+
+
+def cached(file: pathlib.Path, make: Any) -> Tape:
+    """The tape in the file, or the one that `make()` gives, kept there."""
+    if not file.exists():
+        make().save(file)
+    return Tape(**load_file(file))
+
+
+@torch.no_grad()
+def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
+    """Tokens emitted per round, as the live loop would emit them with this drafter and tree.
+
+    The drafter is bound to its target; drafting is the loop's own code, only the target's choices come from the tape.
+    """
+    tokens, n = tape.tokens, len(tape.tokens)
+    cache = DraftCache.empty(drafter, 1, len(tape.prompt_tokens) + n)
+    rows = torch.arange(len(tape.prompt_tokens), dtype=torch.int32)
+    pending = _pending(tape.prompt_tokens, rows, tape.prompt_hidden, tape.prompt_positions)
+    known = torch.cat([tokens, tokens.new_full((shape.max_path + 1,), -1)])  # behind the end nothing is accepted
+    start, at, emitted = tape.prompt_positions[-1], 0, []
+    while at < n - 1:
+        out, position = catch_up(drafter, pending, cache)
+        tree = grow(drafter, tokens[at : at + 1], out, position, cache, shape)
+        chosen = known[(at + 1 + tree.depth).clamp(max=len(known) - 1)]
+        num_path, _, _ = sparrow_ext.tree_accept(
+            tree.tokens, tree.parent, chosen, tree.num_nodes, max_path=shape.max_path
+        )
+        count = min(int(num_path[0]), n - 1 - at)
+        emitted.append(count)
+        rows = torch.arange(at, at + count, dtype=torch.int32)
+        at += count
+        pending = _pending(tokens[at - count + 1 : at + 1], rows, tape.hidden, start + 1 + rows)
+    return emitted
+
+
+def _pending(tokens: Tensor, rows: Tensor, hidden: Tensor, positions: Tensor) -> Pending:
+    """One sequence's catch-up. A prompt row without a state holds zeros, which FC reads as hsr_project's row -1."""
+    count = torch.tensor([len(tokens)], dtype=torch.int32)
+    return Pending(tokens[None], rows[None], hidden, positions[None].long(), count)
+
+
+def model_hash(model: Any) -> str:
+    """16 hex digits from up to 64 values of every parameter: another checkpoint gives another hash."""
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        values = p.detach().flatten()
+        digest.update(name.encode())
+        digest.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
