@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 import sparrow
-from sparrow.cli_generate import load_drafter
+from sparrow.cli_generate import pick_drafter
 from sparrow.specvlm import STATIC_TREE, PrunedTarget, SpecVLM, kept_tokens
 from sparrow.targets.adapter import Target
 from tests.videos import FAMILIES, sample_inputs
@@ -210,7 +210,7 @@ def test_other_trees(tiny, greedy):
 
 
 def test_by_name_on_the_command_line():
-    assert load_drafter("specvlm", None) == SpecVLM()
+    assert pick_drafter("specvlm", None) == SpecVLM() and pick_drafter(None, None) is None
 
 
 def test_bfloat16(tiny):

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, tokenizer = load_target(
             folder, arguments.dtype, pick_device(arguments.device), arguments.trust_remote_code
         )
-        drafter = None if arguments.drafter is None else load_drafter(arguments.drafter, model)
+        drafter = pick_drafter(arguments.drafter, model)
     inputs = read_video(folder, tokenizer, arguments, model)
     options = sampling_options(arguments)
     output = decode(model, drafter, inputs, tokenizer, options, arguments)
@@ -100,10 +100,15 @@ def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_c
     return model.to(device).eval(), tokenizer
 
 
-def load_drafter(folder: str, model) -> SparrowDrafter | SpecVLM:
-    """The drafter, in the target's dtype and on its device, checked against it; "specvlm" is the target itself."""
-    if folder == "specvlm":
-        return SpecVLM()
+def pick_drafter(name: str | None, model) -> SparrowDrafter | SpecVLM | None:
+    """The drafter in the folder `name`; "specvlm" = the target itself; None = none."""
+    if name is None or name == "specvlm":
+        return None if name is None else SpecVLM()
+    return load_drafter(name, model)
+
+
+def load_drafter(folder: str, model) -> SparrowDrafter:
+    """The drafter, in the target's dtype and on its device, checked against it."""
     drafter = SparrowDrafter.from_pretrained(folder).place(model.device, model.dtype)
     drafter.attach(Target(model))
     return drafter
