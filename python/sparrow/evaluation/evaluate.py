@@ -11,7 +11,7 @@ from typing import Any
 from sparrow.drafter import WEIGHTS_FILE, SparrowDrafter
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.questions import Question, question, sampling, to_model
-from sparrow.evaluation.statistics import acceptance_by_depth, interval, quotient, speed_ratio
+from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED, acceptance_by_depth, interval, quotient, speed_ratio
 from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tape import Tape, cached, model_hash, record, replay
 from sparrow.evaluation.trees import AUTO, CLIPS, choose
@@ -32,7 +32,7 @@ class Plan:
         clips: numbers 0 .. clips - 1 of the split; tau is over all of them.
         live: the first so many are decoded live by every system: losslessness, and the replay checked.
         timed: the first so many of those are run `runs` times; a time is the median.
-        seed: of the sampling noise.
+        seed: of the sampling noise; clip i draws with seed + i.
         max_new_tokens: per clip.
         clock: of the times, "wall" or "cpu".
     """
@@ -89,6 +89,7 @@ class Evaluation:
         """Everything a cell depends on."""
         return json.loads(json.dumps({
             **asdict(self.plan), "target": self.target, "dtype": str(self.model.dtype).removeprefix("torch."),
+            "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": SEED},
             "drafters": {s.name: file_hash(s.drafter) for s in self.plan.systems if s.drafter is not None},
         }))  # fmt: skip
 
@@ -162,17 +163,18 @@ class Evaluation:
         """The recorded run, from disk where it is."""
         plan = self.plan
         name = f"{self.target}-{self.model.dtype}/{split}-{asked.length}-{asked.number}"
-        name += f"-T{temperature:g}-seed{plan.seed}-{plan.max_new_tokens}-layer{'-'.join(map(str, layers))}.safetensors"
-        make = lambda: record(self.model, asked.inputs, layers, options, plan.seed)  # noqa: E731
+        seed, joined = plan.seed + asked.number, "-".join(map(str, layers))
+        name += f"-T{temperature:g}-seed{seed}-{plan.max_new_tokens}-layer{joined}.safetensors"
+        make = lambda: record(self.model, asked.inputs, layers, options, seed)  # noqa: E731
         return cached(self.tapes / name.replace("torch.", ""), make)
 
     def _live(self, asked: Question, options: dict, repeats: int, runs: dict[str, list[list[Run]]]) -> None:
         """Every system on one clip, `repeats` times; who goes first changes from run to run."""
-        plan, order = self.plan, self.now
+        plan, order, seed = self.plan, self.now, self.plan.seed + asked.number
         drafters = self.drafters
 
         def once(system: System) -> Run:
-            return one.run(system, self.model, drafters.get(system.name), asked.inputs, options, plan.seed, plan.clock)
+            return one.run(system, self.model, drafters.get(system.name), asked.inputs, options, seed, plan.clock)
 
         if asked.number == 0:
             for system in order:  # not counted: first calls are slow

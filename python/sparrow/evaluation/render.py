@@ -147,7 +147,7 @@ def _depths(axis, cells: Iterable[Cell]) -> None:
 def _save(drawn, axes, file: pathlib.Path) -> pathlib.Path:
     from matplotlib import pyplot as plt
 
-    axes[-1][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(file, dpi=130)
     plt.close(drawn)

@@ -103,7 +103,7 @@ def run(
         sequence, emitted = out.sequences, out.stats.emitted
     else:
         more = {"prompt_lookup_num_tokens": LOOKUP_TOKENS} if system.kind == "lookup" else {}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             sequence = model.generate(**inputs, **options, **more, streamer=timer)
     end = timer.now()

@@ -94,9 +94,11 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
 
     The drafter is bound to its target; drafting is the loop's own code, only the target's choices come from the tape.
     """
+    device = drafter.fc.weight.device
+    tape = Tape(**{name: value.to(device) for name, value in vars(tape).items()})
     tokens, n = tape.tokens, len(tape.tokens)
     cache = DraftCache.empty(drafter, 1, len(tape.prompt_tokens) + n)
-    rows = torch.arange(len(tape.prompt_tokens), dtype=torch.int32)
+    rows = torch.arange(len(tape.prompt_tokens), dtype=torch.int32, device=device)
     pending = _pending(tape.prompt_tokens, rows, tape.prompt_hidden, tape.prompt_positions)
     known = torch.cat([tokens, tokens.new_full((shape.max_path + 1,), -1)])  # behind the end nothing is accepted
     start, at, emitted = tape.prompt_positions[-1], 0, []
@@ -109,7 +111,7 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
         )
         count = min(int(num_path[0]), n - 1 - at)
         emitted.append(count)
-        rows = torch.arange(at, at + count, dtype=torch.int32)
+        rows = torch.arange(at, at + count, dtype=torch.int32, device=device)
         at += count
         pending = _pending(tokens[at - count + 1 : at + 1], rows, tape.hidden, start + 1 + rows)
     return emitted
@@ -117,7 +119,7 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
 
 def _pending(tokens: Tensor, rows: Tensor, hidden: Tensor, positions: Tensor) -> Pending:
     """One sequence's catch-up. A prompt row without a state holds zeros, which FC reads as hsr_project's row -1."""
-    count = torch.tensor([len(tokens)], dtype=torch.int32)
+    count = torch.tensor([len(tokens)], dtype=torch.int32, device=tokens.device)
     return Pending(tokens[None], rows[None], hidden, positions[None].long(), count)
 
 
