@@ -5,10 +5,14 @@ import torch
 
 import sparrow
 from sparrow.compressor import visual_blocks
+from sparrow.evaluation.questions import question
+from sparrow.evaluation.tape import record, replay
 from sparrow.rivals import VisualDrafter, prompt_cache
 from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.miniature import SETTINGS
 from sparrow.tree import TreeConfig
 from tests.drafters import ScriptedDrafter
+from tests.pairs import miniature_pair
 from tests.rival_cases import RIVALS, VISUAL, is_text, random_drafter
 from tests.test_draft_state import full_states
 from tests.videos import sample_inputs
@@ -168,6 +172,31 @@ def test_bfloat16(tiny, rival):
     drafter = random_drafter(Target(model), rival)
     out = sparrow.generate(model, drafter, **inputs, max_new_tokens=12, eos_token_id=None)
     assert out.stats.new_tokens == 12 and drafter.fc.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_replay_is_the_live_loop(rival):
+    """On a target that is nearly a bigram model, with a drafter that guesses often: the same tokens in every round."""
+    model, tokenizer, good = miniature_pair()
+    target = Target(model)
+    drafter = random_drafter(target, rival)
+    drafter.load_state_dict(drafter.state_dict() | good.state_dict())
+    if rival == "ViSpec":  # states come through, with some of the global vector
+        drafter.compressor.fusion.weight[:, :64] = torch.eye(64)
+        drafter.compressor.fusion.bias.zero_()
+    lengths = set()
+    for number in range(2):
+        inputs = question(SETTINGS, tokenizer, 64, number, split="dev").inputs
+        options = {"max_new_tokens": 30, "eos_token_id": None}
+        tape = record(model, inputs, drafter.config.state_layers, options, 0, drafter.config.visual != "none")
+        live = sparrow.generate(model, drafter, **inputs, **options, tree="25-5-8")
+        got = replay(tape, drafter, TreeConfig.parse("25-5-8"))
+        assert got == live.stats.emitted
+        lengths |= set(got)
+    assert len(lengths) >= 3
+    if rival in ("MSD", "ViSpec"):
+        with pytest.raises(ValueError, match="needs a tape recorded with video=True"):
+            replay(record(model, inputs, drafter.config.state_layers, options, 0), drafter, SHAPE)
 
 
 def test_blocks():
