@@ -6,8 +6,12 @@ from transformers import DynamicCache
 
 import sparrow
 from sparrow.cli_generate import pick_drafter
+from sparrow.evaluation.evaluate import Evaluation, Plan
+from sparrow.evaluation.systems import SPECVLM
 from sparrow.specvlm import STATIC_TREE, PrunedTarget, SpecVLM, kept_tokens
 from sparrow.targets.adapter import Target
+from sparrow.targets.miniature import SETTINGS
+from tests.pairs import miniature_pair
 from tests.videos import FAMILIES, sample_inputs
 
 NEW = 40
@@ -211,6 +215,17 @@ def test_other_trees(tiny, greedy):
 
 def test_by_name_on_the_command_line():
     assert pick_drafter("specvlm", None) == SpecVLM() and pick_drafter(None, None) is None
+
+
+def test_in_the_evaluation(tmp_path):
+    model, tokenizer, _ = miniature_pair()
+    plan = Plan((SPECVLM,), (64,), (0.0, 1.0), clips=2, live=2, timed=1, runs=1, max_new_tokens=12)
+    result = Evaluation(plan, model, tokenizer, SETTINGS, {}, tmp_path).write(tmp_path / "out.json", {})
+    cells = [cell for cell in result["cells"] if cell["system"] == "SpecVLM"]
+    assert len(cells) == 2
+    for cell, reference in zip(cells, ("transformers", "plain"), strict=True):
+        assert cell["identical"] == {"clips": 2, "of": 2, "to": reference} and cell["counts"]["tokens"] == 22
+        assert cell["tau"]["value"] >= 1 and "replay_equals_live" not in cell
 
 
 def test_bfloat16(tiny):

@@ -116,7 +116,7 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--tree", action="append", type=_tree_or_auto, default=[],
                    help="may be repeated (default: 25-5-8); auto: the fastest at each visual length")  # fmt: skip
-    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup"], default=["sparrow", "lookup"],
+    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup", "specvlm"], default=["sparrow", "lookup"],
                    help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
     p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")
     p.add_argument("--temperature", nargs="+", type=float, default=None, help="0 = greedy")

@@ -13,7 +13,7 @@ from sparrow.drafter_config import DrafterConfig
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.questions import Question, question, sampling, to_model
 from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED, acceptance_by_depth, interval, quotient, speed_ratio
-from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
+from sparrow.evaluation.systems import OURS, PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tape import Tape, cached, model_hash, record, replay
 from sparrow.evaluation.trees import AUTO, CLIPS, choose
 from sparrow.tree import TreeConfig
@@ -254,7 +254,7 @@ def identical(system: System, runs: dict[str, list[list[Run]]], greedy: bool) ->
     None for transformers' own systems, and for the reference itself.
     """
     reference = TRANSFORMERS if greedy else PLAIN
-    if system.kind not in ("plain", "sparrow") or system == reference:
+    if system.kind not in OURS or system == reference:
         return None
     pairs = list(zip(runs[system.name], runs[reference.name], strict=True))
     same = sum(all(run.tokens == theirs[0].tokens for run in ours) for ours, theirs in pairs)
