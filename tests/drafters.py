@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 import sparrow_ext
-from sparrow.decode import DecodeState
+from sparrow.decode import DecodeState, Drafter
 from sparrow.targets.adapter import Prefill
 from sparrow.tree import DraftTree, TreeConfig
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(Drafter):
     """Proposes the true continuation down to `right(round)` levels, wrong tokens below, and distractors beside.
 
     Each level holds a wrong sibling, the scripted token, and a duplicate of the scripted token (never to be accepted):
@@ -22,8 +22,6 @@ class ScriptedDrafter:
         right: levels that are right in the given round.
         vocab_size: ids are drawn below it.
     """
-
-    hidden_layer = None
 
     def __init__(self, truth: Tensor, right: Callable[[int], int], vocab_size: int = 280):
         self.truth, self.right, self.vocab_size = truth.tolist(), right, vocab_size

@@ -225,7 +225,11 @@ def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch)
     assert rows[0]["tokens_per_second"] >= rows[1]["tokens_per_second"] > 0
     for row in rows:
         emitted = [
-            replay(made.tape(made.ask(64, n, "dev"), "dev", 0.0, 3, {}), drafter, TreeConfig.parse(row["tree"]))
+            replay(
+                made.tape(made.ask(64, n, "dev"), "dev", 0.0, drafter.config, {}),
+                drafter,
+                TreeConfig.parse(row["tree"]),
+            )
             for n in range(2)
         ]  # from the tapes that are there
         tau = sum(map(sum, emitted)) / sum(map(len, emitted))

@@ -157,11 +157,13 @@ def test_one_host_synchronisation_per_round(tiny, monkeypatch):
             inside[0] = False
 
     monkeypatch.setattr(generation, "decode_round", one_round)
-    drafter = sparrow.SparrowDrafter.from_target(Target(model))
-    for options in ({}, {"do_sample": True, "top_k": 5, "repetition_penalty": 1.1}):
-        counts.clear()
-        sparrow.generate(model, drafter, **inputs, max_new_tokens=12, eos_token_id=None, **options)
-        assert len(counts) >= 3 and set(counts) == {1}, counts
+    makers = ({}, {"visual": "compressed", "positions": "sequence"})
+    drafters = [sparrow.SparrowDrafter.from_target(Target(model), **options) for options in makers]
+    for drafter in (*drafters, sparrow.SpecVLM(keep=0.2)):
+        for options in ({}, {"do_sample": True, "top_k": 5, "repetition_penalty": 1.1}):
+            counts.clear()
+            sparrow.generate(model, drafter, **inputs, max_new_tokens=12, eos_token_id=None, **options)
+            assert len(counts) >= 3 and set(counts) == {1}, counts
 
 
 def test_other_processors_synchronise_once_per_visited_node(tiny):

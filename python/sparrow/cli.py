@@ -60,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
     p = commands.add_parser("generate", parents=[debug], help="answer a prompt about a video")
     p.add_argument("--target", required=True, help="folder or hub id of a video LLM (safetensors)")
-    p.add_argument("--drafter", default=None, help="folder of a drafter made for it; without one: plain decoding")
+    p.add_argument(
+        "--drafter", default=None,
+        help="folder of a drafter made for it, or specvlm: the target itself with a tenth of the visual tokens; "
+        "default: plain decoding",
+    )  # fmt: skip
     p.add_argument("--video", action="append", default=[], help="mp4, mkv, avi, webm, folder of frames, .npy or .npz")
     p.add_argument("--prompt", required=True, help="the question")
     p.add_argument("--num-frames", type=_positive, default=None, help="frames to sample (default: the model's rule)")
@@ -112,7 +116,7 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--tree", action="append", type=_tree_or_auto, default=[],
                    help="may be repeated (default: 25-5-8); auto: the fastest at each visual length")  # fmt: skip
-    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup"], default=["sparrow", "lookup"],
+    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup", "specvlm"], default=["sparrow", "lookup"],
                    help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
     p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")
     p.add_argument("--temperature", nargs="+", type=float, default=None, help="0 = greedy")

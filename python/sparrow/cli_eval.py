@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sparrow.cli_generate import load_drafter, load_target, pick_device, target_folder
 from sparrow.evaluation.evaluate import Evaluation, Plan, lossless
 from sparrow.evaluation.render import markdown, plots
-from sparrow.evaluation.systems import LOOKUP, System
+from sparrow.evaluation.systems import LOOKUP, SPECVLM, System
 from sparrow.miniature import SHIPPED, pair
 from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
@@ -93,7 +93,7 @@ def target(arguments: argparse.Namespace) -> tuple[PatchSettings, Any, Any]:
 
 
 def systems_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], list[System]]:
-    """Loaded drafters and systems: one per drafter and tree, and prompt lookup unless left out."""
+    """Loaded drafters and systems: one per drafter and tree, and those that need no drafter."""
     folders = dict(_named(text) for text in arguments.drafter) if arguments.drafter else {"sparrow": ""}
     if folders.get("sparrow") == "":
         folders["sparrow"] = str(pair(SHIPPED)[1])
@@ -104,7 +104,8 @@ def systems_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any
             system = System(f"{name} {tree}", "sparrow", folder, str(tree))
             systems.append(system)
             drafters[system.name] = drafter
-    return drafters, systems + ([LOOKUP] if "lookup" in arguments.systems else [])
+    others = {"lookup": LOOKUP, "specvlm": SPECVLM}
+    return drafters, systems + [system for name, system in others.items() if name in arguments.systems]
 
 
 def _named(text: str) -> tuple[str, str]:

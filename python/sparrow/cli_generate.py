@@ -18,6 +18,7 @@ import sparrow
 import sparrow_ext
 from sparrow.drafter import SparrowDrafter
 from sparrow.generation import GenerateOutput, generate
+from sparrow.specvlm import SpecVLM
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.video import load_settings, prepare
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         model, tokenizer = load_target(
             folder, arguments.dtype, pick_device(arguments.device), arguments.trust_remote_code
         )
-        drafter = None if arguments.drafter is None else load_drafter(arguments.drafter, model)
+        drafter = pick_drafter(arguments.drafter, model)
     inputs = read_video(folder, tokenizer, arguments, model)
     options = sampling_options(arguments)
     output = decode(model, drafter, inputs, tokenizer, options, arguments)
@@ -97,6 +98,13 @@ def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_c
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     return model.to(device).eval(), tokenizer
+
+
+def pick_drafter(name: str | None, model) -> SparrowDrafter | SpecVLM | None:
+    """The drafter in the folder `name`; "specvlm" = the target itself; None = none."""
+    if name is None or name == "specvlm":
+        return None if name is None else SpecVLM()
+    return load_drafter(name, model)
 
 
 def load_drafter(folder: str, model) -> SparrowDrafter:

@@ -50,9 +50,15 @@ class DecodeState:
 
 
 class Drafter(Protocol):
-    """What the loop asks of a drafter. `hidden_layer` says which target states it wants, if any (several: joined)."""
+    """What the loop asks of a drafter; subclass it.
 
-    hidden_layer: Layers
+    Attributes:
+        hidden_layer: which target states it wants, if any (several: joined).
+        wants_embeddings: True = Prefill.embeddings, too.
+    """
+
+    hidden_layer: Layers = None
+    wants_embeddings: bool = False
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         """Sets up state.draft after the prompt's prefill."""
@@ -61,12 +67,12 @@ class Drafter(Protocol):
         """A tree below state.root; consumes state.pending."""
 
 
-class TextDrafter:
+class TextDrafter(Drafter):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
-        self.hidden_layer: Layers = drafter.config.state_layers
+        self.hidden_layer = drafter.config.state_layers
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         state.pending = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
@@ -79,10 +85,8 @@ class TextDrafter:
         return grow(self.drafter, state.root, out, position, state.draft, shape, state.error)
 
 
-class NoDrafter:
+class NoDrafter(Drafter):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
-
-    hidden_layer: Layers = None
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         pass

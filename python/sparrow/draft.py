@@ -31,16 +31,20 @@ class Pending:
 
 @dataclass
 class DraftCache:
-    """The drafter's text-only keys and values.
+    """The drafter's keys and values, text rows only unless it is one of the rivals (see rivals.py).
 
     Attributes:
         keys, values: [B, capacity, K, D].
-        lengths: int32 [B], text rows written from true target states; tree rows behind them are scratch.
+        lengths: int32 [B], rows written from true target states; tree rows behind them are scratch.
+        skipped: int32 [B], places of the sequence that count in the numbering of rows and have none; None = 0.
+        summary: [B, 1, E], the video's global vector in every state (visual=compressed); None = there is none.
     """
 
     keys: Tensor
     values: Tensor
     lengths: Tensor
+    skipped: Tensor | None = None
+    summary: Tensor | None = None
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
@@ -84,12 +88,14 @@ def catch_up(
         the last row's output [B, 1, E] and the position of the tree's first level, int64 [B, 1].
     """
     t = pending.tokens.shape[1]
-    if drafter.config.positions == "text":
-        positions = cache.lengths[:, None].long() + torch.arange(t, device=pending.tokens.device)
-    else:
+    if drafter.config.positions == "target":
         positions = pending.positions
+    else:
+        first = cache.lengths if cache.skipped is None else cache.lengths + cache.skipped
+        positions = first[:, None].long() + torch.arange(t, device=pending.tokens.device)
+    hidden = drafter.reuse(pending.hidden.unflatten(0, (len(pending.tokens), -1)), cache.summary).flatten(0, 1)
     out = drafter.extend(
-        pending.tokens, pending.row_index, drafter.reuse(pending.hidden), positions,
+        pending.tokens, pending.row_index, hidden, positions,
         cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
     )  # fmt: skip
     cache.lengths = cache.lengths + pending.num_rows
@@ -135,7 +141,7 @@ def grow(
         )
         if level < shape.depth - 1:
             out = drafter.extend(
-                tokens, rows, drafter.reuse(out).flatten(0, 1), (position + level).expand(b, width), cache.keys,
-                cache.values, cache.lengths, tree_start=level * width, anc=anc, error=error,
+                tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width),
+                cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc, error=error,
             )  # fmt: skip
     return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sparrow_ext
+from sparrow.compressor import Compressor
 from sparrow.drafter_config import DrafterConfig
 from sparrow.targets.adapter import Target
 
@@ -85,6 +86,8 @@ class SparrowDrafter(nn.Module):
             self.hidden_norm = RMSNorm(e, eps)
         if config.draft_vocab:
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
+        if config.visual == "compressed":
+            self.compressor = Compressor(e, config.num_heads, config.head_dim, config.qkv_bias)
         frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         self.register_buffer("rope_frequency", frequency, persistent=False)
         # The target's embedding, head and norm, and the head rows we draft from: in a tuple nothing gets registered.
@@ -143,14 +146,16 @@ class SparrowDrafter(nn.Module):
         return logp, ids
 
     # ---- one forward, two ways: the same numbers by test ----
-    def reuse(self, hidden: Tensor) -> Tensor:
+    def reuse(self, hidden: Tensor, summary: Tensor | None = None) -> Tensor:
         """States as FC reads them [..., E]; applied once, when a state enters.
 
         hidden: [..., E * layers], the target's states; or [..., E], the drafter's own outputs.
+        summary: broadcast to [..., E], the video's global vector where visual=compressed; else not looked at.
         """
         if self.config.fused_layers and hidden.shape[-1] != self.config.hidden_size:
             hidden = self.fuse(hidden)
-        return self.hidden_norm(hidden) if self.config.hidden_norm else hidden
+        hidden = self.hidden_norm(hidden) if self.config.hidden_norm else hidden
+        return self.compressor.fuse(hidden, summary) if self.config.visual == "compressed" else hidden
 
     def cos_sin(self, positions: Tensor) -> Tensor:
         """float32 [..., D]: D/2 cosines, then D/2 sines, of integer positions [...]."""
@@ -265,8 +270,12 @@ class SparrowDrafter(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @classmethod
-    def from_pretrained(cls, folder: str | pathlib.Path) -> "SparrowDrafter":
+    def from_pretrained(cls, folder: str | pathlib.Path, **overrides: object) -> "SparrowDrafter":
         """Reads what save_pretrained wrote.
+
+        Args:
+            folder: its folder.
+            overrides: fields of DrafterConfig to be replaced: visual="none" makes MSD + VATA of MSD.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -276,7 +285,7 @@ class SparrowDrafter(nn.Module):
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
-        drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text()))
+        drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
         weights = load_file(folder / WEIGHTS_FILE)
         if drafter.config.draft_vocab and "draft_vocab_ids" in weights:
             drafter.set_draft_vocab(weights["draft_vocab_ids"])

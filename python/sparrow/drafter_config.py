@@ -20,7 +20,11 @@ class DrafterConfig:
         hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
         output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
         rope_theta: base of the rotary embedding.
-        positions: "text" numbers text rows consecutively; "target" uses the target's own position ids.
+        positions: "text" numbers text rows consecutively; "sequence" numbers rows by their place in the whole sequence,
+            visual tokens counted; "target" uses the target's own position ids.
+        visual: what it sees of the video when it drafts. "none" = nothing: text rows only. "embeddings" = every visual
+            token's projector embedding is a row (MSD). "compressed" = one token per video and a global vector in every
+            later state, both drawn from the projector embeddings (ViSpec). See docs/rivals.md.
         window, n_anchor: 0 = all text rows; window > 0 = the first n_anchor and the last `window` text rows.
         draft_vocab: True where the drafter proposes from a subset of the vocabulary (ids stored with the weights).
         tree: default tree, "total-depth-width".
@@ -41,6 +45,7 @@ class DrafterConfig:
     output_norm: str = "own"
     rope_theta: float = 10000.0
     positions: str = "text"
+    visual: str = "none"
     window: int = 0
     n_anchor: int = 0
     draft_vocab: bool = False
@@ -57,8 +62,12 @@ class DrafterConfig:
             raise ValueError(f"head_dim must be even (rotary embedding), got {self.head_dim}")
         if self.output_norm not in ("own", "target", "none"):
             raise ValueError(f"output_norm must be own, target or none, got {self.output_norm!r}")
-        if self.positions not in ("text", "target"):
-            raise ValueError(f"positions must be text or target, got {self.positions!r}")
+        if self.positions not in ("text", "sequence", "target"):
+            raise ValueError(f"positions must be text, sequence or target, got {self.positions!r}")
+        if self.visual not in ("none", "embeddings", "compressed"):
+            raise ValueError(f"visual must be none, embeddings or compressed, got {self.visual!r}")
+        if self.visual != "none" and self.positions != "sequence":
+            raise ValueError(f"visual={self.visual} needs positions=sequence, got positions={self.positions}")
         TreeConfig.parse(self.tree)
 
     @property
@@ -67,11 +76,12 @@ class DrafterConfig:
         return (self.hidden_layer, *self.fused_layers)
 
     @classmethod
-    def from_json(cls, text: str) -> "DrafterConfig":
-        """Raises ValueError where a key is unknown or missing."""
+    def from_json(cls, text: str, **overrides: object) -> "DrafterConfig":
+        """The config in `text` with `overrides` in it. Raises ValueError where a key is unknown or missing."""
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("a drafter's config.json holds one JSON object")
+        values |= overrides
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown keys in a drafter's config.json: {', '.join(unknown)}")

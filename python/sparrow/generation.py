@@ -10,7 +10,9 @@ from torch import Tensor
 from sparrow.decode import DecodeState, Drafter, NoDrafter, TextDrafter, decode_round
 from sparrow.draft import Pending
 from sparrow.drafter import SparrowDrafter
+from sparrow.rivals import VisualDrafter
 from sparrow.sampling import Sampler
+from sparrow.specvlm import PrunedTarget, SpecVLM
 from sparrow.stats import Clock, DecodeStats
 from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
@@ -43,7 +45,7 @@ class GenerateOutput:
 
 def generate(
     model,
-    drafter: SparrowDrafter | Drafter | None = None,
+    drafter: SparrowDrafter | SpecVLM | Drafter | None = None,
     *,
     tree: TreeConfig | str | None = None,
     seed: int | None = None,
@@ -61,8 +63,8 @@ def generate(
 
     Args:
         model: an unmodified transformers video LLM (sparrow.targets.adapter.FAMILIES). It is left as it was found.
-        drafter: a SparrowDrafter made for this model, any object with the loop's Drafter protocol, or None for plain
-            decoding through the same operators and cache.
+        drafter: a SparrowDrafter made for this model, SpecVLM() for the model itself with fewer visual tokens, any
+            object with the loop's Drafter protocol, or None for plain decoding through the same operators and cache.
         tree: shape of the draft tree, a TreeConfig or "total-depth-width"; default: the drafter's own.
         seed: of the sampling noise; default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
@@ -99,9 +101,14 @@ def _prepare_drafter(target: Target, drafter, tree: TreeConfig | str | None) -> 
         if tree is not None:
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")
         return NoDrafter(), None
+    if isinstance(drafter, SpecVLM):
+        if tree is not None:
+            raise ValueError(f"tree must be None: SpecVLM's tree is static (SpecVLM.children), got {tree}")
+        return PrunedTarget(target, drafter), drafter.shape
     if isinstance(drafter, SparrowDrafter):
         drafter.attach(target)
-        return TextDrafter(drafter), tree or TreeConfig.parse(drafter.config.tree)
+        loop = VisualDrafter(drafter) if drafter.config.positions == "sequence" else TextDrafter(drafter)
+        return loop, tree or TreeConfig.parse(drafter.config.tree)
     return drafter, tree or TreeConfig()
 
 
@@ -192,7 +199,7 @@ class _Run:
         target = self.target
         cache = target.new_cache(prompt.shape[1] + most + shape.nodes)
         model_kwargs["past_key_values"] = cache
-        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer)
+        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer, self.drafter.wants_embeddings)
         sampler = Sampler(rules, prompt, target.vocab_size)
         root = sampler.first(prefill.logits, prompt)
         visual = torch.tensor(sorted(target.visual_tokens()), device=prompt.device)

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparrow.drafter import WEIGHTS_FILE, SparrowDrafter
+from sparrow.drafter_config import DrafterConfig
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.questions import Question, question, sampling, to_model
 from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED, acceptance_by_depth, interval, quotient, speed_ratio
-from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
+from sparrow.evaluation.systems import OURS, PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tape import Tape, cached, model_hash, record, replay
 from sparrow.evaluation.trees import AUTO, CLIPS, choose
 from sparrow.tree import TreeConfig
@@ -133,7 +134,7 @@ class Evaluation:
             for system in self.now:
                 if system.kind == "sparrow":
                     drafter, tree = self.drafters[system.name], TreeConfig.parse(str(system.tree))
-                    tape = self.tape(asked, plan.split, temperature, drafter.config.state_layers, options)
+                    tape = self.tape(asked, plan.split, temperature, drafter.config, options)
                     replayed[system.name].append(replay(tape, drafter, tree))
             if number < plan.live:
                 self._live(asked, options, plan.runs if number < plan.timed else 1, runs)
@@ -151,21 +152,22 @@ class Evaluation:
             self.progress(f"{length} visual tokens, choosing a tree for {system.name}", 0)
             drafter, options = self.drafters[system.name], sampling(0.0, self.plan.max_new_tokens)
             asked = [self.ask(length, number, "dev") for number in range(CLIPS)]
-            tapes = [self.tape(a, "dev", 0.0, drafter.config.state_layers, options) for a in asked]
+            tapes = [self.tape(a, "dev", 0.0, drafter.config, options) for a in asked]
             self.choices[system.name, length] = choose(
                 self.model, drafter, str(system.drafter), asked, tapes, options, self.plan.seed, self.plan.clock
             )
         return self.choices[system.name, length]
 
     def tape(
-        self, asked: Question, split: str, temperature: float, layers: tuple[int, ...], options: dict[str, Any]
+        self, asked: Question, split: str, temperature: float, config: DrafterConfig, options: dict[str, Any]
     ) -> Tape:
-        """The recorded run, from disk where it is."""
-        plan = self.plan
+        """The recorded run, from disk where it is; a drafter with this config can be replayed on it."""
+        plan, layers, video = self.plan, config.state_layers, config.visual != "none"
         name = f"{self.target}-{self.model.dtype}/{split}-{asked.length}-{asked.number}"
-        layer, seed = "-".join(map(str, layers)), plan.seed + asked.number
-        name += f"-T{temperature:g}-seed{seed}-{plan.max_new_tokens}-layer{layer}.safetensors"
-        make = lambda: record(self.model, asked.inputs, layers, options, seed)  # noqa: E731
+        seed, joined = plan.seed + asked.number, "-".join(map(str, layers))
+        name += f"-T{temperature:g}-seed{seed}-{plan.max_new_tokens}-layer{joined}"
+        name += "-video.safetensors" if video else "-text.safetensors"
+        make = lambda: record(self.model, asked.inputs, layers, options, seed, video)  # noqa: E731
         return cached(self.tapes / name.replace("torch.", ""), make)
 
     def _live(self, asked: Question, options: dict, repeats: int, runs: dict[str, list[list[Run]]]) -> None:
@@ -252,7 +254,7 @@ def identical(system: System, runs: dict[str, list[list[Run]]], greedy: bool) ->
     None for transformers' own systems, and for the reference itself.
     """
     reference = TRANSFORMERS if greedy else PLAIN
-    if system.kind not in ("plain", "sparrow") or system == reference:
+    if system.kind not in OURS or system == reference:
         return None
     pairs = list(zip(runs[system.name], runs[reference.name], strict=True))
     same = sum(all(run.tokens == theirs[0].tokens for run in ours) for ours, theirs in pairs)

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sparrow.drafter import SparrowDrafter
 from sparrow.generation import generate
+from sparrow.specvlm import SpecVLM
 from sparrow.tree import TreeConfig
 
-KINDS = ("transformers", "plain", "lookup", "sparrow")
+OURS = ("plain", "sparrow", "specvlm")
+KINDS = ("transformers", "lookup", *OURS)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LOOKUP_TOKENS = 10  # transformers' own choice in its documentation of prompt lookup
 
@@ -24,7 +26,7 @@ class System:
     Attributes:
         name: in tables; unique.
         kind: "transformers" = model.generate, "lookup" = the same with prompt_lookup_num_tokens, "plain" = our loop
-            without a drafter, "sparrow" = our loop with one.
+            without a drafter, "sparrow" = our loop with one, "specvlm" = our loop with SpecVLM().
         drafter: its folder, for "sparrow".
         tree: "total-depth-width", for "sparrow"; "auto" = chosen per visual length (trees.choose).
     """
@@ -44,7 +46,7 @@ class System:
 
 
 TRANSFORMERS, PLAIN = System("transformers", "transformers"), System("plain", "plain")
-LOOKUP = System("prompt lookup", "lookup")
+LOOKUP, SPECVLM = System("prompt lookup", "lookup"), System("SpecVLM", "specvlm")
 
 
 @dataclass
@@ -97,9 +99,17 @@ def run(
     """
     timer, emitted = Timer(CLOCKS[clock]), None
     start = timer.now()
-    if system.kind in ("plain", "sparrow"):
+    if system.kind in OURS:
         tree = None if system.tree is None else TreeConfig.parse(system.tree)
-        out = generate(model, drafter, **inputs, **options, seed=seed, tree=tree, streamer=timer)
+        out = generate(
+            model,
+            SpecVLM() if system.kind == "specvlm" else drafter,
+            **inputs,
+            **options,
+            seed=seed,
+            tree=tree,
+            streamer=timer,
+        )
         sequence, emitted = out.sequences, out.stats.emitted
     else:
         more = {"prompt_lookup_num_tokens": LOOKUP_TOKENS} if system.kind == "lookup" else {}

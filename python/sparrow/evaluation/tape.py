@@ -18,6 +18,7 @@ from sparrow.decode import DecodeState, NoDrafter
 from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
 from sparrow.drafter import SparrowDrafter
 from sparrow.generation import generate
+from sparrow.rivals import prompt_cache
 from sparrow.targets.adapter import Layers, Prefill
 from sparrow.tree import DraftTree, TreeConfig
 
@@ -32,6 +33,8 @@ class Tape:
         prompt_tokens: int64 [T], the prompt's text tokens and tokens[0].
         prompt_hidden: [T, E], the state before each of them in the full sequence; zero where there is none.
         prompt_positions: int64 [T], the target's position ids.
+        is_text: bool [P], the prompt.
+        visual: [V, E], what the decoder was given at its visual tokens; [0, E] on tapes for drafters that see no video.
     """
 
     tokens: Tensor
@@ -39,6 +42,8 @@ class Tape:
     prompt_tokens: Tensor
     prompt_hidden: Tensor
     prompt_positions: Tensor
+    is_text: Tensor
+    visual: Tensor
 
     def save(self, file: pathlib.Path) -> None:
         """Writes the tape whole or not at all."""
@@ -49,15 +54,19 @@ class Tape:
 
 
 class Recorder(NoDrafter):
-    """Plain decoding that keeps the states a drafter with this `hidden_layer` would be given."""
+    """Plain decoding that keeps what a drafter with these `hidden_layer` and `wants_embeddings` would be given."""
 
-    def __init__(self, hidden_layer: Layers):
-        self.hidden_layer: Layers = hidden_layer
+    def __init__(self, hidden_layer: Layers, wants_embeddings: bool):
+        self.hidden_layer, self.wants_embeddings = hidden_layer, wants_embeddings
         self.rows: list[Tensor] = []
         self.prompt: Pending | None = None
+        self.is_text = self.visual = torch.empty(0)
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         self.prompt = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
+        self.is_text = is_text[0]
+        given = prefill.hidden[:, :0] if prefill.embeddings is None else prefill.embeddings[~is_text][None]
+        self.visual = given[0]
 
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
         if state.pending.tokens.dim() == 2:  # not in the first round: nothing has been accepted before it
@@ -71,12 +80,14 @@ class Recorder(NoDrafter):
         before = first.row_index[0].long()
         states = torch.where(before[:, None] >= 0, first.hidden[before.clamp(min=0)], 0)
         hidden = torch.cat(self.rows) if self.rows else states.new_empty(0, states.shape[1])
-        return Tape(tokens, hidden, first.tokens[0], states, first.positions[0])
+        return Tape(tokens, hidden, first.tokens[0], states, first.positions[0], self.is_text, self.visual)
 
 
-def record(model: Any, inputs: dict[str, Any], hidden_layer: Layers, options: dict[str, Any], seed: int) -> Tape:
-    """Decodes plainly and keeps tokens and states; batch 1."""
-    recorder = Recorder(hidden_layer)
+def record(
+    model: Any, inputs: dict[str, Any], hidden_layer: Layers, options: dict[str, Any], seed: int, video: bool = False
+) -> Tape:
+    """Decodes plainly and keeps tokens and states, and what drafters see of the video where asked; batch 1."""
+    recorder = Recorder(hidden_layer, video)
     out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
     return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
 
@@ -97,9 +108,7 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
     device = drafter.fc.weight.device
     tape = Tape(**{name: value.to(device) for name, value in vars(tape).items()})
     tokens, n = tape.tokens, len(tape.tokens)
-    cache = DraftCache.empty(drafter, 1, len(tape.prompt_tokens) + n)
-    rows = torch.arange(len(tape.prompt_tokens), dtype=torch.int32, device=device)
-    pending = _pending(tape.prompt_tokens, rows, tape.prompt_hidden, tape.prompt_positions)
+    cache, pending = _begin(tape, drafter)
     known = torch.cat([tokens, tokens.new_full((shape.max_path + 1,), -1)])  # behind the end nothing is accepted
     start, at, emitted = tape.prompt_positions[-1], 0, []
     while at < n - 1:
@@ -115,6 +124,30 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
         at += count
         pending = _pending(tokens[at - count + 1 : at + 1], rows, tape.hidden, start + 1 + rows)
     return emitted
+
+
+def _begin(tape: Tape, drafter: SparrowDrafter) -> tuple[DraftCache, Pending]:
+    """The drafter's cache after the prompt, and its first catch-up, as the loop's begin() makes them."""
+    n, device = len(tape.tokens), tape.tokens.device
+    if drafter.config.positions != "sequence":
+        rows = torch.arange(len(tape.prompt_tokens), dtype=torch.int32, device=device)
+        pending = _pending(tape.prompt_tokens, rows, tape.prompt_hidden, tape.prompt_positions)
+        return DraftCache.empty(drafter, 1, len(tape.prompt_tokens) + n), pending
+    p, text = len(tape.is_text), tape.is_text.nonzero()[:, 0]
+    if drafter.config.visual != "none" and len(tape.visual) + len(text) != p:
+        raise ValueError(f"a drafter with visual={drafter.config.visual} needs a tape recorded with video=True")
+    prompt = torch.zeros(1, p, dtype=torch.int64, device=device)
+    prompt[0, text] = tape.prompt_tokens[:-1]
+    hidden = tape.prompt_hidden.new_zeros(1, p, tape.prompt_hidden.shape[1])
+    hidden[0, text[text > 0] - 1] = tape.prompt_hidden[:-1][text > 0]
+    given = tape.visual.new_zeros(1, p, tape.visual.shape[1])
+    if drafter.config.visual != "none":
+        given[0, ~tape.is_text] = tape.visual
+    position = tape.prompt_positions[None, -1:]
+    prefill = Prefill(hidden.new_empty(1, 0), hidden, position, position, given)
+    cache = prompt_cache(drafter, prompt, tape.is_text[None], prefill, n)
+    root = torch.zeros(1, dtype=torch.int32, device=device)
+    return cache, _pending(tape.prompt_tokens[-1:], root, tape.prompt_hidden[-1:], tape.prompt_positions[-1:])
 
 
 def _pending(tokens: Tensor, rows: Tensor, hidden: Tensor, positions: Tensor) -> Pending:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparrow.targets.attention import tree_attention_in
+from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.cache import TargetCache
 
 FAMILIES = {
@@ -34,12 +34,15 @@ class Prefill:
         hidden: [B, P, E], the requested layer's state of every prompt token.
         next_position: int64 [..., B, 1], the position ids of the first generated token (3 or 4 axes under M-RoPE).
         text_position: int64 [B, P], the last axis' positions (equal on every axis at text tokens).
+        embeddings: [B, P, E], what the decoder was given: token embeddings, at visual tokens the projector's features;
+            None where nobody asked for them.
     """
 
     logits: Tensor
     hidden: Tensor
     next_position: Tensor
     text_position: Tensor
+    embeddings: Tensor | None = None
 
 
 class Target:
@@ -106,7 +109,9 @@ class Target:
         """An empty cache of `capacity` rows per sequence."""
         return TargetCache(self.num_layers, capacity)
 
-    def prefill(self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: Layers) -> Prefill:
+    def prefill(
+        self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: Layers, embeddings: bool = False
+    ) -> Prefill:
         """Runs the prompt with the attention the user loaded the model with.
 
         Args:
@@ -114,6 +119,7 @@ class Target:
             model_kwargs: what transformers' generate() prepared: past_key_values, position_ids, pixel values, ...
             hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm);
                 None = no states wanted; several are joined along the last axis.
+            embeddings: True = also keep what the decoder was given.
         """
         position_ids = model_kwargs["position_ids"]
         assert isinstance(position_ids, Tensor)
@@ -121,7 +127,7 @@ class Target:
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
-        with self._states(hidden_layer) as states:
+        with self._states(hidden_layer) as states, self._states_of(0 if embeddings else None) as given:
             out = self.model(**inputs, return_dict=True)
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
@@ -129,17 +135,25 @@ class Target:
             hidden=states[0] if states else out.logits.new_empty(*input_ids.shape, 0),
             next_position=position_ids[..., -1:] + 1,
             text_position=flat,
+            embeddings=given[0] if given else None,
         )
 
     def verify(
-        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: Layers
+        self,
+        tokens: Tensor,
+        anc: Tensor,
+        position_ids: Tensor,
+        cache: TargetCache,
+        hidden_layer: Layers,
+        **attention: object,
     ) -> tuple[Tensor, Tensor]:
-        """One forward pass over the root and the drafted nodes; call it inside `tree_attention_in`.
+        """One forward pass over the root and the drafted nodes; call it inside `verifying`.
 
         Args:
             tokens: int64 [B, N]; anc: int64 [B, N, W], see tree_mask; position_ids: int64 [..., B, N].
             cache: its rows behind the committed ones receive the nodes' keys and values, uncommitted.
             hidden_layer: as in prefill.
+            attention: more arguments for the decoder's attention.
 
         Returns:
             logits float32 [B, N, V] and that layer's states [B, N, E].
@@ -156,6 +170,7 @@ class Target:
                     return_dict=True,
                     sparrow_lengths=cache.lengths,
                     sparrow_max_length=cache.get_seq_length(),
+                    **attention,
                 )
         finally:
             cache.verifying = False
@@ -163,7 +178,24 @@ class Target:
 
     def verifying(self):
         """Context manager: the decoder's attention is tree_attention inside."""
-        return tree_attention_in(self.model)
+        return attention_in(self.model, NAME)
+
+    def attention_from(self, prompt: Tensor, first: int, prefill: Prefill, cache: TargetCache) -> Tensor:
+        """How much the prompt's rows from place `first` on attend to each of its rows: float32 [B, P], summed over
+        layers, heads and rows.
+
+        These rows are run once more over the prompt's cache, a few at a time; the cache is left as it is.
+        """
+        b, p = prompt.shape
+        sums = torch.zeros(b, p, device=prompt.device)
+        with attention_in(self.model, RANKING):
+            for start in range(first, p, step := min(64, cache.capacity - p)):
+                rows = slice(start, min(start + step, p))
+                tokens, position = prompt[:, rows], prefill.text_position[:, rows]
+                position = position.expand(*prefill.next_position.shape[:-1], -1)
+                anc = torch.zeros(b, tokens.shape[1], 1, dtype=torch.int64, device=prompt.device)
+                self.verify(tokens, anc, position, cache, None, sparrow_first=start, sparrow_sums=sums)
+        return sums
 
     @contextlib.contextmanager
     def _states(self, hidden_layer: Layers) -> Iterator[list[Tensor]]:

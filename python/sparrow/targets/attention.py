@@ -1,8 +1,11 @@
-"""Verification through unmodified transformers models: their decoder attention, replaced by `tree_attention`."""
+"""Passes through unmodified transformers models with their decoder attention replaced: by `tree_attention`, or by one
+that adds up who is looked at.
+"""
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
@@ -10,6 +13,7 @@ from transformers.masking_utils import sdpa_mask
 import sparrow_ext
 
 NAME = "sparrow_tree"
+RANKING = "sparrow_ranking"
 
 
 def _tree_attention(
@@ -35,17 +39,37 @@ def _tree_attention(
     return out, None
 
 
-AttentionInterface.register(NAME, _tree_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+def _ranking_attention(
+    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **kwargs
+) -> tuple[Tensor, None]:
+    """Softmax attention in plain PyTorch for rows that are run once more; adds up how much each row is attended to.
+
+    query [B, H, N, D], the rows from place `sparrow_first` on; key and value [B, K, capacity, D], whose rows hold them
+    already; sparrow_sums float32 [B, P] gets each weight, summed over heads and queries.
+    """
+    first, sums, n = kwargs["sparrow_first"], kwargs["sparrow_sums"], query.shape[2]
+    places = torch.arange(sums.shape[1], device=query.device)
+    future = places > first + torch.arange(n, device=query.device)[:, None]
+    groups = query.shape[1] // key.shape[1]
+    keys, values = (t[:, :, : len(places)].repeat_interleave(groups, dim=1) for t in (key, value))
+    scores = (query @ keys.transpose(2, 3)).float() * scaling
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    sums += weights.sum((1, 2))
+    return (weights.to(values.dtype) @ values).transpose(1, 2), None
+
+
+for _name, _function in ((NAME, _tree_attention), (RANKING, _ranking_attention)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 
 @contextlib.contextmanager
-def tree_attention_in(model: PreTrainedModel) -> Iterator[None]:
-    """The decoder (not the vision tower) uses tree_attention inside; what it used before is restored in any case."""
+def attention_in(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The decoder (not the vision tower) uses attention `name` inside; the one before is restored in any case."""
     text = model.config.get_text_config()
     before = text._attn_implementation
     try:
-        model.set_attn_implementation({"text_config": NAME})
+        model.set_attn_implementation({"text_config": name})
         yield
     finally:
         model.set_attn_implementation({"text_config": before})

@@ -93,6 +93,24 @@ class TargetCache(Cache):
             self.buffer[..., :used, :] = old[..., :used, :]
             self._share()
 
+    def copy_of(self, places: Tensor, capacity: int) -> "TargetCache":
+        """A cache of `capacity` rows that holds copies of the committed rows at `places`, int64 [R]."""
+        copy = TargetCache(len(self.layers), capacity)
+        b, k, d = self.buffer.shape[2], self.buffer.shape[3], self.buffer.shape[5]
+        copy.buffer = self.buffer.new_empty(len(self.layers), 2, b, k, capacity, d)
+        copy.lengths = torch.zeros_like(self.lengths)
+        copy._share()
+        copy.append_rows(self.buffer[..., places, :])
+        return copy
+
+    def append_rows(self, rows: Tensor) -> None:
+        """Commits rows [L, 2, B, K, R, D] of another cache; every sequence has the same length."""
+        start = self.layer_length(0)
+        end = start + rows.shape[4]
+        self.reserve(end)
+        self.buffer[..., start:end, :] = rows
+        self.set_length(end)
+
     def commit(self, num_path: int, lengths: Tensor) -> None:
         """Takes over the lengths kv_commit wrote: `num_path` more rows at most."""
         self._host_lengths = [n + num_path for n in self._host_lengths]

@@ -1,6 +1,7 @@
 """The training forward: a teacher-forced pass, then passes on the drafter's own outputs (MTP), with their losses."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,11 @@ class Passes(nn.Module):
 
     def outputs(self, batch: Batch) -> Iterator[Tensor]:
         """The drafter's output [B, T, E] in each of the 1 + mtp_depth passes."""
-        d, dtype = self.drafter, self.drafter.fc.weight.dtype
+        d, dtype, summary = self.drafter, self.drafter.fc.weight.dtype, None
+        if d.config.visual == "compressed":
+            batch, summary = compressed(d, batch)
         embedded = F.embedding(batch.tokens, d.embedding).to(dtype)
-        true = hidden = d.reuse(batch.hidden.to(dtype))
+        true = hidden = d.reuse(batch.hidden.to(dtype), summary)
         _, seen_keys, seen_values = d.project(batch.visual.to(dtype), batch.visual_positions)
         chains: list[tuple[Tensor, Tensor]] = []
         for _ in range(1 + self.recipe.mtp_depth):
@@ -41,7 +44,7 @@ class Passes(nn.Module):
             values = torch.cat([seen_values, *(c[1] for c in chains)], dim=2)
             out = d.attend(x, queries, keys, values, visible_rows(batch, len(chains) - 1))
             yield out
-            shifted = F.pad(d.reuse(out)[:, :-1], (0, 0, 1, 0))
+            shifted = F.pad(d.reuse(out, summary)[:, :-1], (0, 0, 1, 0))
             hidden = torch.where(batch.follows_text[..., None], shifted, true)
 
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,6 +89,23 @@ class Passes(nn.Module):
     def drafter_ids(self, ids: Tensor) -> Tensor:
         """Token ids of draft vocabulary ids."""
         return self.drafter.draft_vocab_ids[ids] if self.drafter.config.draft_vocab else ids
+
+
+def compressed(drafter: SparrowDrafter, batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch with one row per visual block in place of its rows (ViSpec), and every text row's global vector
+    [B, T, E].
+
+    The one row has the number of the block's last row.
+    """
+    block = batch.visual_block
+    count = int(block.max()) if block.numel() else 0
+    tokens, summaries = drafter.compressor(batch.visual.to(drafter.fc.weight.dtype), block, count)
+    # the block of the last visual row before each text row; blocks are numbered in order
+    before = F.pad(block, (1, 0)).gather(1, batch.visual_before)
+    number = torch.arange(1, count + 1, device=block.device)[:, None]
+    last = ((block[:, None] > 0) & (block[:, None] <= number)).sum(-1).sub(1).clamp(min=0)
+    made = replace(batch, visual=tokens, visual_positions=batch.visual_positions.gather(1, last), visual_before=before)
+    return made, summaries.gather(1, before[..., None].expand(-1, -1, summaries.shape[2]))
 
 
 def visible_rows(batch: Batch, chain: int) -> Tensor:

@@ -56,6 +56,7 @@ class Batch:
         visual: [B, M, E], the target's states at visual rows.
         visual_positions: int64 [B, M].
         visual_before: int64 [B, T], visual rows before each text row.
+        visual_block: int64 [B, M], the block of contiguous visual rows each belongs to, from 1; 0 = padding.
     """
 
     tokens: Tensor
@@ -68,6 +69,7 @@ class Batch:
     visual: Tensor
     visual_positions: Tensor
     visual_before: Tensor
+    visual_block: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
@@ -83,13 +85,13 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
 
     Args:
         kept: see `stored`.
-        positions: "text" or "target": numbers of text rows, as at inference.
+        positions: "text", "sequence" or "target": numbers of text rows, as at inference.
         visual_positions: "before", "same" or "target", see Recipe.
         noise: [T, layers, E], in units of each state's RMS; None = none.
     """
     index, hidden, first = kept["index"], kept["hidden"], int(kept["first"])
     rows, places = len(index), torch.arange(len(kept["position"]))
-    text_numbers = torch.arange(rows) if positions == "text" else kept["position"][index]
+    text_numbers = {"text": torch.arange(rows), "sequence": index, "target": kept["position"][index]}[positions]
     is_visual = torch.ones_like(places, dtype=torch.bool).index_fill_(0, index, False)
     at = places[is_visual] if "visual" in kept else places[:0]
     following = torch.searchsorted(index, at)  # the text row behind each visual row; prompts end with text
@@ -115,6 +117,7 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
         visual=kept.get("visual", state[:0]),
         visual_positions=numbers,
         visual_before=(index - row) if "visual" in kept else torch.zeros_like(row),
+        visual_block=torch.cat([at[:1] >= 0, at.diff() > 1]).cumsum(0),
     )
 
 
