@@ -10,6 +10,7 @@ from sparrow_ext.ops.lm_head_topk import lm_head_topk
 from sparrow_ext.ops.repetition_penalty import repetition_penalty
 from sparrow_ext.ops.rope_append import rope_append
 from sparrow_ext.ops.sample_rows import sample_rows
+from sparrow_ext.ops.skinny_linear import skinny_linear, skinny_linear_workspace_size
 from sparrow_ext.ops.text_compact import text_compact
 from sparrow_ext.ops.topk_lse import topk_lse
 from sparrow_ext.ops.tree_accept import tree_accept
@@ -21,6 +22,7 @@ from sparrow_ext.ops.tree_rerank import tree_rerank
 __all__ = [
     "argmax_rows", "cpu_isa", "draft_attention", "draft_attention_workspace_size", "fold_embedding", "gather_rows",
     "has_cuda_kernels", "hsr_project", "hsr_project_workspace_size", "kv_commit", "lm_head_topk", "repetition_penalty",
-    "require_backend", "rope_append", "sample_rows", "set_cpu_isa", "text_compact", "topk_lse", "tree_accept",
-    "tree_attention", "tree_attention_out", "tree_attention_workspace_size", "tree_expand", "tree_mask", "tree_rerank",
+    "require_backend", "rope_append", "sample_rows", "set_cpu_isa", "skinny_linear", "skinny_linear_workspace_size",
+    "text_compact", "topk_lse", "tree_accept", "tree_attention", "tree_attention_out", "tree_attention_workspace_size",
+    "tree_expand", "tree_mask", "tree_rerank",
 ]  # fmt: skip

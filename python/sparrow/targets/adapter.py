@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from sparrow.targets.attention import tree_attention_in
 from sparrow.targets.cache import TargetCache
+from sparrow.targets.linear import skinny_linear_in
 
 FAMILIES = {
     "qwen2_vl": "Qwen2-VL",
@@ -132,7 +133,7 @@ class Target:
     def verify(
         self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: int | None
     ) -> tuple[Tensor, Tensor]:
-        """One forward pass over the root and the drafted nodes; call it inside `tree_attention_in`.
+        """One forward pass over the root and the drafted nodes; call it inside `verifying`.
 
         Args:
             tokens: int64 [B, N]; anc: int64 [B, N, W], see tree_mask; position_ids: int64 [..., B, N].
@@ -159,9 +160,12 @@ class Target:
             cache.verifying = False
         return out.logits.float(), states[0] if states else out.logits.new_empty(*tokens.shape, 0)
 
-    def verifying(self):
-        """Context manager: the decoder's attention is tree_attention inside."""
-        return tree_attention_in(self.model)
+    @contextlib.contextmanager
+    def verifying(self) -> Iterator[None]:
+        """The decoder's attention is tree_attention inside, its plain linear layers and the head skinny_linear."""
+        modules = dict.fromkeys([*self.decoder.modules(), self.head])
+        with tree_attention_in(self.model), skinny_linear_in(modules, self.device):
+            yield
 
     @contextlib.contextmanager
     def _states_of(self, hidden_layer: int | None) -> Iterator[list[Tensor]]:
