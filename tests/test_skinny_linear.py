@@ -20,7 +20,9 @@ def doubles(args):
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (2,), (1, 3), (4,), (2, 4), (17,), (63,), (8, 8), (65,), (3, 0), (200,)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (1,), (2,), (1, 3), (4,), (2, 4), (17,), (63,), (8, 8), (65,), (3, 0), (200,)]
+)
 def test_close_to_reference(shape, dtype, isa):
     args = inputs(shape, dtype)
     with cpu_isa(isa):
@@ -32,7 +34,9 @@ def test_close_to_reference(shape, dtype, isa):
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("sizes", [(1, 1), (15, 16), (16, 15), (17, 17), (64, 48), (0, 7), (31, 33), (1225, 130), (9, 0)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1), (15, 16), (16, 15), (17, 17), (64, 48), (0, 7), (31, 33), (1225, 130), (9, 0)]
+)
 def test_sizes_and_tails(sizes, rows, dtype, isa):
     args = inputs((rows,), dtype, sizes, bias=False)
     with cpu_isa(isa):

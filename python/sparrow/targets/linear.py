@@ -43,9 +43,7 @@ def skinny_linear_in(modules: Iterable[nn.Module], device: torch.device) -> Iter
     layers = [module for module in modules if is_plain(module, device)]
     try:
         for layer in layers:
-            vars(layer)["forward"] = functools.partial(
-                sparrow_ext.skinny_linear, weight=layer.weight, bias=layer.bias
-            )
+            vars(layer)["forward"] = functools.partial(sparrow_ext.skinny_linear, weight=layer.weight, bias=layer.bias)
         yield
     finally:
         for layer in layers:
