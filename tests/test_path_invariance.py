@@ -105,7 +105,8 @@ def test_at_every_boundary(length, dtype):
 @torch.no_grad()
 def test_odd_sizes():
     """Any sizes but one: torch's float32 silu computes what is left of 32 values by another formula than the rest, so a
-    row's bits depend on its neighbours unless the intermediate size is a multiple of 32 (real models' are)."""
+    row's bits depend on its neighbours unless the intermediate size is a multiple of 32 (real models' are).
+    """
     size = TinySize(hidden_size=60, num_heads=6, num_kv_heads=3, intermediate_size=160)
     for dtype in DTYPES:
         text = Text(tiny_target("llava_onevision", 2, size, dtype), 41)
