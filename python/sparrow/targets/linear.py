@@ -40,7 +40,7 @@ def skinny_linear_in(modules: Iterable[nn.Module], device: torch.device) -> Iter
     that plain decoding through the same loop gets. It is also the faster way at the row counts of a verify pass (see
     bench/bench_skinny_linear.py), so the rule looks at what a layer is, never at sizes.
     """
-    layers = [module for module in modules if is_plain(module, device)]
+    layers = [module for module in modules if isinstance(module, nn.Linear) and is_plain(module, device)]
     try:
         for layer in layers:
             vars(layer)["forward"] = functools.partial(sparrow_ext.skinny_linear, weight=layer.weight, bias=layer.bias)
