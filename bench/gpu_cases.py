@@ -18,6 +18,7 @@ from sparrow_ext.ops import (
     kv_commit,
     lm_head_topk,
     sample_rows,
+    skinny_linear,
     topk_lse,
     tree_accept,
     tree_attention,
@@ -101,6 +102,8 @@ def cases(s: Sizes, prefixes: tuple[int, ...] = (512, 1536, 17000, 25000, 100000
     """Every case; `prefixes` are tree_attention's."""
     for m in (1, 8, 16, 64):
         yield Case("hsr_project", f"M={m}", lambda device, copies, m=m: _hsr(s, m, device, copies))
+    for m in (1, 10, 26, 64):
+        yield Case("skinny_linear", f"M={m}", lambda device, copies, m=m: _linear(s, m, device, copies))
     for m in (1, 10):
         yield Case("lm_head_topk", f"M={m} V={s.draft_vocab}", lambda d, n, m=m: _head(s, m, d, n))
     yield Case("topk_lse", f"10 x {s.vocab}", lambda d, n: _topk(s, d, n))
@@ -128,6 +131,15 @@ def _hsr(s: Sizes, m: int, device: torch.device, copies: int) -> Work:
     work.peers["eager"] = [lambda w=w: hsr_project.eager(ids, index, embed, hidden, w) for w in weights]
     folded = [(hsr_project.fold_embedding(embed, w), w[:, s.hidden :]) for w in weights]
     work.peers["folded"] = [lambda f=f: hsr_project.hsr_project_folded(ids, index, f[0], hidden, f[1]) for f in folded]
+    return work
+
+
+def _linear(s: Sizes, m: int, device: torch.device, copies: int) -> Work:
+    x = _randn(m, s.hidden, device=device)
+    weights = [_randn(s.hidden, s.hidden, device=device) * 0.02 for _ in range(copies)]
+    work = Work([lambda w=w: sparrow_ext.skinny_linear(x, w) for w in weights], weights[0].nbytes)
+    work.flops = 2 * m * s.hidden * s.hidden
+    work.peers["eager"] = [lambda w=w: skinny_linear.eager(x, w) for w in weights]
     return work
 
 

@@ -11,6 +11,7 @@ from sparrow_ext.ops.lm_head_topk import lm_head_topk, lm_head_topk_out, lm_head
 from sparrow_ext.ops.repetition_penalty import repetition_penalty
 from sparrow_ext.ops.rope_append import rope_append
 from sparrow_ext.ops.sample_rows import sample_rows, sample_rows_out, sample_rows_workspace_size
+from sparrow_ext.ops.skinny_linear import skinny_linear, skinny_linear_workspace_size
 from sparrow_ext.ops.text_compact import text_compact
 from sparrow_ext.ops.topk_lse import topk_lse, topk_lse_out, topk_lse_workspace_size
 from sparrow_ext.ops.tree_accept import tree_accept
@@ -24,6 +25,7 @@ __all__ = [
     "gather_rows", "has_cuda_kernels", "hsr_project", "hsr_project_workspace_size", "kv_commit", "kv_commit_layers",
     "lm_head_topk", "lm_head_topk_out", "lm_head_topk_workspace_size", "raise_for_error", "repetition_penalty",
     "require_backend", "rope_append", "sample_rows", "sample_rows_out", "sample_rows_workspace_size", "set_cpu_isa",
+    "skinny_linear", "skinny_linear_workspace_size",
     "text_compact", "topk_lse", "topk_lse_out", "topk_lse_workspace_size", "tree_accept", "tree_attention",
     "tree_attention_out", "tree_attention_workspace_size", "tree_expand", "tree_mask", "tree_rerank",
 ]  # fmt: skip

@@ -123,6 +123,28 @@ def test_no_words_mean_a_chain():
         assert torch.equal(a, b)
 
 
+def as_prefix(kc, vc, length, anc, node):
+    """Caches in which the node's keys lie in a row, itself last."""
+    slots = [j for j in range(len(anc) * 64) if int(anc[j // 64]) >> (j % 64) & 1]
+    rows = [*range(length), *(length + j for j in slots)]
+    assert slots[-1] == node
+    return kc[:, rows], vc[:, rows], len(rows) - 1
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("split_size", [0, 1, 50, 64])
+@pytest.mark.parametrize("length", [0, 5, 63, 64, 97, 126, 1020])
+def test_a_node_has_the_bits_of_its_path_as_prefix(length, split_size, dtype, isa):
+    q, kc, vc, lens, _, anc = case((1, 100, 6, 2, 40, [length]), dtype)
+    with cpu_isa(isa):
+        out, lse = op.tree_attention(q, kc, vc, lens, anc=anc, split_size=split_size)
+        for node in (0, 1, 7, 63, 64, 80, 99):
+            keys, values, prefix = as_prefix(kc, vc, length, anc[0, node], node)
+            want = op.tree_attention(q[:, node : node + 1], keys, values, ints(prefix), split_size=split_size)
+            assert torch.equal(out[:, node], want[0][:, 0]) and torch.equal(lse[:, node], want[1][:, 0]), node
+
+
 @pytest.mark.parametrize("split_size", [1, 50, 64, 700, 4096])
 def test_split_sizes(split_size):
     args = case((2, 10, 4, 2, 32, [1500, 64]), torch.float32)

@@ -137,18 +137,20 @@ inline DType dtype_of(const Tensor& t) {
 
 // A fresh contiguous tensor on the device of `like`. Straight through the C shim: a small operator is little else than
 // its allocations, and with the dispatcher's boxed new_empty tree_expand's five outputs take it 1.5 times as long.
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+inline Tensor empty(const Tensor& like, const int64_t* shape, int64_t dims, ScalarType dtype) {
   int64_t strides[8], step = 1;
-  STD_TORCH_CHECK(shape.size() <= 8, "sparrow: at most 8 dimensions");
-  for (size_t d = shape.size(); d-- > 0; step *= shape.begin()[d] > 1 ? shape.begin()[d] : 1) strides[d] = step;
+  STD_TORCH_CHECK(dims <= 8, "sparrow: at most 8 dimensions");
+  for (int64_t d = dims; d-- > 0; step *= shape[d] > 1 ? shape[d] : 1) strides[d] = step;
   int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
-                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device,
-                               like.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dims, shape, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device,
+      like.get_device_index(), &handle));
   return Tensor(handle);
+}
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return empty(like, shape.begin(), static_cast<int64_t>(shape.size()), dtype);
 }
 
 // The caller's scratch: uint8, contiguous, at least `need` bytes from an address that is a multiple of `alignment`.

@@ -104,7 +104,7 @@ void draft_attention_op_cpu(const Tensor& qkv, const Tensor& cos_sin, Tensor k_c
       take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out);
   TreeAttentionParams& p = d.attention;
   p.split_keys = kSplitKeys;
-  p.splits = attention_splits(visible_rows(p.cache_rows, window, n_anchor), p.split_keys);
+  p.splits = attention_splits(visible_rows(p.cache_rows, window, n_anchor) + kMaxNodes, p.split_keys);
   take_scratch(workspace, {kOp, "qkv", qkv}, sizeof(float), d);
   check_values(p, p.cache_rows);
   if (p.batch * p.nodes * p.heads == 0) return;

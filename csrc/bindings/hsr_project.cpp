@@ -111,8 +111,11 @@ void project_rows(HsrProjectParams p, int64_t begin, int64_t count) {
   p.token_ids += begin, p.row_index += begin, p.rows = count;
   p.out = static_cast<char*>(p.out) + begin * p.out_stride * element;
   run_items(hsr_pack_cpu, p, pack_items(count), /*grain=*/4);
-  const int64_t work = count * (p.embed_width + p.hidden_width) * kSkinnyTile;  // multiply-adds of an item
-  run_items(hsr_project_cpu, p, (p.outputs + kSkinnyTile - 1) / kSkinnyTile, 1 + (1 << 19) / (work + 1));
+  SkinnyLinearParams product{};
+  product.weight = p.weight, product.bias = p.bias, product.out = p.out, product.packed = p.packed;
+  product.rows = count, product.width = p.embed_width + p.hidden_width, product.outputs = p.outputs;
+  product.weight_stride = p.weight_stride, product.out_stride = p.out_stride, product.dtype = p.dtype;
+  multiply_packed(product);
 }
 
 void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {

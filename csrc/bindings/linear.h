@@ -1,8 +1,10 @@
-// The library's GEMM, for as many activation rows as make it the faster one.
+// What the operators with a skinny GEMM share: its second stage, and the library's GEMM for as many activation rows as
+// make that the faster one.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include "bindings/checks.h"
+#include "ops/skinny_linear.h"
 
 #if defined(SPARROW_CUDA) && !defined(SPARROW_HOSTSIM)
 // These live in libtorch_cuda.so; weak as in bindings/cuda.h.
@@ -16,6 +18,12 @@ __attribute__((weak)) AOTITorchError aoti_torch_cuda_mm_out(AtenTensorHandle out
 #endif
 
 namespace sparrow {
+
+// out = packed activations @ weight^T + bias.
+inline void multiply_packed(const SkinnyLinearParams& p) {
+  const int64_t work = p.rows * p.width * kSkinnyTile;  // multiply-adds of an item
+  run_items(skinny_linear_cpu, p, (p.outputs + kSkinnyTile - 1) / kSkinnyTile, 1 + (1 << 19) / (work + 1));
+}
 
 // Rows [begin, begin + count) of the first dimension.
 inline Tensor rows_of(const Tensor& t, int64_t begin, int64_t count) {

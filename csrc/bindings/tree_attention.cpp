@@ -82,7 +82,7 @@ void take_results(const Tensor& out, const std::optional<Tensor>& lse, const Arg
 void run_cpu(const Tensor& workspace, const Arg& q, TreeAttentionParams p) {
   const int64_t wish = p.split_keys;
   p.split_keys = wish > 0 ? wish : kSplitKeys;
-  p.splits = attention_splits(p.max_prefix, p.split_keys);
+  p.splits = attention_splits(p.max_prefix + p.nodes, p.split_keys);
   take_scratch(workspace, q, wish, sizeof(float), p);
   check_values(p, p.cache_rows, p.max_prefix);
   if (p.batch * p.nodes * p.heads > 0) run_attention(p);

@@ -17,41 +17,12 @@ void pack(const HsrProjectParams& p, int64_t begin, int64_t end) {
     pack_rows<T>(p.packed, p.rows, p.embed_width + p.hidden_width, item, fill);
 }
 
-// out = T(y + bias): one rounding to T.
-template <class T>
-SPARROW_INLINE void finish(T* out, const float* y, const T* bias, int64_t n) {
-  int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) store(out + j, bias ? load(y + j) + load(bias + j) : load(y + j));
-  for (; j < n; ++j) out[j] = from_f32<T>(bias ? y[j] + to_f32(bias[j]) : y[j]);
-}
-
-template <class T>
-void project(const HsrProjectParams& p, int64_t begin, int64_t end) {
-  const T* bias = static_cast<const T*>(p.bias);
-  float y[kSkinnyRows * kSkinnyTile];
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t o = tile * kSkinnyTile, n = p.outputs - o < kSkinnyTile ? p.outputs - o : kSkinnyTile;
-    const SkinnyTile<T> what{
-        static_cast<const T*>(p.weight) + o * p.weight_stride, p.weight_stride, n,
-        static_cast<const typename Step<T>::X*>(p.packed),     p.rows,          p.embed_width + p.hidden_width};
-    skinny_gemm(what, y, kSkinnyTile);
-    for (int64_t m = 0; m < p.rows; ++m)
-      finish(static_cast<T*>(p.out) + m * p.out_stride + o, y + m * kSkinnyTile, bias ? bias + o : nullptr, n);
-  }
-}
-
 }  // namespace
 
 void hsr_pack_cpu(const HsrProjectParams& p, int64_t begin, int64_t end) {
   if (p.dtype == DType::f32) return pack<float>(p, begin, end);
   if (p.dtype == DType::bf16) return pack<bf16_t>(p, begin, end);
   pack<f16_t>(p, begin, end);
-}
-
-void hsr_project_cpu(const HsrProjectParams& p, int64_t begin, int64_t end) {
-  if (p.dtype == DType::f32) return project<float>(p, begin, end);
-  if (p.dtype == DType::bf16) return project<bf16_t>(p, begin, end);
-  project<f16_t>(p, begin, end);
 }
 
 }  // namespace SPARROW_ISA

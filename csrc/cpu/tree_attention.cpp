@@ -8,19 +8,23 @@ namespace sparrow {
 namespace SPARROW_ISA {
 namespace {
 
-// Which keys of a block a row sees: all of a full block, the same first few, or those of its own word.
-enum class Seen { block, some, own };
-
-constexpr int64_t kBlock = kWordBits;  // keys of one block: a block of tree slots is one mask word
+constexpr int64_t kBlock = kWordBits;  // keys of one block; 64 tree slots are one mask word
 
 // The rows of one split item and where they stand. Both products are one register-tiled gemm (gemm_tile.h):
 //   scores [rows, keys] = q [rows, dim] keys [dim, keys];   out [rows, dim] += weights [rows, keys] values [keys, dim]
 // A block of keys is packed once for all rows. Where units are bfloat16 pairs the weights are rounded to bfloat16, as
 // matrix units do; their sum is not.
+//
+// A row's keys in order, the visible prefix and then the tree slots it sees, have the ranks 0, 1, 2, ... Splits and
+// blocks are cut by rank, and lanes and pairs are taken by rank. So a row's bits depend on the sequence of its keys,
+// not on the slots between them: a node of a tree gets what it gets when its path is decoded token by token. Whole
+// blocks of the prefix are common to all rows. The rest, less than a block of the prefix and the tree, is a list of
+// keys per node: scores are computed for all, each row's own ones are collected (`pending`), and a node's values are
+// gathered.
 template <class T>
 struct Tile {
   explicit Tile(const TreeAttentionParams& params)
-      : p(params) {}  // leaves the buffers (300 KB of stack at most) as they are
+      : p(params) {}  // leaves the buffers (600 KB of stack at most) as they are
   const TreeAttentionParams& p;
   int64_t b, head, row0, rows, cols;  // cols = padded dim
   float* out;                         // [rows, cols]: unnormalised sums, in the workspace
@@ -33,6 +37,10 @@ struct Tile {
   alignas(64) Unit<T> packed[kPer == 1 ? 1 : kRowTile * kWeightStride];
   alignas(64) vf sum[kRowTile];  // of the weights, lane by lane
   float top[kRowTile], shrink[kRowTile];
+  // By row: scores to come. By a node's first row: how many, the cache rows of their keys, and the next slot's rank.
+  alignas(64) float pending[kRowTile * 2 * kBlock];
+  int64_t pending_row[kRowTile * 2 * kBlock], count[kRowTile], rank[kRowTile];
+  alignas(64) T gathered[kBlock * kMaxHeadDim];
 
   const T* key(int64_t row) const { return static_cast<const T*>(p.k) + b * p.k_b + row * p.k_s + head * p.k_h; }
   const T* value(int64_t row) const { return static_cast<const T*>(p.v) + b * p.v_b + row * p.v_s + head * p.v_h; }
@@ -45,14 +53,6 @@ struct Tile {
   }
 };
 
-// Lane i = all ones where bit (shift + i) of the word is set.
-SPARROW_INLINE vi lanes_of(uint64_t word, int64_t shift) {
-  vi lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  const vi bits = (static_cast<int32_t>((word >> shift) & 0xffffu) - vi{}) >> lane;
-  return -(bits & 1);
-}
-
 template <class T>
 void pack_query(Tile<T>& t) {
   const auto& p = t.p;
@@ -61,17 +61,6 @@ void pack_query(Tile<T>& t) {
     const int64_t n = (t.row0 + r) / group, h = t.head * group + (t.row0 + r) % group;
     pack_row(static_cast<const T*>(p.q) + t.b * p.q_b + n * p.q_n + h * p.q_h, p.dim, t.q + r * t.kQueryStride);
   }
-}
-
-template <class T>
-bool values_finite(const Tile<T>& t, int64_t row, int64_t count) {
-  vf zero = vf{};  // x - x is 0, or NaN
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t d = 0; d < t.p.dim; d += kLanes) {
-      const vf x = load_up_to(t.value(row + j) + d, t.p.dim - d);
-      zero += x - x;
-    }
-  return reduce_add(zero) == 0.f;
 }
 
 // 2^x to about 1 ulp for x <= 0, NaN stays NaN; 2^0 is exactly 1. Scores are kept in units of log 2.
@@ -99,18 +88,13 @@ SPARROW_INLINE float max_of(vf v) {
   return m;
 }
 
-// Scores to weights 2^(s - top), with the running top and sum. Word: which keys of the block a row sees.
-template <bool kMasked, class T, class Word>
-SPARROW_INLINE void softmax_rows(Tile<T>& t, int64_t lanes, Word word) {
-  const vf none = splat(-__builtin_inff());
-  for (int64_t r = 0; r < t.rows; ++r) {
-    const uint64_t seen = word(r);
+// Scores of rows [r0, r1) to weights 2^(s - top), with the running top and sum.
+template <class T>
+SPARROW_INLINE void softmax_rows(Tile<T>& t, int64_t r0, int64_t r1, int64_t lanes) {
+  for (int64_t r = r0; r < r1; ++r) {
     float* s = t.scores + r * kBlock;
-    vf high = none;
-    for (int64_t j = 0; j < lanes; j += kLanes) {
-      if constexpr (kMasked) store(s + j, select(lanes_of(seen, j), load(s + j), none));
-      high = max(load(s + j), high);  // NaN is passed over
-    }
+    vf high = splat(-__builtin_inff());
+    for (int64_t j = 0; j < lanes; j += kLanes) high = max(load(s + j), high);  // NaN is passed over
     const float before = t.top[r], here = max_of(high), top = here > before ? here : before;
     const float base = top == -__builtin_inff() ? 0.f : top;
     t.top[r] = top;
@@ -129,17 +113,17 @@ SPARROW_INLINE void softmax_rows(Tile<T>& t, int64_t lanes, Word word) {
 template <class T>
 constexpr bool kDirect = std::is_same_v<T, Unit<T>>;
 
-// out rows [r0, r1) = out shrink + weights values; the values of keys outside `seen` count as 0.
+// out rows [r0, r1) = out shrink + weights values, `count` rows of x.
 template <class T>
-void add_values(Tile<T>& t, int64_t r0, int64_t r1, int64_t row, int64_t count, uint64_t seen) {
+void add_values(Tile<T>& t, int64_t r0, int64_t r1, const T* x, int64_t x_stride, int64_t count) {
   float* out = t.out + r0 * t.cols;
   const Unit<T>* values = t.values;
   int64_t stride = t.cols;
-  const bool direct = kDirect<T> && t.cols == t.p.dim && seen == ~uint64_t{0};
+  const bool direct = kDirect<T> && t.cols == t.p.dim;
   if constexpr (kDirect<T>) {
-    if (direct) values = t.value(row), stride = t.p.v_s;
+    if (direct) values = x, stride = x_stride;
   }
-  if (!direct) pack_rows(t.value(row), t.p.v_s, count, seen, t.p.dim, t.values, t.cols);
+  if (!direct) pack_rows(x, x_stride, count, ~uint64_t{0}, t.p.dim, t.values, t.cols);
   gemm(
       t.weights() + r0 * t.kWeightStride, t.kWeightStride, r1 - r0, values, stride, t.cols,
       (count + t.kPer - 1) / t.kPer,
@@ -147,9 +131,9 @@ void add_values(Tile<T>& t, int64_t r0, int64_t r1, int64_t row, int64_t count, 
       [&](int64_t r, int64_t c, vf x) { store(out + r * t.cols + c, x); });
 }
 
-// Attends `count` keys from cache row `row` on; word(r) = those that row r sees.
-template <Seen kSeen, class T, class Word>
-void attend(Tile<T>& t, int64_t row, int64_t count, Word word) {
+// Scores of all rows and `count` <= kBlock keys from cache row `row` on.
+template <class T>
+void score(Tile<T>& t, int64_t row, int64_t count) {
   const auto& p = t.p;
   const int64_t lanes = (count + kLanes - 1) / kLanes * kLanes;
   const float scale = p.scale * 1.44269504088896341f;  // log2 e
@@ -158,22 +142,65 @@ void attend(Tile<T>& t, int64_t row, int64_t count, Word word) {
       t.q, t.kQueryStride, t.rows, t.keys, kBlock, lanes, (p.dim + t.kPer - 1) / t.kPer,
       [](int64_t, int64_t) { return vf{}; },
       [&](int64_t r, int64_t c, vf x) { store(t.scores + r * kBlock + c, x * scale); });
-  softmax_rows<kSeen != Seen::block>(t, lanes, word);
-  constexpr uint64_t kAll = ~uint64_t{0};
-  if (kSeen != Seen::own || values_finite(t, row, count)) return add_values(t, 0, t.rows, row, count, kAll);
-  // A weight of 0 does not hide NaN or infinity: an unseen node's values must not reach a row.
-  for (int64_t r = 0; r < t.rows; ++r) add_values(t, r, r + 1, row, count, word(r));
 }
 
-// Cache rows [begin, end): every row of the tile sees all of them.
+// f(node, r0, r1): the tile's rows [r0, r1) are the node's.
+template <class T, class F>
+SPARROW_INLINE void each_node(const Tile<T>& t, F f) {
+  const int64_t group = t.p.heads / t.p.kv_heads;
+  for (int64_t r0 = 0; r0 < t.rows;) {
+    const int64_t node = (t.row0 + r0) / group, end = (node + 1) * group - t.row0, r1 = end < t.rows ? end : t.rows;
+    f(node, r0, r1);
+    r0 = r1;
+  }
+}
+
+// Attends what is pending, in blocks; less than a block only where `all`.
+template <class T>
+void settle(Tile<T>& t, bool all) {
+  const int64_t dim = t.p.dim;
+  each_node(t, [&](int64_t, int64_t r0, int64_t r1) {
+    int64_t* rows = t.pending_row + r0 * 2 * kBlock;
+    while (t.count[r0] >= kBlock || (all && t.count[r0] > 0)) {
+      const int64_t n = t.count[r0] < kBlock ? t.count[r0] : kBlock, rest = t.count[r0] - n;
+      for (int64_t r = r0; r < r1; ++r) {
+        float *to = t.scores + r * kBlock, *from = t.pending + r * 2 * kBlock;
+        std::memcpy(to, from, sizeof(float) * n);
+        for (int64_t j = n; j < kBlock; ++j) to[j] = -__builtin_inff();
+        std::memmove(from, from + n, sizeof(float) * rest);
+      }
+      for (int64_t j = 0; j < n; ++j) std::memcpy(t.gathered + j * dim, t.value(rows[j]), sizeof(T) * dim);
+      std::memmove(rows, rows + n, sizeof *rows * rest);
+      t.count[r0] = rest;
+      softmax_rows(t, r0, r1, (n + kLanes - 1) / kLanes * kLanes);
+      add_values(t, r0, r1, t.gathered, dim, n);
+    }
+  });
+}
+
+// `count` < kBlock keys that every row sees join the pending ones.
+template <class T>
+void append_range(Tile<T>& t, int64_t row, int64_t count) {
+  if (count <= 0) return;
+  score(t, row, count);
+  each_node(t, [&](int64_t, int64_t r0, int64_t r1) {
+    for (int64_t r = r0; r < r1; ++r)
+      std::memcpy(t.pending + r * 2 * kBlock + t.count[r0], t.scores + r * kBlock, sizeof(float) * count);
+    for (int64_t j = 0; j < count; ++j) t.pending_row[r0 * 2 * kBlock + t.count[r0] + j] = row + j;
+    t.count[r0] += count;
+  });
+  settle(t, false);
+}
+
+// Cache rows [begin, end): every row of the tile sees all of them. What is left of the last block stays pending.
 template <class T>
 void attend_range(Tile<T>& t, int64_t begin, int64_t end) {
-  for (; begin + kBlock <= end; begin += kBlock)
-    attend<Seen::block>(t, begin, kBlock, [](int64_t) { return ~uint64_t{0}; });
-  if (begin < end) {
-    const uint64_t word = (uint64_t{1} << (end - begin)) - 1;
-    attend<Seen::some>(t, begin, end - begin, [=](int64_t) { return word; });
+  for (; begin + kBlock <= end; begin += kBlock) {
+    score(t, begin, kBlock);
+    softmax_rows(t, 0, t.rows, kBlock);
+    add_values(t, 0, t.rows, t.value(begin), t.p.v_s, kBlock);
   }
+  append_range(t, begin, end - begin);
 }
 
 // Bits of block w that node n sees, of the slots below `slots`.
@@ -188,15 +215,24 @@ SPARROW_INLINE uint64_t word_of(const TreeAttentionParams& p, int64_t b, int64_t
   return static_cast<uint64_t>(p.anc[(b * p.nodes + n) * p.words + w]) & below(slots);
 }
 
+// The tree slots whose rank lies in [begin, end).
 template <class T>
-void attend_tree(Tile<T>& t) {
+void attend_tree(Tile<T>& t, int64_t text, int64_t begin, int64_t end) {
   const auto& p = t.p;
-  const int64_t group = p.heads / p.kv_heads, start = p.tree_start == nullptr ? 0 : p.tree_start[t.b];
-  const int64_t slots = start + used_nodes(p, t.b), base = p.lens[t.b];
+  const int64_t start = first_slot(p, t.b), slots = start + used_nodes(p, t.b), base = p.lens[t.b];
+  for (int64_t r = 0; r < t.rows; ++r) t.rank[r] = text;
   for (int64_t w = 0; w * kBlock < slots; ++w) {
-    const int64_t count = slots - w * kBlock < kBlock ? slots - w * kBlock : kBlock;
-    attend<Seen::own>(t, base + w * kBlock, count,
-                      [&](int64_t r) { return word_of(p, t.b, (t.row0 + r) / group, w, start, slots); });
+    score(t, base + w * kBlock, slots - w * kBlock < kBlock ? slots - w * kBlock : kBlock);
+    each_node(t, [&](int64_t node, int64_t r0, int64_t r1) {
+      for (uint64_t word = word_of(p, t.b, node, w, start, slots); word != 0; word &= word - 1) {
+        const int64_t rank = t.rank[r0]++, j = __builtin_ctzll(word);
+        if (rank < begin || rank >= end) continue;
+        const int64_t at = t.count[r0]++;
+        t.pending_row[r0 * 2 * kBlock + at] = base + w * kBlock + j;
+        for (int64_t r = r0; r < r1; ++r) t.pending[r * 2 * kBlock + at] = t.scores[r * kBlock + j];
+      }
+    });
+    settle(t, false);
   }
 }
 
@@ -205,7 +241,7 @@ void split_item(const TreeAttentionParams& p, int64_t item) {
   const int64_t group = p.heads / p.kv_heads, all_rows = p.nodes * group, tiles = attention_row_tiles(all_rows);
   const int64_t tile = item % tiles, s = item / tiles % p.splits, head = item / tiles / p.splits % p.kv_heads;
   const int64_t b = item / tiles / p.splits / p.kv_heads;
-  const int64_t text = visible_prefix(p, b), last = text / p.split_keys, used = used_nodes(p, b) * group;
+  const int64_t text = visible_prefix(p, b), used = used_nodes(p, b) * group, last = used_splits(p, b) - 1;
   const int64_t row0 = all_rows * tile / tiles, end_row = all_rows * (tile + 1) / tiles;
   const int64_t rows = (end_row < used ? end_row : used) - row0;
   if (s > last || rows <= 0) return;
@@ -215,15 +251,20 @@ void split_item(const TreeAttentionParams& p, int64_t item) {
   t.b = b, t.head = head, t.row0 = row0, t.rows = rows, t.cols = padded_dim(p.dim);
   t.out = p.partial + slot * t.cols;
   std::memset(t.out, 0, sizeof(float) * rows * t.cols);
-  for (int64_t r = 0; r < rows; ++r) t.top[r] = -__builtin_inff(), t.sum[r] = vf{};
+  for (int64_t r = 0; r < rows; ++r) t.top[r] = -__builtin_inff(), t.sum[r] = vf{}, t.count[r] = 0;
   pack_query(t);
 
   // The visible prefix is rows [0, cut) and rows [cut + gap, len) of the cache.
   const int64_t gap = p.lens[b] - text, cut = gap > 0 ? p.anchors : text;
-  const int64_t begin = s * p.split_keys, end = begin + p.split_keys < text ? begin + p.split_keys : text;
-  attend_range(t, begin, end < cut ? end : cut);
-  attend_range(t, (begin > cut ? begin : cut) + gap, end + gap);
-  if (s == last) attend_tree(t);
+  const int64_t begin = s * p.split_keys, end = begin + p.split_keys;
+  const int64_t stop = end < text ? end : text;  // of the prefix
+  attend_range(t, begin, stop < cut ? stop : cut);
+  if (gap > 0) {
+    settle(t, true);  // a window moves with the prefix: its blocks begin where it begins
+    attend_range(t, (begin > cut ? begin : cut) + gap, stop + gap);
+  }
+  if (end > text || s == last) attend_tree(t, text, begin, s == last ? INT64_MAX : end);
+  settle(t, true);
   for (int64_t r = 0; r < rows; ++r) {
     p.stats[(slot + r) * 2] = t.top[r];
     p.stats[(slot + r) * 2 + 1] = reduce_add(t.sum[r]);
@@ -245,7 +286,7 @@ void combine_item(const TreeAttentionParams& p, int64_t item) {
   const bool used = n < used_nodes(p, b);
   if (!used && !p.zero_unused) return;
   const int64_t group = p.heads / p.kv_heads, cols = padded_dim(p.dim), rows = p.nodes * group;
-  const int64_t splits = used ? visible_prefix(p, b) / p.split_keys + 1 : 0;
+  const int64_t splits = used ? used_splits(p, b) : 0;
   const int64_t first = (b * p.splits * p.kv_heads + h / group) * rows + n * group + h % group;
   const int64_t step = p.kv_heads * rows;  // from a split to the next
 

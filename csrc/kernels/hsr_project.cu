@@ -1,5 +1,5 @@
 // hsr_project: gather and concatenation fused into a skinny GEMM (skinny_gemm.cuh), split along the columns.
-//   1 parts   (64 outputs, split)   fp32 sums of the split's kHsrSplit columns, to partial[split, m, o]
+//   1 parts   (64 outputs, split)   fp32 sums of the split's kSkinnySplit columns, to partial[split, m, o]
 //   2 reduce  (outputs, row)        the splits added in index order, the bias, one rounding
 // The gather is part of filling shared memory: columns below E come from the row's embedding, the others from its
 // hidden state. Splits do not depend on M, so neither do a row's bits.
@@ -29,12 +29,12 @@ __device__ __forceinline__ void report_row(const HsrProjectParams& p, int64_t m)
 // Row m's embedding and hidden state; null: zeros.
 template <class T>
 __device__ __forceinline__ const T* embed_row(const HsrProjectParams& p, int64_t m) {
-  const int64_t id = p.token_ids[m];
+  const int64_t id = p.token_ids ? p.token_ids[m] : m;
   return id >= 0 && id < p.vocab ? static_cast<const T*>(p.embed) + id * p.embed_stride : nullptr;
 }
 template <class T>
 __device__ __forceinline__ const T* hidden_row(const HsrProjectParams& p, int64_t m) {
-  const int64_t h = p.row_index[m];
+  const int64_t h = p.row_index ? p.row_index[m] : -1;
   return h >= 0 && h < p.hidden_rows ? static_cast<const T*>(p.hidden) + h * p.hidden_stride : nullptr;
 }
 // Element k of the concatenation of two rows.
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
   SMEM_ARRAY(uint4, stage, Gemm::kStageElements * sizeof(T) / 16);
   SMEM_ARRAY(const T*, row, 2 * Gemm::kRows);
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
-  const int64_t width = p.embed_width + p.hidden_width, begin = split * kHsrSplit, valid = valid_rows(p);
-  const int64_t end = begin + kHsrSplit < width ? begin + kHsrSplit : width;
+  const int64_t width = p.embed_width + p.hidden_width, begin = split * kSkinnySplit, valid = valid_rows(p);
+  const int64_t end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
   if (o == 0 && split == 0) {  // one block looks
     if (threadIdx.x == 0) report_count(p);
     if (threadIdx.x < valid) report_row(p, threadIdx.x);
@@ -173,7 +173,7 @@ bool aligned(const HsrProjectParams& p) {
 
 template <class T>
 cudaError_t launch(const HsrProjectParams& p, cudaStream_t stream) {
-  const int64_t splits = hsr_splits(p.embed_width + p.hidden_width);
+  const int64_t splits = skinny_splits(p.embed_width + p.hidden_width);
   if (splits > 65535) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>((p.outputs + kSkinnyOutputs - 1) / kSkinnyOutputs),
                   static_cast<unsigned>(splits));

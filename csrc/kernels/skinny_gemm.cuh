@@ -1,5 +1,5 @@
-// The main loop that hsr_project and lm_head_topk share: y[o, m] = sum_k w[o, k] x[m, k] for up to 64 rows m of x and
-// 64 rows o of w per block of 4 warps, bf16 or fp16 in, fp32 accumulation by mma.m16n8k16.
+// The main loop that skinny_linear, hsr_project and lm_head_topk share: y[o, m] = sum_k w[o, k] x[m, k] for up to 64
+// rows m of x and 64 rows o of w per block of 4 warps, bf16 or fp16 in, fp32 accumulation by mma.m16n8k16.
 //   Operands are swapped: A = 16 rows of w (a warp's), B = 8 rows of x, so few rows of x waste nothing. Weights go from
 //   memory straight to registers: in a step of 32 columns, lane (g, t) = (lane / 4, lane % 4) loads the 16 bytes at
 //   column 8 t of rows g and g + 8; words 0, 1 of them are one mma's A fragment, words 2, 3 the next one's. That is

@@ -2,13 +2,13 @@
 //   out[m, o] = sum_e weight[o, e] embed[token_ids[m], e] + sum_h weight[o, E + h] hidden[row_index[m], h] + bias[o]
 // row_index -1 stands for a row of zeros. fp32 accumulation in one fixed order per (m, o).
 #pragma once
-#include "ops/skinny.h"
+#include "ops/skinny_linear.h"
 
 namespace sparrow {
 
 struct HsrProjectParams {
-  const int64_t* token_ids;                          // [M], in [0, V)
-  const int32_t* row_index;                          // [M], in [-1, R)
+  const int64_t* token_ids;                          // [M], in [0, V); null for the CUDA kernel: 0 .. M - 1
+  const int32_t* row_index;                          // [M], in [-1, R); null for the CUDA kernel: -1
   const void* embed;                                 // [V, E], dense rows
   const void* hidden;                                // [R, H], dense rows
   const void* weight;                                // [O, E + H], dense rows, the embedding's half first
@@ -22,26 +22,16 @@ struct HsrProjectParams {
   int64_t vocab, hidden_rows;  // V, R
   const int32_t* num_rows;     // [1] or null: all rows are valid
   bool zero_rest;              // rows from num_rows on become zero; otherwise they are left alone
-  float* partial;              // scratch: hsr_partial_bytes(M, E + H, O)
+  float* partial;              // scratch: split_partial_bytes(M, E + H, O)
   int32_t* error;              // the error word or null
 };
 
-// Stage 1, pack_items(M) items: gathers and packs the activations. Stage 2, one item = kSkinnyTile outputs of all rows.
-// Both stages must run on the same instruction set: the packed form is the set's own.
+// Stage 1, pack_items(M) items: gathers and packs the activations. Stage 2 is skinny_linear_cpu on them.
 SPARROW_CPU_KERNEL(hsr_pack_cpu, HsrProjectParams)
-SPARROW_CPU_KERNEL(hsr_project_cpu, HsrProjectParams)
 
 // For the library rows are gathered and multiplied in chunks of this many.
 constexpr int64_t kHsrChunk = 512;
 
-// CUDA: a block sums this many columns, so a row's bits depend on the columns alone. 7168 columns and 3584 outputs make
-// 7 x 56 blocks: three for each SM of an H200, of which it holds four at a time.
-constexpr int64_t kHsrSplit = 1024;
-constexpr int64_t hsr_splits(int64_t width) { return (width + kHsrSplit - 1) / kHsrSplit; }
-// fp32 partial sums [splits, M, O] of up to kSkinnyRows rows.
-constexpr int64_t hsr_partial_bytes(int64_t rows, int64_t width, int64_t outputs) {
-  return hsr_splits(width) * (rows < kSkinnyRows ? rows : kSkinnyRows) * outputs * 4;
-}
 // The gathered rows and the products of a chunk for the library, 2 bytes an element, the products at a multiple of 64.
 constexpr int64_t hsr_gathered_bytes(int64_t rows, int64_t width) {
   return ((rows < kHsrChunk ? rows : kHsrChunk) * width * 2 + 63) / 64 * 64;
@@ -55,7 +45,7 @@ constexpr int64_t hsr_project_workspace_bytes(int64_t rows, int64_t embed_width,
                                               int64_t outputs) {
   const int64_t width = embed_width + hidden_width;
   const int64_t packed = packed_bytes(rows < kHsrChunk ? rows : kHsrChunk, width);
-  const int64_t partial = hsr_partial_bytes(rows, width, outputs) + 64;
+  const int64_t partial = split_partial_bytes(rows, width, outputs) + 64;
   const int64_t library = rows > kSkinnyRows ? hsr_library_bytes(rows, width, outputs) + 64 : 0;
   const int64_t cuda = partial > library ? partial : library;
   return packed > cuda ? packed : cuda;

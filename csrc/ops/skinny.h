@@ -1,4 +1,4 @@
-// Limits of the skinny GEMM y[m, o] = sum_i x[m, i] w[o, i] that hsr_project and lm_head_topk share
+// Limits of the skinny GEMM y[m, o] = sum_i x[m, i] w[o, i] that skinny_linear, hsr_project and lm_head_topk share
 // (csrc/cpu/skinny_gemm.h).
 #pragma once
 #include "ops/common.h"
@@ -26,6 +26,15 @@ constexpr int64_t packed_bytes(int64_t rows, int64_t width) {
 }
 inline void* align_packed(void* p) {
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
+}
+
+// CUDA: a block sums this many columns, so a row's bits depend on the columns alone. 7168 columns and 3584 outputs make
+// 7 x 56 blocks: three for each SM of an H200, of which it holds four at a time.
+constexpr int64_t kSkinnySplit = 1024;
+constexpr int64_t skinny_splits(int64_t width) { return (width + kSkinnySplit - 1) / kSkinnySplit; }
+// fp32 partial sums [splits, M, O] of up to kSkinnyRows rows.
+constexpr int64_t split_partial_bytes(int64_t rows, int64_t width, int64_t outputs) {
+  return skinny_splits(width) * (rows < kSkinnyRows ? rows : kSkinnyRows) * outputs * 4;
 }
 
 }  // namespace sparrow

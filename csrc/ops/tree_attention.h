@@ -8,8 +8,11 @@
 //   split    item (b, kv head, split, row tile): rows r = n G + g of one kv head (all G query heads of all nodes read a
 //            key once) against the keys of one split -> unnormalised sum_j exp(s_j - m) v_j, m and sum_j exp(s_j - m).
 //   combine  item (b, n, h): merges the splits in ascending order.
-// Splits are cut at absolute key numbers 0, s, 2 s, ... of the visible prefix; the tree belongs to the split in which
-// the prefix ends. So a row's bits depend on its own keys only: not on B, N, max_prefix_len or the number of threads.
+// Splits are cut at absolute key numbers 0, s, 2 s, ...: of the visible prefix, and the tree belongs to the split in
+// which the prefix ends (CUDA), or of a row's own keys, the visible prefix and then the slots it sees (CPU). So a row's
+// bits depend on its own keys only: not on B, N, max_prefix_len or the number of threads. On the CPU they depend on the
+// sequence of these keys, be they cache rows or tree slots: a node of a tree gets the bits of its path decoded token by
+// token. On CUDA they depend on the slots, too.
 // draft_attention uses the same two kernels.
 #pragma once
 #include "ops/common.h"
@@ -35,7 +38,7 @@ struct TreeAttentionParams {
   float scale;
   int64_t window, anchors;  // window 0 = the whole prefix
   int64_t splits,
-      split_keys;  // splits >= visible prefix / split_keys + 1 for every b; on CUDA kernels/attention_plan.h
+      split_keys;                  // splits >= used_splits for every b; on CUDA kernels/attention_plan.h
   int64_t cache_rows, max_prefix;  // S, and the bound of lens that `splits` was chosen for
   bool zero_unused;                // nodes >= num_rows: out 0 and lse -inf, or left alone
   float* partial;                  // [B, splits, K, N G, padded_dim]
@@ -50,6 +53,14 @@ inline int64_t visible_prefix(const TreeAttentionParams& p, int64_t b) {
 inline int64_t used_nodes(const TreeAttentionParams& p, int64_t b) {
   return p.num_rows == nullptr ? p.nodes : p.num_rows[b];
 }
+inline int64_t first_slot(const TreeAttentionParams& p, int64_t b) {
+  return p.tree_start == nullptr ? 0 : p.tree_start[b];
+}
+// CPU: splits that hold keys of sequence b.
+inline int64_t used_splits(const TreeAttentionParams& p, int64_t b) {
+  const int64_t keys = visible_prefix(p, b) + first_slot(p, b) + used_nodes(p, b) - 1;
+  return (keys > 0 ? keys : 0) / p.split_keys + 1;
+}
 
 constexpr int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 inline int64_t attention_splits(int64_t max_prefix, int64_t split_keys) { return max_prefix / split_keys + 1; }
@@ -57,8 +68,9 @@ inline int64_t attention_row_tiles(int64_t rows) { return (rows + kRowTile - 1) 
 // Splits the scratch has room for, on either backend: the GPU cuts up to kScratchSplits pieces of 128 keys or more.
 constexpr int64_t kScratchSplits = 32, kScratchSplitKeys = 128;
 inline int64_t attention_scratch_splits(int64_t max_prefix, int64_t split_size) {
-  if (split_size > 0) return attention_splits(max_prefix, split_size);
-  const int64_t cpu = attention_splits(max_prefix, kSplitKeys), gpu = attention_splits(max_prefix, kScratchSplitKeys);
+  if (split_size > 0) return attention_splits(max_prefix + kMaxNodes, split_size);
+  const int64_t cpu = attention_splits(max_prefix + kMaxNodes, kSplitKeys),
+                gpu = attention_splits(max_prefix, kScratchSplitKeys);
   return gpu < kScratchSplits ? gpu : cpu > kScratchSplits ? cpu : kScratchSplits;
 }
 // Bytes of partial and stats.

@@ -10,6 +10,7 @@ drafter's own output where the target has not been there yet).
 
 import json
 import pathlib
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -49,9 +50,9 @@ class MLP(nn.Module):
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+    def forward(self, x: Tensor, product: Callable[[nn.Linear, Tensor], Tensor] = nn.Linear.__call__) -> Tensor:
+        gate, up = product(self.gate_up_proj, x).chunk(2, dim=-1)
+        return product(self.down_proj, F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -237,7 +238,7 @@ class SparrowDrafter(nn.Module):
         x = sparrow_ext.hsr_project(
             token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias, error=error
         ).view(b, t, -1)
-        qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x))
+        qkv = _skinny(layer.self_attn.qkv_proj, layer.input_layernorm(x))
         cos_sin = self.cos_sin(positions)
         parts = []
         for start in range(0, t, MAX_ATTENTION_ROWS):
@@ -258,8 +259,8 @@ class SparrowDrafter(nn.Module):
                 )
             )
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        x = x + layer.self_attn.o_proj(attended.flatten(2))
-        return x + layer.mlp(layer.post_attention_layernorm(x))
+        x = x + _skinny(layer.self_attn.o_proj, attended.flatten(2))
+        return x + layer.mlp(layer.post_attention_layernorm(x), _skinny)
 
     # ---- storage ----
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
@@ -356,6 +357,11 @@ class SparrowDrafter(nn.Module):
         if ids.unique().numel() != ids.numel():
             raise ValueError("draft vocabulary ids must be distinct: each draft id maps to one token")
         self.draft_vocab_ids = ids
+
+
+def _skinny(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer through skinny_linear: a row's bits do not depend on which rows are drafted together."""
+    return sparrow_ext.skinny_linear(x, layer.weight, layer.bias)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

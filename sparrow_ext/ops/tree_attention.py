@@ -24,7 +24,9 @@ def tree_attention(
     The tree's keys and values are already in the cache, node j of sequence b in row prefix_lens[b] + j
     (`rope_append`). One pass over the cache serves all nodes and all query heads of a kv head; softmax in float32.
     A row's bits depend on the row's own keys only, not on B, max_prefix_len or the number of threads; nor on N, but for
-    16-bit dtypes on CUDA without a split_size, where 16 rows (N H / K) or fewer are summed in another order.
+    16-bit dtypes on CUDA without a split_size, where 16 rows (N H / K) or fewer are summed in another order. On the CPU
+    they depend on the sequence of these keys alone, not on where they lie: a node has the bits that it has at the end
+    of its path, committed to the prefix.
 
     Args:
         q: float32, bfloat16 or float16 [B, N, H, D], roped, N <= 128, D <= 256; last dimension dense.
@@ -36,7 +38,8 @@ def tree_attention(
             node i sees nodes 0..i.
         scale: factor of q . k; None = D ** -0.5.
         max_prefix_len: an upper bound of prefix_lens, which sizes the scratch; None = Smax.
-        split_size: the prefix is cut into pieces at multiples of it, merged in order; 0 = the operator's own choice.
+        split_size: a row's keys (on CUDA the prefix) are cut into pieces at multiples of it, merged in order; 0 = the
+            operator's own choice.
 
     Returns:
         out: [B, N, H, D], dtype of q. 0 for a row that sees nothing.

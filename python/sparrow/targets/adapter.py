@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.cache import TargetCache
+from sparrow.targets.linear import skinny_linear_in
 
 FAMILIES = {
     "qwen2_vl": "Qwen2-VL",
@@ -176,9 +177,12 @@ class Target:
             cache.verifying = False
         return out.logits.float(), states[0] if states else out.logits.new_empty(*tokens.shape, 0)
 
-    def verifying(self):
-        """Context manager: the decoder's attention is tree_attention inside."""
-        return attention_in(self.model, NAME)
+    @contextlib.contextmanager
+    def verifying(self) -> Iterator[None]:
+        """The decoder's attention is tree_attention inside, its plain linear layers and the head skinny_linear."""
+        modules = dict.fromkeys([*self.decoder.modules(), self.head])
+        with attention_in(self.model, NAME), skinny_linear_in(modules, self.device):
+            yield
 
     def attention_from(self, prompt: Tensor, first: int, prefill: Prefill, cache: TargetCache) -> Tensor:
         """How much the prompt's rows from place `first` on attend to each of its rows: float32 [B, P], summed over

@@ -1,0 +1,34 @@
+"""skinny_linear beside F.linear: a drafter level's, a verify pass's and a catch-up's row counts.
+
+Width 512 with 192, 1536 and 4096 outputs is a small target's; at 3584 the weights (26 or 51 MB) exceed the caches.
+"""
+
+import functools
+
+import pytest
+import torch
+
+from bench.bandwidth import report
+from sparrow_ext.ops import skinny_linear as op
+
+SHAPES = [(512, 192), (512, 1536), (1408, 512), (512, 4096), (3584, 3584)]
+
+
+@functools.cache
+def weights(width, outputs, dtype):
+    torch.manual_seed(0)
+    return (torch.randn(outputs, width) / width**0.5).to(dtype)
+
+
+@pytest.mark.parametrize("impl", ["sparrow", "eager"])
+@pytest.mark.parametrize("rows", [1, 4, 9, 26, 64, 200])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_skinny_linear(benchmark, capsys, shape, dtype, rows, impl):
+    benchmark.group = f"skinny_linear K={shape[0]} N={shape[1]} {dtype} M={rows}"
+    args = [torch.randn(1, rows, shape[0]).to(dtype), weights(*shape, dtype)]
+    function = op.skinny_linear if impl == "sparrow" else op.eager
+    big = shape[0] > 2000
+    benchmark.pedantic(function, args, rounds=9, iterations=1 if big else 20, warmup_rounds=1)
+    if impl == "sparrow" and big and rows <= 26:
+        report(benchmark, capsys, args[-1], lambda: function(*args))

@@ -1,0 +1,185 @@
+#include "ops/skinny_linear.h"
+
+#include "bindings/checks.h"
+#include "bindings/linear.h"
+#if defined(SPARROW_CUDA)
+#include "bindings/cuda.h"
+#include "kernels/skinny_linear.cuh"
+#endif
+
+namespace sparrow {
+namespace {
+
+constexpr const char* kOp = "skinny_linear";
+
+// The step from row to row of [..., columns] seen as [rows, columns]; -1 where rows are not dense or no single step
+// leads through all of them.
+int64_t row_step(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  if (t.size(last) > 1 && t.stride(last) != 1) return -1;
+  int64_t step = t.size(last), next = -1;  // `next`: the stride a further dimension must have
+  for (int64_t d = last; d-- > 0;) {
+    if (t.size(d) == 0) return t.size(last);
+    if (t.size(d) == 1) continue;
+    if (next >= 0 && t.stride(d) != next) return -1;
+    if (next < 0) step = t.stride(d);
+    next = t.stride(d) * t.size(d);
+  }
+  return step;
+}
+
+int64_t rows_in(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
+  return rows;
+}
+
+struct LinearArgs {
+  const Tensor& x;
+  const Tensor& weight;
+  const std::optional<Tensor>& bias;
+};
+
+void check_arguments(const LinearArgs& a) {
+  const Arg x{kOp, "x", a.x}, weight{kOp, "weight", a.weight};
+  weight.same_device(x);
+  x.floating();
+  weight.same_dtype(x).dim(2);
+  check_that(a.x.dim() >= 1 && a.x.dim() <= 8, kOp, "x must have 1 to 8 dimensions, got shape ", shape_of(a.x));
+  weight.size(1, a.x.size(a.x.dim() - 1), "K, the last dimension of x").last_dense();
+  if (!a.bias) return;
+  const Arg bias{kOp, "bias", *a.bias};
+  bias.same_device(x).same_dtype(x).dim(1).size(0, a.weight.size(0), "rows of weight").contiguous();
+}
+
+// Returns the step between rows of out.
+int64_t check_out(const LinearArgs& a, const Tensor& out, const Tensor& workspace) {
+  const Arg x{kOp, "x", a.x}, arg{kOp, "out", out};
+  arg.same_device(x).same_dtype(x).dim(a.x.dim());
+  for (int64_t d = 0; d + 1 < a.x.dim(); ++d) arg.size(d, a.x.size(d), "that of x");
+  arg.size(out.dim() - 1, a.weight.size(0), "rows of weight").last_dense();
+  const int64_t step = row_step(out), rows = rows_in(a.x);
+  check_that(rows <= 1 || step >= out.size(out.dim() - 1), kOp,
+             "the rows of out must lie one step apart in memory and not overlap");
+  arg.apart_from(x).apart_from(Arg{kOp, "weight", a.weight});
+  const int64_t bytes = skinny_linear_workspace_bytes(rows, a.weight.size(1), a.weight.size(0));
+  Arg{kOp, "workspace", workspace}.same_device(x).dtype({ScalarType::Byte}).dim(1).contiguous();
+  check_that(workspace.size(0) >= bytes, kOp, "workspace must have at least ", bytes,
+             " bytes (skinny_linear_workspace_size), got ", workspace.size(0));
+  return step;
+}
+
+// x: a.x, or its copy where row_step(a.x) < 0.
+SkinnyLinearParams make_params(const LinearArgs& a, const Tensor& x, const Tensor& out, int64_t out_step,
+                               void* scratch) {
+  SkinnyLinearParams p;
+  p.x = x.const_data_ptr();
+  p.weight = a.weight.const_data_ptr();
+  p.bias = a.bias ? a.bias->const_data_ptr() : nullptr;
+  p.out = out.mutable_data_ptr();
+  p.packed = align_packed(scratch);
+  p.rows = rows_in(x), p.width = a.weight.size(1), p.outputs = a.weight.size(0);
+  p.x_stride = row_step(x), p.weight_stride = a.weight.stride(0), p.out_stride = out_step;
+  p.dtype = dtype_of(x);
+  p.partial = static_cast<float*>(p.packed);
+  return p;
+}
+
+Tensor with_even_rows(const Tensor& x) { return row_step(x) < 0 ? torch::stable::contiguous(x) : x; }
+
+void run(const LinearArgs& a, const Tensor& out, int64_t out_step, void* scratch) {
+  const Tensor x = with_even_rows(a.x);
+  const SkinnyLinearParams all = make_params(a, x, out, out_step, scratch);
+  const int64_t element = all.dtype == DType::f32 ? 4 : 2;
+  SkinnyLinearParams p = all;
+  for (int64_t begin = 0; begin < all.rows && all.outputs > 0; begin += kSkinnyRows) {
+    p.rows = all.rows - begin < kSkinnyRows ? all.rows - begin : kSkinnyRows;
+    p.x = static_cast<const char*>(all.x) + begin * all.x_stride * element;
+    p.out = static_cast<char*>(all.out) + begin * all.out_stride * element;
+    run_items(skinny_pack_cpu, p, pack_items(p.rows), /*grain=*/4);
+    multiply_packed(p);
+  }
+}
+
+// out [..., N] and scratch of the functional form.
+std::pair<Tensor, Tensor> allocate(const LinearArgs& a) {
+  int64_t shape[8];
+  for (int64_t d = 0; d + 1 < a.x.dim(); ++d) shape[d] = a.x.size(d);
+  shape[a.x.dim() - 1] = a.weight.size(0);
+  const int64_t bytes = skinny_linear_workspace_bytes(rows_in(a.x), a.weight.size(1), a.weight.size(0));
+  return {empty(a.x, shape, a.x.dim(), a.x.scalar_type()), empty(a.x, {bytes}, ScalarType::Byte)};
+}
+
+}  // namespace
+
+int64_t skinny_linear_workspace_size_op(int64_t rows, int64_t width, int64_t outputs) {
+  check_that(rows >= 0 && width >= 0 && outputs >= 0, "skinny_linear_workspace_size",
+             "M, K and N must not be negative, got ", rows, ", ", width, ", ", outputs);
+  return skinny_linear_workspace_bytes(rows, width, outputs);
+}
+
+Tensor skinny_linear_op_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const LinearArgs a{x, weight, bias};
+  check_arguments(a);
+  const auto [out, scratch] = allocate(a);
+  run(a, out, weight.size(0), scratch.mutable_data_ptr());
+  return out;
+}
+
+void skinny_linear_out_op_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                              const Tensor& out, const Tensor& workspace) {
+  const LinearArgs a{x, weight, bias};
+  check_arguments(a);
+  const int64_t step = check_out(a, out, workspace);
+  run(a, out, step, workspace.mutable_data_ptr());
+}
+
+#if defined(SPARROW_CUDA)
+namespace {
+
+void run_cuda(const LinearArgs& a, const Tensor& out, int64_t out_step, void* scratch) {
+  const Tensor x = with_even_rows(a.x);
+  check_launch(kOp, skinny_linear_cuda(make_params(a, x, out, out_step, scratch), current_stream(a.x)));
+}
+
+}  // namespace
+
+Tensor skinny_linear_op_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const DeviceGuard guard(x.get_device_index());
+  const LinearArgs a{x, weight, bias};
+  check_arguments(a);
+  const auto [out, scratch] = allocate(a);
+  run_cuda(a, out, weight.size(0), scratch.mutable_data_ptr());
+  return out;
+}
+
+void skinny_linear_out_op_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                               const Tensor& out, const Tensor& workspace) {
+  const DeviceGuard guard(x.get_device_index());
+  const LinearArgs a{x, weight, bias};
+  check_arguments(a);
+  const int64_t step = check_out(a, out, workspace);
+  run_cuda(a, out, step, workspace.mutable_data_ptr());
+}
+#endif
+
+}  // namespace sparrow
+
+SPARROW_LIBRARY(m) {
+  m.def("skinny_linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def("skinny_linear_out(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out, Tensor(b!) workspace) -> ()");
+  m.def("skinny_linear_workspace_size(int M, int K, int N) -> int");
+}
+SPARROW_CPU_IMPL(m) {
+  m.impl("skinny_linear", TORCH_BOX(&sparrow::skinny_linear_op_cpu));
+  m.impl("skinny_linear_out", TORCH_BOX(&sparrow::skinny_linear_out_op_cpu));
+}
+SPARROW_COMPOSITE_IMPL(m) {
+  m.impl("skinny_linear_workspace_size", TORCH_BOX(&sparrow::skinny_linear_workspace_size_op));
+}
+#if defined(SPARROW_CUDA)
+SPARROW_CUDA_IMPL(m) {
+  m.impl("skinny_linear", TORCH_BOX(&sparrow::skinny_linear_op_cuda));
+  m.impl("skinny_linear_out", TORCH_BOX(&sparrow::skinny_linear_out_op_cuda));
+}
+#endif

@@ -1,0 +1,81 @@
+"""skinny_linear: a linear layer for few rows, whose rows do not depend on each other."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparrow_ext._library import require_backend
+
+
+def skinny_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+) -> Tensor:
+    """out[..., :] = weight @ x[..., :] + bias, as F.linear, made for few rows.
+
+    float32 accumulation in one order, whatever the number of rows M (the product of x's leading dimensions): a row has
+    the same bits alone and among others, on one machine and instruction set. F.linear's rows do not. One rounding to
+    the dtype. More than 64 rows are taken 64 at a time: each 64 rows read the weights once. No gradients.
+    With bfloat16 on CPUs that multiply it natively (avx512_bf16) denormal inputs count as zero.
+
+    Args:
+        x: [..., K], 1 to 8 dimensions, float32, bfloat16 or float16. Rows that are dense and lie one step apart in
+            memory are read in place; any other x is copied first.
+        weight: [N, K], the dtype of x; rows dense.
+        bias: [N] or None.
+        out: [..., N] of the same dtype, rows dense, one step apart, apart from x and weight in memory; mutated and
+            returned. None allocates.
+        workspace: uint8 [bytes], bytes >= skinny_linear_workspace_size(M, K, N); mutated; only with `out`, where None
+            allocates it.
+
+    Returns:
+        [..., N] in the dtype of x: `out` where given.
+
+    Raises:
+        RuntimeError: wrong device, dtype, shape or stride.
+        ValueError: `workspace` without `out`.
+    """
+    require_backend("skinny_linear", x)
+    if out is None:
+        if workspace is not None:
+            raise ValueError("sparrow.skinny_linear: workspace is used only together with out")
+        return torch.ops.sparrow.skinny_linear(x, weight, bias)
+    if workspace is None:
+        size = skinny_linear_workspace_size(x.shape[:-1].numel(), weight.shape[1], weight.shape[0])
+        workspace = torch.empty(size, dtype=torch.uint8, device=out.device)
+    torch.ops.sparrow.skinny_linear_out(x, weight, bias, out, workspace)
+    return out
+
+
+def skinny_linear_workspace_size(M: int, K: int, N: int) -> int:
+    """Bytes of scratch that skinny_linear's `out` form needs for up to M rows; it depends on these numbers only."""
+    return torch.ops.sparrow.skinny_linear_workspace_size(M, K, N)
+
+
+@torch.library.register_fake("sparrow::skinny_linear")
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.register_fake("sparrow::skinny_linear_out")
+def _fake_out(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, workspace: Tensor) -> None:
+    return None
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The definition, row by row, in the dtype of the inputs (float64 for tests)."""
+    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_zeros(x.shape[:-1].numel(), x.shape[-1])
+    out = x.new_zeros(len(rows), weight.shape[0])
+    for m, row in enumerate(rows):
+        out[m] = (weight * row).sum(dim=-1)
+        if bias is not None:
+            out[m] += bias
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def eager(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What a user would write."""
+    return F.linear(x, weight, bias)
