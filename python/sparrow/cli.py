@@ -114,8 +114,8 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--drafter", action="append", default=[], metavar="[NAME=]FOLDER", help="may be repeated (default: shipped)"
     )
-    p.add_argument("--tree", action="append", type=_tree_or_auto, default=[],
-                   help="may be repeated (default: 25-5-8); auto: the fastest at each visual length")  # fmt: skip
+    trees = "may be repeated (default: the drafter's own and 25-5-8); auto: the fastest at each visual length"
+    p.add_argument("--tree", action="append", type=_tree_or_auto, default=[], help=trees)
     p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup", "specvlm"], default=["sparrow", "lookup"],
                    help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
     p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")

@@ -22,6 +22,7 @@ from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
 
 err = Console(stderr=True)
+PAPER_TREE = "25-5-8"
 QUICK = {"lengths": (64, 256, 1024), "temperatures": (0.0, 1.0), "clips": 10, "timed": 4}
 FULL = {
     "lengths": (64, 128, 256, 512, 1024, 2048, 4096),
@@ -100,7 +101,7 @@ def systems_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any
     drafters, systems = {}, []
     for name, folder in folders.items() if "sparrow" in arguments.systems else ():
         drafter = load_drafter(folder, model)
-        for tree in arguments.tree or ["25-5-8"]:
+        for tree in arguments.tree or dict.fromkeys([drafter.config.tree, PAPER_TREE]):
             system = System(f"{name} {tree}", "sparrow", folder, str(tree))
             systems.append(system)
             drafters[system.name] = drafter
