@@ -6,10 +6,12 @@ import pathlib
 import pytest
 import yaml
 
-from sparrow import cli, cli_demo, cli_train
+from sparrow import cli, cli_train
+from sparrow.miniature import DEMO
 from sparrow.training.config import ConfigError, load_config
 from sparrow.training.recipe import DrafterTraining
 from sparrow.training.run import Run, learning_rate
+from tests.pairs import write_tiny_pair
 
 ASSET = pathlib.Path(cli.__file__).parent / "assets" / "train_drafter.yaml"
 
@@ -18,8 +20,8 @@ ASSET = pathlib.Path(cli.__file__).parent / "assets" / "train_drafter.yaml"
 def folder(tmp_path_factory) -> pathlib.Path:
     """A target, three clips, and settings for a short run."""
     folder = tmp_path_factory.mktemp("cli")
-    cli_demo.write_target(folder / "target")
-    lines = [{"video": str(cli_demo.CLIP), "prompt": text} for text in ("What moves?", "What is it?", "Where?")]
+    write_tiny_pair(folder)
+    lines = [{"video": str(DEMO), "prompt": text} for text in ("What moves?", "What is it?", "Where?")]
     (folder / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     values = {
         "run": str(folder / "run"), "target": str(folder / "target"), "device": "cpu",
@@ -46,7 +48,7 @@ def test_trains_and_generates(folder, capsys):
     assert [r["step"] for r in rows if "loss" in r] == [1, 2] and [r["tau"] for r in rows if "tau" in r]
     assert (folder / "run/curves.png").exists()
     argv = ["generate", "--target", str(folder / "target"), "--drafter", str(folder / "run/drafter"), "--compare"]
-    argv += ["--video", str(cli_demo.CLIP), "--prompt", "Where?", "--num-frames", "4", "--max-new-tokens", "8"]
+    argv += ["--video", str(DEMO), "--prompt", "Where?", "--num-frames", "4", "--max-new-tokens", "8"]
     assert cli.main(argv) == 0
     assert "identical to plain decoding: yes" in capsys.readouterr().out
 

@@ -60,12 +60,23 @@ def test_config_errors(override, message):
         load_config(Outer, None, [override])
 
 
+def test_a_setting_without_default_must_be_given():
+    @dataclasses.dataclass(frozen=True)
+    class Needs:
+        folder: str
+        steps: int = 1
+
+    assert load_config(Needs, None, ["folder=a"]) == Needs("a")
+    with pytest.raises(ConfigError, match="folder must be given"):
+        load_config(Needs, None, ["steps=2"])
+
+
 def test_not_yaml(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("a: [1")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(Outer, file)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="no such file of settings"):
         load_config(Outer, tmp_path / "none.yaml")
 
 

@@ -183,6 +183,9 @@ def test_a_file_keeps_brightness_and_halves_colour():
         (lambda: Stage(1.0, 5, (64,), (1.0,)), "max_shapes"),
         (lambda: Stage(1.0, 1, (64,), ()), "pair up"),
         (lambda: TargetRecipe(optimizer="sgd"), "optimizer must be"),
+        (lambda: TargetRecipe(steps=0), "steps must be at least 1"),
+        (lambda: TargetRecipe(lr=0.0), "lr must be positive"),
+        (lambda: TargetRecipe(curriculum=(Stage(0.5, 1, (64,), (1.0,)),)), "the last one until 1.0"),
     ],
 )
 def test_errors(make, message):

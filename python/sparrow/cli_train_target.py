@@ -22,6 +22,7 @@ out = Console()
 def run(arguments: argparse.Namespace) -> int:
     """Trains in folder --out and writes the checkpoint to its subfolder "target"."""
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # matrices this small do not share well
     recipe = load_config(TargetRecipe, arguments.config, arguments.overrides)
     folder = pathlib.Path(arguments.out)

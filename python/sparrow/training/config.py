@@ -25,9 +25,10 @@ def load_config(cls: type[T], path: str | pathlib.Path | None = None, overrides:
     """
     values: Any = {}
     if path is not None:
-        text = pathlib.Path(path).read_text()
+        if not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"no such file of settings: {path}")
         try:
-            values = yaml.safe_load(text) or {}
+            values = yaml.safe_load(pathlib.Path(path).read_text()) or {}
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not YAML: {error}") from None
     for override in overrides:
@@ -46,6 +47,10 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(map(str, values)) - set(known)):
         raise ConfigError(f"unknown setting {where + unknown[0]}; there are {', '.join(where + k for k in known)}")
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and f.name not in values:
+            raise ConfigError(f"{where}{f.name} must be given")
     try:
         return cls(**{key: _fit(known[key], value, where + key) for key, value in values.items()})
     except ConfigError:

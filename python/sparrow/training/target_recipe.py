@@ -75,6 +75,14 @@ class TargetRecipe:
     def __post_init__(self):
         if self.optimizer not in ("muon", "adamw"):
             raise ValueError(f"optimizer must be muon or adamw, got {self.optimizer!r}")
+        for name in ("steps", "batch_tokens", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "embed_lr", "clip", "auxiliary_until"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not self.curriculum or self.curriculum[-1].until < 1:
+            raise ValueError("curriculum must have stages, the last one until 1.0")
 
     def stage(self, step: int) -> Stage:
         return next((s for s in self.curriculum if step < s.until * self.steps), self.curriculum[-1])
