@@ -11,7 +11,7 @@ from torch import nn
 
 import sparrow
 from sparrow.targets.adapter import Target
-from sparrow.targets.attention import tree_attention_in
+from sparrow.targets.attention import NAME, attention_in
 from sparrow.targets.linear import is_plain, skinny_linear_in
 from sparrow.targets.tiny import TinySize, tiny_target
 from sparrow.tree import TreeConfig
@@ -117,7 +117,7 @@ def test_odd_sizes():
 def test_needs_skinny_linear():
     """The comparison sees a difference where there is one: F.linear's rows depend on their number."""
     model = tiny_target("llava_onevision", 0)
-    assert differing_rows(Text(model, 37, lambda: tree_attention_in(model))) > 0
+    assert differing_rows(Text(model, 37, lambda: attention_in(model, NAME))) > 0
 
 
 @pytest.mark.parametrize("seed", range(6))
