@@ -23,6 +23,7 @@ __device__ __forceinline__ void report_count(const HsrProjectParams& p) {
   report_if(p.num_rows != nullptr && (*p.num_rows < 0 || *p.num_rows > p.rows), p.error, kBadCount);
 }
 __device__ __forceinline__ void report_row(const HsrProjectParams& p, int64_t m) {
+  if (p.error == nullptr) return;  // with an error word there are indices; skinny_linear has neither
   const int64_t id = p.token_ids[m], h = p.row_index[m];
   report_if(id < 0 || id >= p.vocab || h < -1 || h >= p.hidden_rows, p.error, kBadIndex);
 }
