@@ -17,7 +17,7 @@ from sparrow.cli_generate import load_drafter, load_target, pick_device, target_
 from sparrow.evaluation.evaluate import Evaluation, Plan, lossless
 from sparrow.evaluation.render import markdown, plots
 from sparrow.evaluation.systems import LOOKUP, SPECVLM, System
-from sparrow.miniature import SHIPPED, pair
+from sparrow.miniature import SHIPPED, drafter_folder, pair
 from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
 
@@ -95,12 +95,10 @@ def target(arguments: argparse.Namespace) -> tuple[PatchSettings, Any, Any]:
 
 def systems_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], list[System]]:
     """Loaded drafters and systems: one per drafter and tree, and those that need no drafter."""
-    folders = dict(_named(text) for text in arguments.drafter) if arguments.drafter else {"sparrow": ""}
-    if folders.get("sparrow") == "":
-        folders["sparrow"] = str(pair(SHIPPED)[1])
+    folders = dict(_named(text) for text in arguments.drafter) if arguments.drafter else {"sparrow": "shipped"}
     drafters, systems = {}, []
     for name, folder in folders.items() if "sparrow" in arguments.systems else ():
-        drafter = load_drafter(folder, model)
+        drafter = load_drafter(str(drafter_folder(folder)), model)
         for tree in arguments.tree or dict.fromkeys([drafter.config.tree, PAPER_TREE]):
             system = System(f"{name} {tree}", "sparrow", folder, str(tree))
             systems.append(system)

@@ -23,6 +23,11 @@ def pair(folder: str | pathlib.Path = SHIPPED) -> tuple[pathlib.Path, pathlib.Pa
     return target, drafter
 
 
+def drafter_folder(name: str) -> pathlib.Path:
+    """A drafter's folder by its path; "shipped" is the package's own."""
+    return pair()[1] if name == "shipped" else pathlib.Path(name)
+
+
 def write_demo(file: str | pathlib.Path = DEMO) -> None:
     """Draws and encodes the demo's clip."""
     clip = sample(DEMO_NUMBER, DEMO_FORM)

@@ -16,6 +16,7 @@ from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED, acceptance_by_
 from sparrow.evaluation.systems import OURS, PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tape import Tape, cached, model_hash, record, replay
 from sparrow.evaluation.trees import AUTO, CLIPS, choose
+from sparrow.miniature import drafter_folder
 from sparrow.tree import TreeConfig
 
 BASELINES = (TRANSFORMERS, PLAIN)
@@ -269,7 +270,7 @@ def lossless(result: dict[str, Any]) -> bool:
 
 def file_hash(folder: str) -> str:
     """16 hex digits of a drafter's weights."""
-    return hashlib.sha256((pathlib.Path(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((drafter_folder(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
 
 
 def save_json(file: pathlib.Path, value: Any) -> None:
