@@ -7,11 +7,12 @@ from sparrow.targets.adapter import Target
 
 RIVALS = {
     "text-only": {},
-    "MSD": {"visual": "embeddings", "positions": "sequence"},
+    "MSD": {"visual": "rows", "positions": "sequence"},
+    "IVSB without VATA": {"visual": "rows", "visual_layer": 2, "positions": "sequence"},
     "MSD + VATA": {"visual": "none", "positions": "sequence"},
     "ViSpec": {"visual": "compressed", "positions": "sequence"},
 }
-VISUAL = ["MSD", "MSD + VATA", "ViSpec"]
+VISUAL = ["MSD", "IVSB without VATA", "MSD + VATA", "ViSpec"]
 
 
 def random_drafter(target: Target, rival: str, **more) -> sparrow.SparrowDrafter:

@@ -59,7 +59,7 @@ def one_shot(drafter, target, inputs, sequence_ids, rows):
     """Positions, keys and values of the whole sequence's first rows, place by place in plain PyTorch."""
     prompt, text = inputs["input_ids"].shape[1], is_text(target, inputs)
     states = full_states(target.model, inputs, sequence_ids, drafter.config.hidden_layer)[0]
-    given = full_states(target.model, inputs, sequence_ids, 0)[0]
+    given = full_states(target.model, inputs, sequence_ids, drafter.config.visual_layer)[0]
     inputs_, places, g, start = [], [], torch.zeros(drafter.config.hidden_size), 0
     for t in range(sequence_ids.shape[1]):
         if t >= prompt or text[0, t]:
@@ -67,7 +67,7 @@ def one_shot(drafter, target, inputs, sequence_ids, rows):
             if drafter.config.visual == "compressed":
                 h = drafter.compressor.fusion(torch.cat([h, g]))
             x = drafter.fc(torch.cat([drafter.embedding[sequence_ids[0, t]], h]))
-        elif drafter.config.visual == "embeddings":
+        elif drafter.config.visual == "rows":
             x = given[t]
         else:
             start = t if t == 0 or text[0, t - 1] else start
@@ -108,7 +108,7 @@ def test_cache_rows(tiny, greedy, family, videos, rival):
     out = sparrow.generate(model, led, **inputs, **NO_MARKS, tree=SHAPE)
     assert torch.equal(out.sequences, truth) and set(out.stats.accepted) >= {0, 1, 2, 3, 4, 5}
     cache, text = led.state.draft, is_text(target, inputs)
-    seen_of_video = {"MSD": int((~text).sum()), "MSD + VATA": 0, "ViSpec": videos}[rival]
+    seen_of_video = {"rows": int((~text).sum()), "none": 0, "compressed": videos}[drafter.config.visual]
     generated = led.length - inputs["input_ids"].shape[1]
     rows = int(cache.lengths[0])
     assert rows == int(text.sum()) + seen_of_video + generated
@@ -153,7 +153,7 @@ def test_ragged_prompts(tiny, rival):
         return prompt_cache(drafter, prompts[rows], text[rows], prefill, 4)
 
     together = cache_of(slice(0, 3))
-    blocks, visual = {"MSD": [10, 4, 0], "MSD + VATA": [0, 0, 0], "ViSpec": [2, 1, 0]}[rival], [10, 4, 0]
+    blocks, visual = {"rows": [10, 4, 0], "none": [0, 0, 0], "compressed": [2, 1, 0]}[drafter.config.visual], [10, 4, 0]
     assert together.lengths.tolist() == [20 - v + b for v, b in zip(visual, blocks, strict=True)]
     for row, n in enumerate(together.lengths.tolist()):
         alone = cache_of(slice(row, row + 1))
@@ -188,14 +188,14 @@ def test_replay_is_the_live_loop(rival):
     for number in range(2):
         inputs = question(SETTINGS, tokenizer, 64, number, split="dev").inputs
         options = {"max_new_tokens": 30, "eos_token_id": None}
-        tape = record(model, inputs, drafter.config.state_layers, options, 0, drafter.config.visual != "none")
+        tape = record(model, inputs, drafter.config.state_layers, options, 0, drafter.config.seen_layer)
         live = sparrow.generate(model, drafter, **inputs, **options, tree="25-5-8")
         got = replay(tape, drafter, TreeConfig.parse("25-5-8"))
         assert got == live.stats.emitted
         lengths |= set(got)
     assert len(lengths) >= 3
     if rival in ("MSD", "ViSpec"):
-        with pytest.raises(ValueError, match="needs a tape recorded with video=True"):
+        with pytest.raises(ValueError, match="needs a tape recorded with its visual_layer"):
             replay(record(model, inputs, drafter.config.state_layers, options, 0), drafter, SHAPE)
 
 
@@ -208,8 +208,8 @@ def test_blocks():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"visual": "all"}, "visual must be none, embeddings or compressed, got 'all'"),
-        ({"visual": "embeddings"}, "visual=embeddings needs positions=sequence, got positions=text"),
+        ({"visual": "all"}, "visual must be none, rows or compressed, got 'all'"),
+        ({"visual": "rows"}, "visual=rows needs positions=sequence, got positions=text"),
         ({"visual": "compressed", "positions": "target"}, "visual=compressed needs positions=sequence"),
         ({"positions": "row"}, "positions must be text, sequence or target, got 'row'"),
     ],

@@ -27,7 +27,7 @@ def decoded(drafter, teacher, prompt: int, chunks) -> tuple[torch.Tensor, torch.
     """Through the operators: the loop's begin, then catch-ups in chunks. The outputs at the answer's tokens [n, E], and
     those of each next token with the output before as its state [n, E], a tree's second level.
     """
-    states, given = teacher.states[drafter.config.hidden_layer][None], teacher.states[0][None]
+    states, given = teacher.states[drafter.config.hidden_layer][None], teacher.states[drafter.config.visual_layer][None]
     tokens, end = teacher.tokens[None], prompt + 1 + sum(chunks)
     prefill = Prefill(
         torch.zeros(1, 300), states[:, :prompt], torch.zeros(1, 1), teacher.position[None, :prompt], given[:, :prompt]
@@ -70,12 +70,12 @@ def test_training_forward_equals_decoding(tiny, family, rival):
     target = Target(tiny(family))
     drafter = random_drafter(target, rival, hidden_norm=True)
     layer = drafter.config.hidden_layer
-    visual_layer = None if rival == "MSD + VATA" else 0
+    visual_layer = drafter.config.seen_layer
     g, made, teachers = torch.Generator().manual_seed(2), [], []
     for videos in (1, 2):
         inputs = sample_inputs(family, videos=videos, seed=videos)
         answer = torch.randint(3, 280, (9,), generator=g)
-        teacher = teacher_states(target, inputs, answer, [layer, 0])
+        teacher = teacher_states(target, inputs, answer, [layer, drafter.config.visual_layer])
         made.append(sequence(stored(teacher, 9, (layer,), visual_layer), "sequence", "before", None))
         teachers.append((teacher, inputs["input_ids"].shape[1]))
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_trains_and_drafts(tiny, greedy, tmp_path, rival):
 
 
 @pytest.mark.parametrize(
-    "recipe", [{"visual": False, "visual_layer": 0}, {}, {"visual_layer": 0, "visual_positions": "same"}]
+    "recipe", [{"visual": False, "visual_layer": 0}, {"visual_layer": 0, "visual_positions": "same"}]
 )
 def test_training_refuses_other_rows_than_decoding_has(tmp_path, recipe):
-    with pytest.raises(ConfigError, match=r"drafter.visual=embeddings needs recipe.visual=true, visual_layer=0 and"):
+    with pytest.raises(ConfigError, match=r"drafter.visual=rows needs recipe.visual=true and visual_positions=before"):
         settings(tmp_path, recipe=recipe, drafter=RIVALS["MSD"])

@@ -25,11 +25,11 @@ class Compressor(nn.Module):
             self.fusion.weight.copy_(torch.eye(hidden_size, 2 * hidden_size))
             self.fusion.bias.zero_()
 
-    def forward(self, embeddings: Tensor, block: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, block: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Compresses every block.
 
         Args:
-            embeddings: [B, N, E]; rows outside blocks are not looked at.
+            states: [B, N, E], projector embeddings; rows outside blocks are not looked at.
             block: int64 [B, N], the block of each row, from 1; 0 = none.
             count: R, the most blocks of a sequence.
 
@@ -38,7 +38,7 @@ class Compressor(nn.Module):
             of text with r blocks before it (zero without one).
         """
         b, n = block.shape
-        keys, values = (p(embeddings).view(b, n, self.num_heads, self.head_dim) for p in (self.k_proj, self.v_proj))
+        keys, values = (p(states).view(b, n, self.num_heads, self.head_dim) for p in (self.k_proj, self.v_proj))
         inside = block[:, None] == torch.arange(1, count + 1, device=block.device)[:, None]  # [B, R, N]
         visible = inside | ~inside.any(-1, keepdim=True)  # a block that is not there: no row of -inf
         queries = self.queries.to(keys.dtype).repeat(count, 1, 1).transpose(0, 1).expand(b, -1, -1, -1)  # [B, H, 2R, D]

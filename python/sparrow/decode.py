@@ -54,11 +54,11 @@ class Drafter(Protocol):
 
     Attributes:
         hidden_layer: which target states it wants, if any (several: joined).
-        wants_embeddings: True = Prefill.embeddings, too.
+        visual_layer: the layer of the states it wants as Prefill.visual, if any.
     """
 
     hidden_layer: Layers = None
-    wants_embeddings: bool = False
+    visual_layer: int | None = None
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         """Sets up state.draft after the prompt's prefill."""

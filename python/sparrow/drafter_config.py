@@ -22,9 +22,11 @@ class DrafterConfig:
         rope_theta: base of the rotary embedding.
         positions: "text" numbers text rows consecutively; "sequence" numbers rows by their place in the whole sequence,
             visual tokens counted; "target" uses the target's own position ids.
-        visual: what it sees of the video when it drafts. "none" = nothing: text rows only. "embeddings" = every visual
-            token's projector embedding is a row (MSD). "compressed" = one token per video and a global vector in every
-            later state, both drawn from the projector embeddings (ViSpec). See docs/rivals.md.
+        visual: what it sees of the video when it drafts. "none" = nothing: text rows only. "rows" = every visual
+            token is a row (MSD). "compressed" = one token per video and a global vector in every
+            later state, both drawn from all visual tokens (ViSpec). See docs/rivals.md.
+        visual_layer: index into hidden_states of the states of visual tokens these are made of; 0 = the projector's
+            embeddings (as both papers have it).
         window, n_anchor: 0 = all text rows; window > 0 = the first n_anchor and the last `window` text rows.
         draft_vocab: True where the drafter proposes from a subset of the vocabulary (ids stored with the weights).
         tree: default tree, "total-depth-width".
@@ -46,6 +48,7 @@ class DrafterConfig:
     rope_theta: float = 10000.0
     positions: str = "text"
     visual: str = "none"
+    visual_layer: int = 0
     window: int = 0
     n_anchor: int = 0
     draft_vocab: bool = False
@@ -64,8 +67,8 @@ class DrafterConfig:
             raise ValueError(f"output_norm must be own, target or none, got {self.output_norm!r}")
         if self.positions not in ("text", "sequence", "target"):
             raise ValueError(f"positions must be text, sequence or target, got {self.positions!r}")
-        if self.visual not in ("none", "embeddings", "compressed"):
-            raise ValueError(f"visual must be none, embeddings or compressed, got {self.visual!r}")
+        if self.visual not in ("none", "rows", "compressed"):
+            raise ValueError(f"visual must be none, rows or compressed, got {self.visual!r}")
         if self.visual != "none" and self.positions != "sequence":
             raise ValueError(f"visual={self.visual} needs positions=sequence, got positions={self.positions}")
         TreeConfig.parse(self.tree)
@@ -74,6 +77,11 @@ class DrafterConfig:
     def state_layers(self) -> tuple[int, ...]:
         """All layers whose states it reuses, in the order they are joined."""
         return (self.hidden_layer, *self.fused_layers)
+
+    @property
+    def seen_layer(self) -> int | None:
+        """The layer whose states of visual tokens it sees when it drafts; None = it sees no video."""
+        return None if self.visual == "none" else self.visual_layer
 
     @classmethod
     def from_json(cls, text: str, **overrides: object) -> "DrafterConfig":

@@ -199,7 +199,7 @@ class _Run:
         target = self.target
         cache = target.new_cache(prompt.shape[1] + most + shape.nodes)
         model_kwargs["past_key_values"] = cache
-        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer, self.drafter.wants_embeddings)
+        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer, self.drafter.visual_layer)
         sampler = Sampler(rules, prompt, target.vocab_size)
         root = sampler.first(prefill.logits, prompt)
         visual = torch.tensor(sorted(target.visual_tokens()), device=prompt.device)

@@ -21,7 +21,7 @@ class VisualDrafter(TextDrafter):
 
     def __init__(self, drafter: SparrowDrafter):
         super().__init__(drafter)
-        self.wants_embeddings = drafter.config.visual != "none"
+        self.visual_layer = drafter.config.seen_layer
 
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         state.draft = prompt_cache(self.drafter, prompt, is_text, prefill, max_new_tokens, state.error)
@@ -47,21 +47,19 @@ def prompt_cache(
 ) -> DraftCache:
     """The prompt's rows in the drafter's cache, with room for `max_new_tokens` more and a tree.
 
-    Rows by drafter.config.visual: the text (none); all places (embeddings); the text and the last place of every block
-    of visual tokens (compressed). A text row is FC(e_t ++ h_{t-1}), a visual row its embedding or the block's one
+    Rows by drafter.config.visual: the text (none); all places (rows); the text and the last place of every block
+    of visual tokens (compressed). A text row is FC(e_t ++ h_{t-1}), a visual row its state or the block's one
     token, without FC. Of a single layer's prompt only keys and values are ever used: nothing else is computed.
 
     Args:
         prompt: int64 [B, P]; is_text: bool [B, P].
-        prefill: with embeddings unless visual=none.
+        prefill: with `visual` unless visual=none.
         error: the operators' error word.
     """
     b, p = prompt.shape
     ends = ~is_text & F.pad(is_text[:, 1:], (0, 1), value=True)
-    seen = {"none": is_text, "embeddings": torch.ones_like(is_text), "compressed": is_text | ends}[
-        drafter.config.visual
-    ]
-    visual, summaries = visual_rows(drafter, is_text, ends, prefill.embeddings)
+    seen = {"none": is_text, "rows": torch.ones_like(is_text), "compressed": is_text | ends}[drafter.config.visual]
+    visual, summaries = visual_rows(drafter, is_text, ends, prefill.visual)
     which, place = seen.nonzero(as_tuple=True)  # prefill's own host synchronisation
     text = is_text[which, place]
     x = drafter.fc.weight.new_empty(len(place), drafter.config.hidden_size)
@@ -77,25 +75,25 @@ def prompt_cache(
 
 
 def visual_rows(
-    drafter: SparrowDrafter, is_text: Tensor, ends: Tensor, embeddings: Tensor | None
+    drafter: SparrowDrafter, is_text: Tensor, ends: Tensor, states: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The drafter's visual rows [R, E], sequence by sequence, and the global vector at every place [B, P, E], if any.
 
     Args:
         is_text, ends: bool [B, P]; ends: the last places of visual blocks.
-        embeddings: [B, P, E]; not looked at where visual=none.
+        states: [B, P, E], of visual_layer; not looked at where visual=none.
     """
     if drafter.config.visual == "none":
         return drafter.fc.weight.new_empty(0, drafter.config.hidden_size), None
-    if embeddings is None:
-        raise ValueError(f"a drafter with visual={drafter.config.visual} needs Prefill.embeddings, got None")
-    if drafter.config.visual == "embeddings":
-        return embeddings[~is_text], None
+    if states is None:
+        raise ValueError(f"a drafter with visual={drafter.config.visual} needs Prefill.visual, got None")
+    if drafter.config.visual == "rows":
+        return states[~is_text], None
     ended = ends.cumsum(1)
     most = int(ended.max())
-    tokens, summaries = drafter.compressor(embeddings, visual_blocks(is_text), most)
+    tokens, summaries = drafter.compressor(states, visual_blocks(is_text), most)
     exists = torch.arange(most, device=ended.device) < ended[:, -1:]
-    return tokens[exists], summaries.gather(1, ended[..., None].expand_as(embeddings))
+    return tokens[exists], summaries.gather(1, ended[..., None].expand_as(states))
 
 
 def text_inputs(

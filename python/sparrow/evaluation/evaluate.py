@@ -163,12 +163,13 @@ class Evaluation:
         self, asked: Question, split: str, temperature: float, config: DrafterConfig, options: dict[str, Any]
     ) -> Tape:
         """The recorded run, from disk where it is; a drafter with this config can be replayed on it."""
-        plan, layers, video = self.plan, config.state_layers, config.visual != "none"
+        plan, layers = self.plan, config.state_layers
+        visual = config.seen_layer
         name = f"{self.target}-{self.model.dtype}/{split}-{asked.length}-{asked.number}"
         seed, joined = plan.seed + asked.number, "-".join(map(str, layers))
         name += f"-T{temperature:g}-seed{seed}-{plan.max_new_tokens}-layer{joined}"
-        name += "-video.safetensors" if video else "-text.safetensors"
-        make = lambda: record(self.model, asked.inputs, layers, options, seed, video)  # noqa: E731
+        name += "-text.safetensors" if visual is None else f"-visual{visual}.safetensors"
+        make = lambda: record(self.model, asked.inputs, layers, options, seed, visual)  # noqa: E731
         return cached(self.tapes / name.replace("torch.", ""), make)
 
     def _live(self, asked: Question, options: dict, repeats: int, runs: dict[str, list[list[Run]]]) -> None:

@@ -34,7 +34,7 @@ class Tape:
         prompt_hidden: [T, E], the state before each of them in the full sequence; zero where there is none.
         prompt_positions: int64 [T], the target's position ids.
         is_text: bool [P], the prompt.
-        visual: [V, E], what the decoder was given at its visual tokens; [0, E] on tapes for drafters that see no video.
+        visual: [V, E], the states of the drafter's seen_layer at visual tokens; [0, E] for drafters that see no video.
     """
 
     tokens: Tensor
@@ -54,10 +54,10 @@ class Tape:
 
 
 class Recorder(NoDrafter):
-    """Plain decoding that keeps what a drafter with these `hidden_layer` and `wants_embeddings` would be given."""
+    """Plain decoding that keeps what a drafter with these `hidden_layer` and `visual_layer` would be given."""
 
-    def __init__(self, hidden_layer: Layers, wants_embeddings: bool):
-        self.hidden_layer, self.wants_embeddings = hidden_layer, wants_embeddings
+    def __init__(self, hidden_layer: Layers, visual_layer: int | None):
+        self.hidden_layer, self.visual_layer = hidden_layer, visual_layer
         self.rows: list[Tensor] = []
         self.prompt: Pending | None = None
         self.is_text = self.visual = torch.empty(0)
@@ -65,7 +65,7 @@ class Recorder(NoDrafter):
     def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
         self.prompt = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
         self.is_text = is_text[0]
-        given = prefill.hidden[:, :0] if prefill.embeddings is None else prefill.embeddings[~is_text][None]
+        given = prefill.hidden[:, :0] if prefill.visual is None else prefill.visual[~is_text][None]
         self.visual = given[0]
 
     def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
@@ -84,10 +84,15 @@ class Recorder(NoDrafter):
 
 
 def record(
-    model: Any, inputs: dict[str, Any], hidden_layer: Layers, options: dict[str, Any], seed: int, video: bool = False
+    model: Any,
+    inputs: dict[str, Any],
+    hidden_layer: Layers,
+    options: dict[str, Any],
+    seed: int,
+    visual_layer: int | None = None,
 ) -> Tape:
     """Decodes plainly and keeps tokens and states, and what drafters see of the video where asked; batch 1."""
-    recorder = Recorder(hidden_layer, video)
+    recorder = Recorder(hidden_layer, visual_layer)
     out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
     return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
 
@@ -135,7 +140,7 @@ def _begin(tape: Tape, drafter: SparrowDrafter) -> tuple[DraftCache, Pending]:
         return DraftCache.empty(drafter, 1, len(tape.prompt_tokens) + n), pending
     p, text = len(tape.is_text), tape.is_text.nonzero()[:, 0]
     if drafter.config.visual != "none" and len(tape.visual) + len(text) != p:
-        raise ValueError(f"a drafter with visual={drafter.config.visual} needs a tape recorded with video=True")
+        raise ValueError(f"a drafter with visual={drafter.config.visual} needs a tape recorded with its visual_layer")
     prompt = torch.zeros(1, p, dtype=torch.int64, device=device)
     prompt[0, text] = tape.prompt_tokens[:-1]
     hidden = tape.prompt_hidden.new_zeros(1, p, tape.prompt_hidden.shape[1])

@@ -35,15 +35,15 @@ class Prefill:
         hidden: [B, P, E], the requested layer's state of every prompt token.
         next_position: int64 [..., B, 1], the position ids of the first generated token (3 or 4 axes under M-RoPE).
         text_position: int64 [B, P], the last axis' positions (equal on every axis at text tokens).
-        embeddings: [B, P, E], what the decoder was given: token embeddings, at visual tokens the projector's features;
-            None where nobody asked for them.
+        visual: [B, P, E], states of another layer, for what a drafter sees of the video (layer 0: at visual tokens the
+            projector's embeddings); None where nobody asked for them.
     """
 
     logits: Tensor
     hidden: Tensor
     next_position: Tensor
     text_position: Tensor
-    embeddings: Tensor | None = None
+    visual: Tensor | None = None
 
 
 class Target:
@@ -111,7 +111,11 @@ class Target:
         return TargetCache(self.num_layers, capacity)
 
     def prefill(
-        self, input_ids: Tensor, model_kwargs: Mapping[str, object], hidden_layer: Layers, embeddings: bool = False
+        self,
+        input_ids: Tensor,
+        model_kwargs: Mapping[str, object],
+        hidden_layer: Layers,
+        visual_layer: int | None = None,
     ) -> Prefill:
         """Runs the prompt with the attention the user loaded the model with.
 
@@ -120,7 +124,7 @@ class Target:
             model_kwargs: what transformers' generate() prepared: past_key_values, position_ids, pixel values, ...
             hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm);
                 None = no states wanted; several are joined along the last axis.
-            embeddings: True = also keep what the decoder was given.
+            visual_layer: the layer of Prefill.visual; None = not wanted.
         """
         position_ids = model_kwargs["position_ids"]
         assert isinstance(position_ids, Tensor)
@@ -128,7 +132,7 @@ class Target:
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
-        with self._states(hidden_layer) as states, self._states_of(0 if embeddings else None) as given:
+        with self._states(hidden_layer) as states, self._states_of(visual_layer) as visual:
             out = self.model(**inputs, return_dict=True)
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
@@ -136,7 +140,7 @@ class Target:
             hidden=states[0] if states else out.logits.new_empty(*input_ids.shape, 0),
             next_position=position_ids[..., -1:] + 1,
             text_position=flat,
-            embeddings=given[0] if given else None,
+            visual=visual[0] if visual else None,
         )
 
     def verify(

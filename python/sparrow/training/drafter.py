@@ -128,12 +128,13 @@ def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list
 
 def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) -> SparrowDrafter:
     """A drafter to be trained: float32, its draft vocabulary taken from the answers."""
-    shape, (reused, _) = config.drafter, layers(target, config)
+    shape, (reused, visual_layer) = config.drafter, layers(target, config)
     more: dict[str, object] = {} if shape.rope_theta is None else {"rope_theta": shape.rope_theta}
     more |= {} if shape.grouped_heads else {"num_kv_heads": int(target.config.num_attention_heads)}
     drafter = SparrowDrafter.from_target(
         target, seed=config.optimisation.seed, hidden_layer=reused[0], fused_layers=reused[1:],
         hidden_norm=shape.hidden_norm, output_norm=shape.output_norm, positions=shape.positions, visual=shape.visual,
+        visual_layer=0 if shape.visual == "none" else visual_layer,
         draft_vocab=shape.draft_vocab > 0, tree=shape.tree, **more,
     )  # fmt: skip
     drafter.place(target.device, torch.float32).train().requires_grad_(True)

@@ -100,8 +100,8 @@ class Shape:
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
         positions: "text", "sequence" or "target".
-        visual: what it sees of the video when it drafts: "none", "embeddings" or "compressed". The last two are trained
-            on what they see: recipe.visual, visual_layer=0 and visual_positions=before.
+        visual: what it sees of the video when it drafts: "none", "rows" or "compressed". The last two see
+            what they are trained on: recipe.visual_layer (both papers: 0) and visual_positions=before.
         grouped_heads: keys and values are shared by query heads as in the target; False = one of each per query head.
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
@@ -241,9 +241,9 @@ class DrafterTraining:
             raise ValueError("recipe.visual_positions=target needs drafter.positions=target")
         if self.drafter.fused_layers and self.recipe.feature:
             raise ValueError(f"recipe.feature must be 0 with drafter.fused_layers, got {self.recipe.feature}")
-        seen = (self.recipe.visual, self.recipe.visual_layer, self.recipe.visual_positions)
-        if self.drafter.visual != "none" and seen != (True, 0, "before"):
+        seen = (self.recipe.visual, self.recipe.visual_positions)
+        if self.drafter.visual != "none" and seen != (True, "before"):
             raise ValueError(
-                f"drafter.visual={self.drafter.visual} needs recipe.visual=true, visual_layer=0 and "
-                f"visual_positions=before, got {seen[0]}, {seen[1]} and {seen[2]}"
+                f"drafter.visual={self.drafter.visual} needs recipe.visual=true and visual_positions=before, "
+                f"got {str(seen[0]).lower()} and {seen[1]}"
             )
