@@ -10,6 +10,7 @@ import pytest
 
 from sparrow import cli, cli_eval, miniature
 from sparrow.drafter import SparrowDrafter
+from sparrow.evaluation import evaluate as evaluation
 from sparrow.evaluation import trees
 from sparrow.evaluation.pivots import paired_tau
 from sparrow.evaluation.statistics import interval, speed_ratio
@@ -46,6 +47,7 @@ def shipped(small, monkeypatch):
     monkeypatch.setattr(miniature, "ARMS", small / "arms")
     monkeypatch.setattr(miniature, "pair", lambda folder=small: (small / "target", small / "drafter"))
     monkeypatch.setattr(cli_eval, "pair", lambda folder: (small / "target", small / "drafter"))
+    monkeypatch.setattr(evaluation, "CLIPS", 2)
     monkeypatch.setattr(trees, "CANDIDATES", ("2-2-1", "8-4-4"))
     for arm in TABLES["ablation"].arms:
         if arm.overrides.get("visual_layer"):
@@ -131,6 +133,59 @@ def test_tau_over_lengths(small, tmp_path, capsys):
         len(table((tmp_path / "timed" / "length.md").read_text(), "DSR over our plain loop, T = 0, by visual tokens"))
         == 1 + 10
     )
+
+
+def test_where_the_time_goes(small, tmp_path, capsys):
+    more = ["--clips", "2", "--live", "2", "--live-others", "2", "--runs", "2", "--lengths", "64"]
+    result = evaluate(tmp_path, "--table", "stages", *more)["stages"]
+    cells = {c["system"]: c for c in result["cells"]}
+    assert [c["arm"] for c in result["cells"]][2:] == ["Sparrow, the paper's recipe", "Sparrow, shipped"]
+    assert "stage_seconds" not in cells["transformers"]["per_clip"]
+    ours, plain = result["cells"][2]["per_clip"], cells["plain"]["per_clip"]
+    text = (tmp_path / "stages.md").read_text()
+    first, second = (table(text, title) for title in ("Share of the time in all stages", "What a round costs"))
+    assert first[0][4:] == ["prefill", "draft", "verify", "sample", "commit"] and len(first) == 4 and len(second) == 3
+    row = next(r for r in first if r[2] == "Sparrow, the paper's recipe")
+    whole = sum(map(sum, ours["stage_seconds"].values()))
+    for name, cell in zip(first[0][4:], row[4:], strict=True):
+        share = sum(ours["stage_seconds"][name]) / whole
+        assert float(cell.partition("%")[0]) == pytest.approx(100 * share, abs=0.06)
+    cost = [
+        sum(sum(s) for n, s in of["stage_seconds"].items() if n != "prefill") / sum(of["rounds"])
+        for of in (ours, plain)
+    ]
+    row = next(r for r in second if r[2] == "Sparrow, the paper's recipe")
+    assert float(row[5].partition(" ")[0]) == pytest.approx(cost[0] / cost[1], abs=0.006)
+    assert sum(float(cell.split(" ")[0]) for cell in row[6:10]) == pytest.approx(cost[0] / cost[1], abs=0.03)
+    assert (tmp_path / "stages_time.png").stat().st_size > 8000
+    argv = ["eval", "--out", str(tmp_path / "x"), *SIZES, "--table", "stages", "--lengths", "64"]
+    fails(capsys, [*argv, "--timed", "0"],
+          "timed must be at least 1")  # fmt: skip
+
+
+def test_trees_and_depths(small, tmp_path, capsys):
+    result = evaluate(tmp_path, "--table", "trees", "--lengths", "64", "--tree", "4-4-1", "--tree", "8-4-4")["trees"]
+    text = (tmp_path / "trees.md").read_text()
+    shown = table(text, "tau, T = 0, 64 visual tokens")
+    assert [row[0] for row in shown[1:]] == ["4-4-1", "8-4-4"] and len(shown[0]) == 1 + 4
+    depths = table(text, "Accepted at each depth, of the paths that got there, T = 0, 64 visual tokens")
+    assert len(depths) == 1 + 8 and depths[0][2:] == ["1", "2", "3", "4"]
+    chain = next(c for c in result["cells"] if c["system"] == "Sparrow, shipped 4-4-1")
+    assert shown[1][1].startswith(f"{chain['tau']['value']:.2f}")
+    assert depths[1][2].startswith(f"{chain['acceptance_by_depth'][0]['value']:.2f}")
+    assert {f.name for f in tmp_path.glob("*.png")} == {"trees_tau.png", "trees_depth.png"}
+
+
+def test_quick_is_every_table(small, tmp_path, capsys):
+    for name, made in TABLES.items():
+        less = made.small()
+        assert set(less.points) <= set(made.points) and less.clips < made.clips and less.live <= made.live, name
+        assert {arm.label for arm in less.arms} == {arm.label for arm in made.arms} and less.others == made.others, name
+    results = evaluate(tmp_path, "--quick", "--lengths", "64", "--temperature", "0")
+    assert set(results) == set(TABLES) == {f.stem for f in tmp_path.glob("*.md")}
+    names = {c["system"] for c in results["main"]["cells"]}
+    assert {"transformers", "plain", "SpecVLM", "prompt lookup", "Sparrow, shipped 30-4-8"} <= names
+    assert len(names) == 4 + 7 and all(len(r.get("cells", r.get("rows"))) for r in results.values())
 
 
 def test_options_are_compared_with_the_first(small, tmp_path, capsys):

@@ -39,15 +39,15 @@ def _kind(cells: list[Cell]) -> str:
     return "" if tree == "-" else tree.partition(":")[0]
 
 
-def panels(rows: int, columns: int) -> tuple[Any, Any]:
-    """(figure, axes [rows][columns])."""
+def panels(rows: int, columns: int, width: float = 5.0, shared: bool = True) -> tuple[Any, Any]:
+    """(figure, axes [rows][columns]); width of each in inches; shared: the y axis."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    size = (0.6 + 5 * columns, 0.8 + 4 * rows)
-    drawn, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
+    size = (2.6 + width * columns, 0.8 + 3.6 * rows)
+    drawn, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharey=shared)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     return drawn, axes
@@ -66,6 +66,43 @@ def _by_length(axis, number: int, of: int, cells: list[Cell], key: str) -> None:
     axis.set_xlabel("visual tokens")
 
 
+def tau_by_tree(result: Result, file: pathlib.Path) -> None:
+    """tau of every arm over the trees; one panel per temperature and visual length."""
+    cells = result["cells"]
+    points = list(dict.fromkeys((c["temperature"], c["length"]) for c in cells))
+    trees, arms = distinct(cells, "tree"), distinct(cells, "arm")
+    drawn, axes = panels(1, len(points))
+    for axis, (temperature, length) in zip(axes[0], points, strict=True):
+        for number, arm in enumerate(arms):
+            own = only(cells, arm=arm, temperature=temperature, length=length)
+            x = [trees.index(c["tree"]) + 0.08 * (number - (len(arms) - 1) / 2) for c in own]
+            errorbar(axis, x, [c["tau"] for c in own], arm, number, ls="none")
+        axis.set_xticks(range(len(trees)), trees, rotation=45)
+        axis.set(title=f"T = {temperature:g}, {length} visual tokens", ylabel="tokens per round (tau)")
+        axis.set_xlabel("tree: nodes-depth-width")
+        axis.set_ylim(bottom=0)
+    save(drawn, axes, file)
+
+
+def acceptance(result: Result, file: pathlib.Path) -> None:
+    """Acceptance over the depth, one panel per tree; the first length and temperature."""
+    cells = only(result["cells"], **{key: result["cells"][0][key] for key in ("length", "temperature")})
+    trees, arms = distinct(cells, "tree"), distinct(cells, "arm")
+    drawn, axes = panels(-(-len(trees) // 3), min(3, len(trees)), width=4.0)
+    for axis in axes.flat[len(trees) :]:
+        axis.set_visible(False)
+    for axis, tree in zip(axes.flat, trees, strict=False):
+        for cell in only(cells, tree=tree):
+            points = [(d, f) for d, f in enumerate(cell["acceptance_by_depth"], 1) if f["value"] is not None]
+            number = arms.index(cell["arm"])
+            x = [d + 0.06 * (number - (len(arms) - 1) / 2) for d, _ in points]
+            errorbar(axis, x, [f for _, f in points], cell["arm"], number)
+        axis.set(title=f"tree {tree}", xlabel="depth", ylabel="accepted, of the paths that got there")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylim(0, 1.02)
+    save(drawn, axes, file)
+
+
 def errorbar(axis, x, figures: list[dict[str, float]], label: str, number: int, **style: Any) -> None:
     """Figures with their intervals over x; the number decides colour and marker."""
     y = [f["value"] for f in figures]
@@ -76,9 +113,11 @@ def errorbar(axis, x, figures: list[dict[str, float]], label: str, number: int, 
 
 
 def save(drawn, axes, file: pathlib.Path) -> None:
-    """Writes the picture, its legend outside: one entry per label."""
+    """Writes the picture, its legend outside: one entry per label; the y axis is named in the first column."""
     from matplotlib import pyplot as plt
 
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
     entries: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

@@ -97,6 +97,28 @@ def tree_of(cells: Iterable[Cell]) -> str:
     return trees[0] or "-"
 
 
+def by_tree(result: Result) -> str:
+    """tau per tree and arm, and acceptance by depth; one pair of tables per temperature and visual length."""
+    text, cells = "", result["cells"]
+    for temperature, length in dict.fromkeys((c["temperature"], c["length"]) for c in cells):
+        here = only(cells, temperature=temperature, length=length)
+        arms, trees = distinct(here, "arm"), distinct(here, "tree")
+        rows = []
+        for tree in trees:
+            own = {c["arm"]: c for c in only(here, tree=tree)}
+            rows.append([tree, *(figure(own[arm]["tau"]) if arm in own else "-" for arm in arms)])
+        where = f"T = {temperature:g}, {length} visual tokens"
+        text += grid(["tree: nodes-depth-width", *arms], rows, f"tau, {where}")
+        deepest = max(len(c["acceptance_by_depth"]) for c in here)
+        rows = []
+        for cell in sorted(here, key=lambda c: (trees.index(c["tree"]), arms.index(c["arm"]))):
+            shares = [figure(f) for f in cell["acceptance_by_depth"]]
+            rows.append([cell["tree"], cell["arm"], *shares, *[""] * (deepest - len(shares))])
+        head = ["tree", "system", *(str(d) for d in range(1, deepest + 1))]
+        text += grid(head, rows, f"Accepted at each depth, of the paths that got there, {where}")
+    return text
+
+
 def options(result: Result) -> str:
     """tau of every arm at every point and tree; the ratio to the first arm's; what it took to train it."""
     cells = result["cells"]

@@ -3,8 +3,9 @@
 import pathlib
 from typing import Any
 
-from sparrow.evaluation.pictures import over_length
-from sparrow.evaluation.pivots import by_length, figure, grid, header, options, tree_of
+from sparrow.evaluation.pictures import acceptance, over_length, tau_by_tree
+from sparrow.evaluation.pivots import by_length, by_tree, figure, grid, header, options, tree_of
+from sparrow.evaluation.stages import stage_picture, stage_tables
 from sparrow.evaluation.visual import layer_plot, layer_table, watching_table
 
 Result = dict[str, Any]
@@ -67,6 +68,22 @@ def options_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     return header(result) + options(result)
 
 
+def stages_view(result: Result, folder: pathlib.Path, stem: str) -> str:
+    """Where the time goes; needs times."""
+    if not result["settings"]["timed"]:
+        raise ValueError(f"table {stem} is of times: timed must be at least 1, got 0")
+    stage_picture(result, folder / f"{stem}_time.png")
+    return header(result) + stage_tables(result)
+
+
+def trees_view(result: Result, folder: pathlib.Path, stem: str) -> str:
+    """tau by tree, acceptance by depth; systems without a tree are left out."""
+    result = {**result, "cells": [c for c in result["cells"] if c["tree"] is not None]}
+    tau_by_tree(result, folder / f"{stem}_tau.png")
+    acceptance(result, folder / f"{stem}_depth.png")
+    return header(result) + by_tree(result)
+
+
 def watch_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     return watching_table(result["rows"])
 
@@ -77,6 +94,6 @@ def layer_cut_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 
 VIEWS = {
-    "main": main_view, "length": length_view, "ablation": length_view, "options": options_view,
-    "watch": watch_view, "layer_cut": layer_cut_view,
+    "main": main_view, "length": length_view, "ablation": length_view, "stages": stages_view, "trees": trees_view,
+    "options": options_view, "watch": watch_view, "layer_cut": layer_cut_view,
 }  # fmt: skip
