@@ -29,7 +29,6 @@ def over_length(result: Result, key: str, label: str, line: float | None, file: 
             if line is not None:
                 axis.axhline(line, color="0.4", lw=1)
             axis.set(title=f"T = {temperature:g}" + (f", tree {tree}" if tree else ""), ylabel=label)
-            axis.set_ylim(bottom=0)
     save(drawn, axes, file)
 
 
@@ -80,7 +79,6 @@ def tau_by_tree(result: Result, file: pathlib.Path) -> None:
         axis.set_xticks(range(len(trees)), trees, rotation=45)
         axis.set(title=f"T = {temperature:g}, {length} visual tokens", ylabel="tokens per round (tau)")
         axis.set_xlabel("tree: nodes-depth-width")
-        axis.set_ylim(bottom=0)
     save(drawn, axes, file)
 
 
@@ -118,6 +116,8 @@ def save(drawn, axes, file: pathlib.Path) -> None:
 
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
+    for axis in axes.flat:
+        axis.set_ylim(bottom=0)  # not before all is drawn: it ends the scaling of axes that are shared
     entries: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
