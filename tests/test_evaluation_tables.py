@@ -160,7 +160,7 @@ def test_where_the_time_goes(small, tmp_path, capsys):
     assert (tmp_path / "stages_time.png").stat().st_size > 8000
     argv = ["eval", "--out", str(tmp_path / "x"), *SIZES, "--table", "stages", "--lengths", "64"]
     fails(capsys, [*argv, "--timed", "0"],
-          "timed must be at least 1")  # fmt: skip
+          "table stages is of times: --timed must be at least 1")  # fmt: skip
 
 
 def test_trees_and_depths(small, tmp_path, capsys):
@@ -253,6 +253,12 @@ def test_what_is_not_there(small, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.json").write_text(json.dumps({"cells": [1]}))
     fails(capsys, ["eval", "--render", str(tmp_path / "bad.json")], "must be of a table", "None")
     fails(capsys, [*argv, "--table", "options", "--live", "3"], "timed <= live <= live_others <= clips")
+    fails(capsys, [*argv, "--table", "options", "--temperature", "-1"], "temperature must be at least 0", "got -1")
+    fails(capsys, [*argv, "--table", "options", "--lengths", "65"], "visual length must be one of 64", "got 65")
+    fails(capsys, [*argv, "--out", str(tmp_path / "bad.json")], "--out must be a folder")
+    fails(
+        capsys, [*argv, "--table", "trees", "--systems", "lookup", "--lengths", "64"], "needs a system with a drafter"
+    )
     with pytest.raises(ValueError, match="got 'none'"):
         table_of("none", quick=True)
 

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from sparrow.evaluation.pivots import Cell, Result, distinct, only, tree_of
+from sparrow.evaluation.pivots import Cell, Result, distinct, drafting, only, tree_of
 
 MARKERS = "osD^vPX*<>"
 
@@ -67,7 +67,7 @@ def _by_length(axis, number: int, of: int, cells: list[Cell], key: str) -> None:
 
 def tau_by_tree(result: Result, file: pathlib.Path) -> None:
     """tau of every arm over the trees; one panel per temperature and visual length."""
-    cells = result["cells"]
+    cells = drafting(result)
     points = list(dict.fromkeys((c["temperature"], c["length"]) for c in cells))
     trees, arms = distinct(cells, "tree"), distinct(cells, "arm")
     drawn, axes = panels(1, len(points))
@@ -84,7 +84,8 @@ def tau_by_tree(result: Result, file: pathlib.Path) -> None:
 
 def acceptance(result: Result, file: pathlib.Path) -> None:
     """Acceptance over the depth, one panel per tree; the first length and temperature."""
-    cells = only(result["cells"], **{key: result["cells"][0][key] for key in ("length", "temperature")})
+    cells = drafting(result)
+    cells = only(cells, **{key: cells[0][key] for key in ("length", "temperature")})
     trees, arms = distinct(cells, "tree"), distinct(cells, "arm")
     drawn, axes = panels(-(-len(trees) // 3), min(3, len(trees)), width=4.0)
     for axis in axes.flat[len(trees) :]:

@@ -57,11 +57,21 @@ def only(cells: Iterable[Cell], **values: Any) -> list[Cell]:
     return [c for c in cells if all(c[name] == value for name, value in values.items())]
 
 
-def paired_tau(ours: Sequence[Cell], theirs: Sequence[Cell]) -> dict[str, float | None]:
+def drafting(result: Result) -> list[Cell]:
+    """The cells of systems with a drafter. Raises ValueError where there is none."""
+    found = [c for c in result["cells"] if c["tree"] is not None]
+    if not found:
+        raise ValueError(f"table {result['settings']['table']} needs a system with a drafter, got none")
+    return found
+
+
+def paired_tau(ours: Sequence[Cell], theirs: Sequence[Cell]) -> dict[str, float | None] | None:
     """tau over tau, the interval paired: the same clips are drawn for both. Several cells: their sums, clip by clip.
 
-    Clips that one of the two has not are left out.
+    Clips that one of the two has not are left out; None where one has none at all.
     """
+    if not ours or not theirs:
+        return None
     rows = list(zip(*(sums(side, name) for side in (ours, theirs) for name in ("tokens", "rounds")), strict=False))
     return interval(rows, speed_ratio)
 
@@ -99,7 +109,7 @@ def tree_of(cells: Iterable[Cell]) -> str:
 
 def by_tree(result: Result) -> str:
     """tau per tree and arm, and acceptance by depth; one pair of tables per temperature and visual length."""
-    text, cells = "", result["cells"]
+    text, cells = "", drafting(result)
     for temperature, length in dict.fromkeys((c["temperature"], c["length"]) for c in cells):
         here = only(cells, temperature=temperature, length=length)
         arms, trees = distinct(here, "arm"), distinct(here, "tree")
@@ -121,7 +131,7 @@ def by_tree(result: Result) -> str:
 
 def options(result: Result) -> str:
     """tau of every arm at every point and tree; the ratio to the first arm's; what it took to train it."""
-    cells = result["cells"]
+    cells = drafting(result)
     columns = [
         (tree, temperature, length)
         for tree in distinct(cells, "tree")
@@ -153,8 +163,10 @@ def _greedy(cells: list[Cell]) -> dict[str, Callable[[str], list[Cell]]]:
     }
 
 
-def _tau(cells: Sequence[Cell]) -> dict[str, float | None]:
-    return interval(list(zip(sums(cells, "tokens"), sums(cells, "rounds"), strict=True)), quotient)
+def _tau(cells: Sequence[Cell]) -> dict[str, float | None] | None:
+    return (
+        None if not cells else interval(list(zip(sums(cells, "tokens"), sums(cells, "rounds"), strict=True)), quotient)
+    )
 
 
 def _training(record: dict[str, Any] | None) -> list[str]:

@@ -77,8 +77,7 @@ def stages_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 
 def trees_view(result: Result, folder: pathlib.Path, stem: str) -> str:
-    """tau by tree, acceptance by depth; systems without a tree are left out."""
-    result = {**result, "cells": [c for c in result["cells"] if c["tree"] is not None]}
+    """tau by tree, acceptance by depth; systems without a drafter are left out."""
     tau_by_tree(result, folder / f"{stem}_tau.png")
     acceptance(result, folder / f"{stem}_depth.png")
     return header(result) + by_tree(result)

@@ -73,8 +73,8 @@ def stage_picture(result: Result, file: pathlib.Path) -> None:
     """Stacked bars: the stages' shares of the whole, and of a round, in plain steps. T = 0, or the lowest there is."""
     lowest = min(distinct(result["cells"], "temperature"))
     timed = [pair for pair in _timed(result) if pair[0]["temperature"] == lowest]
-    drawn, axes = panels(2, 1, width=3 + 0.75 * len(timed), shared=False)
-    names = [f"{c['arm']}\n{'' if c['tree'] is None else c['tree']}\n{c['length']}" for c, _ in timed]
+    drawn, axes = panels(2, 1, width=1 + len(timed), shared=False)
+    names = ["\n".join([*c["arm"].split(", "), c["tree"] or "", str(c["length"])]) for c, _ in timed]
     whole = [shares(c) for c, _ in timed]
     rounds = [in_plain_steps(c, plain) for c, plain in timed]
     for axis, figures, parts in ((axes[0][0], whole, STAGES), (axes[1][0], rounds, ROUND)):
