@@ -274,7 +274,7 @@ def test_what_the_target_sees(small, tmp_path, capsys, name, rows):
     more = ["--table", name, "--lengths", "64"]
     result = evaluate(tmp_path, *more)[name]
     assert len(result["rows"]) == rows and result["settings"]["clips"] == 2
-    assert len((tmp_path / f"{name}.md").read_text().strip().splitlines()) == rows + 2
+    assert len((tmp_path / f"{name}.md").read_text().strip().splitlines()) == rows + 4
     assert (tmp_path / "layer_cut.png").exists() == (name == "layer_cut")
     assert evaluate(tmp_path, *more)[name]["rows"] == result["rows"]  # not measured again
     fails(capsys, ["eval", "--out", str(tmp_path), *more, "--clips", "3"], "clips=2, this one has 3")
