@@ -177,7 +177,7 @@ def show(path: pathlib.Path) -> int:
         raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
     for file in files:
         text = render(json.loads(file.read_text()), file.parent)
-        print(text)
         file.with_suffix(".md").write_text(text)
+        print(text)
         err.print(f"[dim]table and pictures beside {file}[/dim]")
     return 0

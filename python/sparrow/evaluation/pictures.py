@@ -102,6 +102,19 @@ def acceptance(result: Result, file: pathlib.Path) -> None:
     save(drawn, axes, file)
 
 
+def watching(result: Result, file: pathlib.Path) -> None:
+    """Words right of all classes over the visual length, with the true, another and a black video."""
+    drawn, axes = panels(1, 1, width=6.0)
+    for number, video in enumerate(distinct(result["rows"], "video")):
+        rows = [r for r in only(result["rows"], video=video) if r["accuracy"]["all"]["value"] is not None]
+        errorbar(axes[0][0], [r["length"] for r in rows], [r["accuracy"]["all"] for r in rows], video, number)
+    lengths = distinct(result["rows"], "length")
+    axes[0][0].set_xscale("log", base=2)
+    axes[0][0].set_xticks(lengths, [str(n) for n in lengths])
+    axes[0][0].set(xlabel="visual tokens", ylabel="words right, all classes, teacher-forced", ylim=(0, 1.02))
+    save(drawn, axes, file)
+
+
 def errorbar(axis, x, figures: list[dict[str, float]], label: str, number: int, **style: Any) -> None:
     """Figures with their intervals over x; the number decides colour and marker."""
     y = [f["value"] for f in figures]
@@ -111,14 +124,17 @@ def errorbar(axis, x, figures: list[dict[str, float]], label: str, number: int, 
     axis.errorbar(x, y, yerr=errors, label=label, ms=4, capsize=3, lw=1.4, **style)
 
 
-def save(drawn, axes, file: pathlib.Path) -> None:
-    """Writes the picture, its legend outside: one entry per label; the y axis is named in the first column."""
+def save(drawn, axes, file: pathlib.Path, bottom: float | None = 0.0) -> None:
+    """Writes the picture, its legend outside: one entry per label; the y axis is named in the first column.
+
+    bottom: of all y axes; None = as it comes.
+    """
     from matplotlib import pyplot as plt
 
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
-    for axis in axes.flat:
-        axis.set_ylim(bottom=0)  # not before all is drawn: it ends the scaling of axes that are shared
+    for axis in axes.flat if bottom is not None else ():
+        axis.set_ylim(bottom=bottom)  # not before all is drawn: it ends the scaling of axes that are shared
     entries: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

@@ -3,8 +3,9 @@
 import pathlib
 from typing import Any
 
-from sparrow.evaluation.pictures import acceptance, over_length, tau_by_tree
-from sparrow.evaluation.pivots import by_length, by_tree, figure, grid, header, options, tree_of
+from sparrow.evaluation.options import options_picture, options_table
+from sparrow.evaluation.pictures import acceptance, over_length, tau_by_tree, watching
+from sparrow.evaluation.pivots import by_length, by_tree, figure, grid, header, tree_of
 from sparrow.evaluation.stages import stage_picture, stage_tables
 from sparrow.evaluation.visual import layer_plot, layer_table, watching_table
 
@@ -44,7 +45,10 @@ def main_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     if "dsr_transformers" in columns:
         over_length(result, "dsr_transformers", COLUMNS["dsr_transformers"], 1.0, folder / f"{stem}_speed.png")
     head = ["visual tokens", "T", "system", "tree", *columns.values(), "identical", "replay = live"]
-    return header(result) + grid(head, rows)
+    text = header(result)
+    if any(cell["temperature"] > 0 for cell in result["cells"]) and "dsr_transformers" in columns:
+        text += "At T > 0 transformers draws other noise, and so other texts: compare with the plain loop there.\n\n"
+    return text + grid(head, rows)
 
 
 def _share(count: dict[str, Any] | None) -> str:
@@ -65,7 +69,8 @@ def length_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 def options_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     """tau of every option, and its ratio to the first one's."""
-    return header(result) + options(result)
+    options_picture(result, folder / f"{stem}_ratio.png")
+    return header(result) + options_table(result)
 
 
 def stages_view(result: Result, folder: pathlib.Path, stem: str) -> str:
@@ -85,6 +90,7 @@ def trees_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 def watch_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     """Accuracy by visual length and video."""
+    watching(result, folder / f"{stem}.png")
     return _visual_header(result) + watching_table(result["rows"])
 
 
