@@ -56,7 +56,7 @@ def options_picture(result: Result, file: pathlib.Path) -> None:
             errorbar(axis, x, [r for _, r in have], f"T = {temperature:g}, all lengths", number, ls="none")
         axis.axhline(1.0, color="0.4", lw=1)
         axis.set_xticks(range(len(arms)), arms, rotation=40, ha="right", fontsize=8)
-        axis.set(title=f"tree {tree}", ylabel=f"tau over that of {arms[0]}")
+        axis.set(title=f"tree {tree}", ylabel="tau over the first arm's")
     save(drawn, axes, file, bottom=None)
 
 
