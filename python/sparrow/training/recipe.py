@@ -176,8 +176,8 @@ class Optimisation:
         steps: optimiser steps.
         batch_rows: rows of one step over all processes, padding included: sequences * (text + visual rows of the
             longest).
-        optimiser: "adamw"; "muon" = torch.optim.Muon for the matrices, its updates scaled to the size of AdamW, which has
-            the rest (needs sharding=ddp).
+        optimiser: "adamw"; "muon" = torch.optim.Muon for the matrices, its updates scaled to AdamW's, and AdamW for the
+            rest (needs sharding=ddp).
         learning_rate, warmup: peak, and steps up to it; a cosine down to 2 % follows.
         beta1, beta2: AdamW's; weight_decay: of both.
         clip_value: gradients are clipped to [-clip_value, clip_value]; None = not.
