@@ -48,7 +48,7 @@ class CMakeBuild(build_ext):
 setup(
     packages=find_packages(".", include=["sparrow_ext*"]) + find_packages("python"),
     package_dir={"sparrow_ext": "sparrow_ext", "sparrow": "python/sparrow"},
-    package_data={"sparrow_ext": ["*.so", "py.typed"], "sparrow": ["py.typed", "assets/*", "assets/*/*/*"]},
+    package_data={"sparrow_ext": ["*.so", "py.typed"], "sparrow": ["py.typed", "assets/**/*"]},
     ext_modules=[Extension("sparrow_ext.libsparrow", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
 )
