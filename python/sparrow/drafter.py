@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -203,20 +204,30 @@ class SparrowDrafter(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the config or the weights do not fit this format.
+            ValueError: the config or the weights do not fit this format, or a weight is not finite.
         """
         folder = pathlib.Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
-        drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
-        weights = load_file(folder / WEIGHTS_FILE)
+        try:
+            drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
+        except (ValueError, TypeError) as error:  # TypeError: a size that is no number
+            raise ValueError(f"{folder / CONFIG_FILE} does not fit: {error}") from None
+        try:
+            weights = load_file(folder / WEIGHTS_FILE)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / WEIGHTS_FILE} is not safetensors, or cut short: {error}") from None
+        for name, value in weights.items():
+            if not value.isfinite().all():
+                raise ValueError(f"the weights in {folder} must be finite: {name} is not")
         if drafter.config.draft_vocab and "draft_vocab_ids" in weights:
             drafter.set_draft_vocab(weights["draft_vocab_ids"])
         try:
             drafter.load_state_dict(weights, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"the weights in {folder} do not fit its config: {error}") from None
+            first = str(error).splitlines()[:2][-1].strip()  # behind a heading, one line per fault
+            raise ValueError(f"the weights in {folder} do not fit its config: {first}") from None
         return drafter.eval()
 
     @classmethod
