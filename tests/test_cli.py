@@ -220,37 +220,3 @@ def test_demo_says_no(small, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sparrow_ext, "tree_attention", wrong)
     assert cli.main(["demo", "--folder", str(small), "--max-new-tokens", "16"]) == 1
     assert "identical to plain decoding: no" in capsys.readouterr().out
-
-
-def eval_arguments(small, out, *more: str) -> list[str]:
-    folders = ["--target", str(small / "target"), "--drafter", f"ours={small / 'drafter'}", "--out", str(out)]
-    sizes = ["--lengths", "64", "--clips", "2", "--runs", "1", "--max-new-tokens", "12", "--systems", "sparrow"]
-    return ["eval", *folders, *sizes, *more]
-
-
-def test_eval(small, capsys, tmp_path):
-    out = tmp_path / "eval.json"
-    argv = eval_arguments(small, out, "--temperature", "0", "--tree", "8-4-4", "--tree", "4-4-1", "--clock", "cpu")
-    assert cli.main(argv) == 0
-    table = capsys.readouterr().out
-    result = json.loads(out.read_text())
-    assert [c["system"] for c in result["cells"]] == ["transformers", "plain", "ours 8-4-4", "ours 4-4-1"]
-    assert all(k in result["provenance"][0] for k in ("command", "commit", "torch", "transformers", "cpu", "threads"))
-    assert table.count("2 of 2") == 5 and "cpu clock" in table
-    written = (tmp_path / "eval.md").read_text()
-    assert cli.main(["eval", "--render", str(out)]) == 0
-    assert capsys.readouterr().out == written + "\n" == table
-    assert {f.name for f in tmp_path.glob("*.png")} == {"eval_tau.png", "eval_speed.png", "eval_depth.png"}
-    fails(capsys, [*argv, "--seed", "1"], "seed=0, this one has 1")
-    fails(capsys, ["eval", "--render", str(tmp_path / "none.json")], "--render: no such file")
-    fails(capsys, [*argv, "--live", "3"], "timed <= live <= clips")
-
-
-def test_eval_of_watching(small, capsys, tmp_path):
-    for option, rows in (("--watch", 3), ("--layer-cut", 4)):
-        out = tmp_path / f"{option}.json"
-        assert cli.main(eval_arguments(small, out, option)) == 0
-        assert len(json.loads(out.read_text())["rows"]) == rows
-        assert len(capsys.readouterr().out.strip().splitlines()) == rows + 2
-    assert (tmp_path / "--layer-cut.png").exists()
-    fails(capsys, [*eval_arguments(small, out, "--layer-cut"), "--lengths", "64", "128"], "--layer-cut takes one")

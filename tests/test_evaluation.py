@@ -1,7 +1,7 @@
 """Evaluation: the replay is the live loop, intervals, the resumable file, tables, what goes wrong."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,16 @@ import torch
 import sparrow_ext
 from sparrow.evaluation import evaluate, trees
 from sparrow.evaluation import systems as one
-from sparrow.evaluation.evaluate import Evaluation, Plan, lossless
+from sparrow.evaluation.cells import faults
+from sparrow.evaluation.evaluate import Evaluation
+from sparrow.evaluation.pivots import figure
+from sparrow.evaluation.plan import Plan
 from sparrow.evaluation.questions import form_of, question, sampling
-from sparrow.evaluation.render import figure, markdown, plots
+from sparrow.evaluation.render import render
 from sparrow.evaluation.statistics import acceptance_by_depth, interval, quotient, speed_ratio
 from sparrow.evaluation.systems import LOOKUP, PLAIN, TRANSFORMERS, System
-from sparrow.evaluation.tape import Tape, cached, model_hash, record, replay
+from sparrow.evaluation.tape import Tape, record, replay
+from sparrow.evaluation.tapes import Key, Tapes, model_hash
 from sparrow.targets.miniature import SETTINGS
 from sparrow.tree import TreeConfig
 from sparrow_ext.ops import tree_attention
@@ -43,8 +47,8 @@ def ask(pair, number=0, length=64):
 
 def evaluation(pair, folder, tmp_path, progress=lambda *_: None, **changes):
     system = System("sparrow", "sparrow", folder, "8-4-4")
-    values = {"lengths": (64,), "clips": 3, "live": 2, "timed": 2, "runs": 2, "max_new_tokens": 16, **changes}
-    plan = Plan((system, LOOKUP), **values)
+    values = {"points": ((64, 0.0), (64, 1.0)), "clips": 3, "live": 2, "live_others": 2, "timed": 2, "runs": 2}
+    plan = Plan("main", (system, LOOKUP), **{**values, "max_new_tokens": 16, **changes})
     return Evaluation(plan, pair[0], pair[1], SETTINGS, {"sparrow": pair[2]}, tmp_path / "tapes", progress)
 
 
@@ -94,12 +98,36 @@ def test_replay_up_to_an_end_of_sequence_token(pair, folder):
 
 def test_tapes_are_kept(pair, tmp_path):
     model, _, drafter = pair
-    make = lambda: record(model, ask(pair).inputs, drafter.config.hidden_layer, sampling(0.0, 12), 0)  # noqa: E731
-    first = cached(tmp_path / "a" / "tape.safetensors", make)
-    again = cached(tmp_path / "a" / "tape.safetensors", lambda: pytest.fail("recorded twice"))
-    for name, value in vars(make()).items():
-        assert torch.equal(getattr(first, name), value) and torch.equal(getattr(again, name), value)
-    assert isinstance(again, Tape) and len(again.hidden) == len(again.tokens) - 2
+    tapes, asked, key = Tapes(tmp_path / "a", model, 0, 12), [], Key("test", 64, 1, 0.0)
+
+    def inputs():
+        asked.append(1)
+        return ask(pair, 1).inputs
+
+    first, again = (tapes.load(key, drafter.config, inputs) for _ in range(2))
+    other = Tapes(tmp_path / "a", model, 0, 12).load(key, drafter.config, lambda: pytest.fail("recorded twice"))
+    made = record(model, ask(pair, 1).inputs, drafter.config.state_layers, sampling(0.0, 12), 1)
+    for name, value in vars(made).items():
+        assert all(torch.equal(getattr(tape, name), value) for tape in (first, again, other))
+    assert len(asked) == 1 and isinstance(first, Tape) and len(first.hidden) == len(first.tokens) - 2
+    names = {tapes.name(replace(key, **{n: v}), drafter.config) for n, v in asdict(replace(key, length=65)).items()}
+    assert len(names) == 2  # the key's own, and that of another length
+
+
+def test_one_tape_serves_drafters_with_and_without_video(pair, tmp_path):
+    """Visual rows are kept once per clip, length and layer, and are those of a whole recording, to the bit."""
+    model, _, drafter = pair
+    tapes, inputs = Tapes(tmp_path, model, 0, 12), lambda: ask(pair).inputs
+    for temperature in (0.0, 1.0):
+        for layer in (0, 2):
+            sees = replace(drafter.config, positions="sequence", visual="rows", visual_layer=layer)
+            tape = tapes.load(Key("test", 64, 0, temperature), sees, inputs)
+            whole = record(model, inputs(), sees.state_layers, sampling(temperature, 12), 0, layer)
+            assert len(tape.visual) == 64
+            assert all(torch.equal(getattr(tape, name), value) for name, value in vars(whole).items())
+        blind = tapes.load(Key("test", 64, 0, temperature), drafter.config, lambda: pytest.fail("recorded again"))
+        assert len(blind.visual) == 0
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 4
 
 
 def test_another_checkpoint_has_another_hash(pair):
@@ -184,8 +212,10 @@ def test_cells_and_resuming(pair, folder, tmp_path):
     seen = []
     whole = evaluation(pair, folder, tmp_path, lambda text, clips: seen.append(text)).write(file, {"command": "second"})
     assert json.loads(file.read_text()) == whole and whole["cells"][:4] == half["cells"]  # to the last second
-    assert [p["command"] for p in whole["provenance"]] == ["first", "second"] and not any("T=0" in s for s in seen)
-    assert len(whole["cells"]) == 8 and lossless(whole)
+    assert [p["command"] for p in whole["provenance"]] == ["first", "second"] and not any(
+        "T=0, clip" in s for s in seen
+    )
+    assert len(whole["cells"]) == 8 and not faults(whole)
     for cell in whole["cells"]:
         ours = cell["system"] == "sparrow"
         assert cell["counts"]["clips"] == (3 if ours else 2) and cell["tau"]["value"] >= 1
@@ -195,6 +225,9 @@ def test_cells_and_resuming(pair, folder, tmp_path):
             assert cell["identical"] == {"clips": 2, "of": 2, "to": "plain" if cell["temperature"] else "transformers"}
             assert cell["replay_equals_live"] == {"clips": 2, "of": 2} and len(cell["acceptance_by_depth"]) == 4
             assert cell["dsr_plain"]["low"] <= cell["dsr_plain"]["value"] <= cell["dsr_plain"]["high"]
+        if ours or cell["system"] == "plain":
+            stages = [sum(values) for values in zip(*cell["per_clip"]["stage_seconds"].values(), strict=True)]
+            assert all(0 < a < b for a, b in zip(stages, cell["per_clip"]["seconds"], strict=True))
     with pytest.raises(ValueError, match="clips=3, this one has 4"):
         evaluation(pair, folder, tmp_path, clips=4).write(file, {})
     rendered(whole, tmp_path)
@@ -203,30 +236,38 @@ def test_cells_and_resuming(pair, folder, tmp_path):
 def rendered(result, tmp_path):
     """Table and pictures from the JSON alone."""
     result = json.loads(json.dumps(result))
-    lines = markdown(result).splitlines()
-    assert len(lines) == 4 + 8 and all(line.count("|") == lines[2].count("|") for line in lines[2:])
+    lines = [line for line in render(result, tmp_path / "pictures").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 8 and all(line.count("|") == lines[0].count("|") for line in lines)
     sparrow = next(c for c in result["cells"] if c["system"] == "sparrow")
-    assert any("| 64 | 0 | sparrow |" in line and figure(sparrow["tau"]) in line for line in lines)
-    files = plots(result, tmp_path / "pictures", "eval")
-    assert len(files) == 3 and all(f.read_bytes().startswith(b"\x89PNG") and f.stat().st_size > 8000 for f in files)
+    assert any("| 64 | 0 | sparrow | 8-4-4 |" in line and figure(sparrow["tau"]) in line for line in lines)
+    files = sorted((tmp_path / "pictures").glob("*"))
+    assert [f.name for f in files] == ["main_speed.png", "main_tau.png"]
+    assert all(f.read_bytes().startswith(b"\x89PNG") and f.stat().st_size > 8000 for f in files)
 
 
 def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(trees, "CANDIDATES", ("2-2-1", "25-5-8"))
     monkeypatch.setattr(evaluate, "CLIPS", 2)
     model, tokenizer, drafter = pair
-    plan = Plan(
-        (System("auto", "sparrow", folder, "auto"),), (64,), (0.0,), clips=2, live=2, timed=1, max_new_tokens=12
-    )
+    system = System("auto", "sparrow", folder, "auto")
+    plan = Plan("main", (system,), ((64, 0.0), (64, 1.0)), clips=2, live=2, timed=1, max_new_tokens=12)
     made = Evaluation(plan, model, tokenizer, SETTINGS, {"auto": drafter}, tmp_path)
-    cell = made.write(tmp_path / "auto.json", {})["cells"][-1]
+    cells = made.write(tmp_path / "auto.json", {})["cells"]
+    cell = cells[2]
+    assert cell["tree_choice"] == cells[5]["tree_choice"]  # chosen once per length
+    (tmp_path / "half.json").write_text(
+        json.dumps({**json.loads((tmp_path / "auto.json").read_text()), "cells": cells[:3]})
+    )
+    monkeypatch.setattr(evaluate, "choose", lambda *_: pytest.fail("chosen again"))
+    resumed = Evaluation(plan, model, tokenizer, SETTINGS, {"auto": drafter}, tmp_path)
+    assert resumed.write(tmp_path / "half.json", {})["cells"][5]["tree_choice"] == cell["tree_choice"]
     rows = cell["tree_choice"]
     assert {r["tree"] for r in rows} == {"2-2-1", "25-5-8"} and cell["tree"] == rows[0]["tree"]
     assert rows[0]["tokens_per_second"] >= rows[1]["tokens_per_second"] > 0
     for row in rows:
         emitted = [
             replay(
-                made.tape(made.ask(64, n, "dev"), "dev", 0.0, drafter.config, {}),
+                made.tapes.load(Key("dev", 64, n, 0.0), drafter.config, lambda: pytest.fail("recorded again")),
                 drafter,
                 TreeConfig.parse(row["tree"]),
             )
@@ -235,9 +276,8 @@ def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch)
         tau = sum(map(sum, emitted)) / sum(map(len, emitted))
         assert row["tau"] == pytest.approx(tau, abs=1e-4)
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["tau"] / row["round_ms"], rel=1e-2)
-    assert cell["identical"]["clips"] == cell["replay_equals_live"][
-        "clips"
-    ] == 2 and f"auto ({cell['tree']})" in markdown(json.loads((tmp_path / "auto.json").read_text()))
+    assert cell["identical"]["clips"] == cell["replay_equals_live"]["clips"] == 2
+    assert f"| auto: {cell['tree']} |" in render(json.loads((tmp_path / "auto.json").read_text()), tmp_path)
 
 
 def test_a_wrong_operator_is_not_lossless(pair, folder, tmp_path, monkeypatch):
@@ -246,8 +286,8 @@ def test_a_wrong_operator_is_not_lossless(pair, folder, tmp_path, monkeypatch):
         return -out, lse
 
     monkeypatch.setattr(sparrow_ext, "tree_attention", wrong)
-    result = evaluation(pair, folder, tmp_path, temperatures=(0.0,)).write(tmp_path / "wrong.json", {})
-    assert not lossless(result)
+    result = evaluation(pair, folder, tmp_path, points=((64, 0.0),)).write(tmp_path / "wrong.json", {})
+    assert "sparrow at 64 visual tokens, T=0: identical on 0 of 2 clips" in faults(result)
     cells = {c["system"]: c["identical"] for c in result["cells"]}
     assert cells["sparrow"]["clips"] == cells["plain"]["clips"] == 0
 
@@ -256,17 +296,22 @@ def test_plans_that_make_no_sense(folder):
     system = System("s", "sparrow", folder, "25-5-8")
     for changes, words in (
         ({"clips": 0}, "clips must be at least 1, got 0"),
-        ({"clips": 2, "live": 3}, "timed <= live <= clips"),
+        ({"clips": 2, "live": 3}, "timed <= live <= live_others <= clips"),
+        ({"timed": -1}, "timed must be at least 0, got -1"),
         ({"clock": "sun"}, "clock must be one of wall, cpu, got 'sun'"),
     ):
         with pytest.raises(ValueError, match=words):
-            Plan((system,), **changes)
+            Plan("main", (system,), ((64, 0.0),), **changes)
     with pytest.raises(ValueError, match="'s' twice"):
-        Plan((system, system))
+        Plan("main", (system, system), ((64, 0.0),))
+    with pytest.raises(ValueError, match="at least one system"):
+        Plan("main", (), ((64, 0.0),))
     with pytest.raises(ValueError, match=r"kind must be one of .*, got 'magic'"):
         System("s", "magic")
     with pytest.raises(ValueError, match="drafter and tree belong to kind 'sparrow'"):
         System("s", "plain", folder, "25-5-8")
+    with pytest.raises(ValueError, match="overrides belong to kind 'sparrow'"):
+        System("s", "plain", overrides={"visual": "none"})
     with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
         sampling(-1, 8)
 

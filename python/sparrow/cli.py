@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sparrow.evaluation.tables import TABLES
 from sparrow.tree import PRESETS, TreeConfig
 
 INTERRUPTED = 130
@@ -109,38 +110,38 @@ def _add_settings(p: argparse.ArgumentParser, text: str, run) -> None:
 
 def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     p = commands.add_parser("eval", parents=[debug], help="tau, speed and losslessness on held-out synthetic clips")
-    p.add_argument("--quick", action="store_true", help="three visual lengths, few clips: some minutes")
+    p.add_argument("--table", action="append", default=[], metavar="NAME",
+                   help=f"may be repeated (default: main; with --quick all): {', '.join(TABLES)}")  # fmt: skip
+    p.add_argument("--quick", action="store_true", help="small versions of the tables: some minutes for all")
     p.add_argument("--target", default=None, help="folder (default: the shipped miniature)")
     p.add_argument(
-        "--drafter", action="append", default=[], metavar="[NAME=]FOLDER", help="may be repeated (default: shipped)"
-    )
-    trees = "may be repeated (default: the drafter's own and 25-5-8); auto: the fastest at each visual length"
+        "--drafter", action="append", default=[], metavar="[NAME=]FOLDER",
+        help="in place of the table's own; may be repeated; FOLDER may be shipped or an arm's name",
+    )  # fmt: skip
+    trees = "in place of the table's own; may be repeated; auto: the fastest at each visual length"
     p.add_argument("--tree", action="append", type=_tree_or_auto, default=[], help=trees)
-    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup", "specvlm"], default=["sparrow", "lookup"],
-                   help="beside transformers' generate and our plain loop, which always run")  # fmt: skip
+    p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup", "specvlm"], default=None,
+                   help="in place of the table's own; transformers and our plain loop are in timed ones")  # fmt: skip
     p.add_argument("--lengths", nargs="+", type=_positive, default=None, help="visual tokens")
     p.add_argument("--temperature", nargs="+", type=float, default=None, help="0 = greedy")
     p.add_argument("--split", choices=["test", "dev"], default="test", help="dev is for choosing")
     p.add_argument("--clips", type=_positive, default=None, help="clips for tau")
-    p.add_argument("--live", type=_positive, default=None, help="of these, decoded live by every system (default: all)")
-    p.add_argument("--timed", type=_positive, default=None, help="of these, timed")
-    p.add_argument("--runs", type=_positive, default=3, help="runs per timed clip; the median counts")
+    p.add_argument("--live", type=_positive, default=None, help="of these, decoded live by every system")
+    p.add_argument("--live-others", type=_positive, default=None, help="the same for SpecVLM and prompt lookup")
+    p.add_argument("--timed", type=int, default=None, help="of these, timed; 0: no times")
+    p.add_argument("--runs", type=_positive, default=None, help="runs per timed clip; the median counts")
     p.add_argument("--clock", choices=["wall", "cpu"], default="wall",
                    help="cpu: this process' CPU time, for a machine that is not idle")  # fmt: skip
     p.add_argument("--max-new-tokens", type=_positive, default=256)
     p.add_argument("--seed", type=int, default=0, help="of the sampling noise")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--out", default=None, metavar="FILE", help="a run that was killed goes on from it")
+    p.add_argument("--out", default="sparrow_eval", metavar="FOLDER",
+                   help="of NAME.json, .md and pictures; a run that was killed goes on from them")  # fmt: skip
     p.add_argument(
-        "--tapes", default=None, metavar="FOLDER", help="recorded target runs (default: tapes/ beside --out)"
-    )
-    other = p.add_mutually_exclusive_group()
-    other.add_argument("--watch", action="store_true", help="accuracy by word with the true, another and a black video")
-    other.add_argument(
-        "--layer-cut", action="store_true", help="the same with text cut off from the video from a layer on"
-    )
-    other.add_argument("--render", default=None, metavar="FILE", help="only draw table and pictures of this JSON")
+        "--tapes", default=None, metavar="FOLDER", help="recorded target runs (default: tapes/ in --out)"
+    )  # fmt: skip
+    p.add_argument("--render", default=None, metavar="PATH", help="only draw this JSON, or those in this folder")
     p.set_defaults(run=_eval)
 
 

@@ -1,4 +1,4 @@
-"""`sparrow eval`: tau, speed and losslessness on held-out synthetic clips, with intervals; JSON, table, pictures."""
+"""`sparrow eval`: the tables of the comparison on held-out synthetic clips; JSON with intervals, Markdown, pictures."""
 
 import argparse
 import importlib.util
@@ -6,6 +6,7 @@ import json
 import pathlib
 import shlex
 import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,69 +14,130 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sparrow import cli_eval_visual
 from sparrow.cli_generate import load_drafter, load_target, pick_device, target_folder
-from sparrow.evaluation.evaluate import Evaluation, Plan, lossless
-from sparrow.evaluation.render import markdown, plots
-from sparrow.evaluation.systems import LOOKUP, SPECVLM, System
+from sparrow.evaluation.cells import faults
+from sparrow.evaluation.evaluate import Evaluation, Known
+from sparrow.evaluation.plan import Plan
+from sparrow.evaluation.render import render
+from sparrow.evaluation.systems import System
+from sparrow.evaluation.tables import TABLES, Arm, Table, grid, systems, table_of
 from sparrow.miniature import SHIPPED, drafter_folder, pair
 from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
 
 err = Console(stderr=True)
-PAPER_TREE = "25-5-8"
-QUICK = {"lengths": (64, 256, 1024), "temperatures": (0.0, 1.0), "clips": 10, "timed": 4}
-FULL = {
-    "lengths": (64, 128, 256, 512, 1024, 2048, 4096),
-    "temperatures": (0.0, 1.0),
-    "clips": 100,
-    "timed": 20,
-}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The target, and what is known of it in this process."""
+
+    settings: PatchSettings
+    model: Any
+    tokenizer: Any
+    known: Known
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code 1 where an output of ours is not the reference's."""
+    """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
     if arguments.render:
-        return render(pathlib.Path(arguments.render))
-    if arguments.watch or arguments.layer_cut:
-        from sparrow.cli_eval_visual import run as run_visual
-
-        return run_visual(arguments)
+        return show(pathlib.Path(arguments.render))
+    names = arguments.table or (list(TABLES) if arguments.quick else ["main"])
+    tables = [changed(table_of(name, arguments.quick), arguments) for name in dict.fromkeys(names)]
+    check(tables)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    settings, model, tokenizer = target(arguments)
-    drafters, systems = systems_of(arguments, model)
-    plan = plan_of(arguments, systems)
-    out = pathlib.Path(arguments.out or "sparrow_eval.json")
-    tapes = pathlib.Path(arguments.tapes) if arguments.tapes else out.parent / "tapes"
+    loaded = Loaded(*target(arguments), Known())
+    wrong = [fault for table in tables for fault in measure(table, loaded, arguments)]
+    for fault in wrong:
+        err.print(f"[red]{fault}[/red]")
+    return 1 if wrong else 0
+
+
+def measure(table: Table, loaded: Loaded, arguments: argparse.Namespace) -> list[str]:
+    """Measures one table into --out and shows it. Returns what was not as it must be."""
+    folder, made = pathlib.Path(arguments.out), provenance("sparrow " + shlex.join(sys.argv[1:]))
+    file = folder / f"{table.name}.json"
     with progress() as bar:
-        steps = len(plan.lengths) * len(plan.temperatures) * plan.clips
-        task = bar.add_task("", total=steps)
-        evaluation = Evaluation(
-            plan, model, tokenizer, settings, drafters, tapes,
-            lambda text, clips: bar.update(task, description=text, advance=clips),
-        )  # fmt: skip
-        result = evaluation.write(out, provenance("sparrow " + shlex.join(sys.argv[1:])))
-    render(out)
-    return 0 if lossless(result) else 1
+        if table.visual:
+            target_only = (loaded.settings, loaded.model, loaded.tokenizer)
+            cli_eval_visual.measure(table, file, made, target_only, arguments, bar)
+        else:
+            measure_systems(table, file, made, loaded, arguments, bar)
+    show(file)
+    return faults(json.loads(file.read_text()))
 
 
-def plan_of(arguments: argparse.Namespace, systems: list[System]) -> Plan:
-    """What the options ask for; what they leave open comes from QUICK or FULL."""
-    defaults: dict[str, Any] = QUICK if arguments.quick else FULL
-    clips = arguments.clips or defaults["clips"]
-    live = arguments.live or clips
+def measure_systems(
+    table: Table, file: pathlib.Path, made: dict[str, Any], loaded: Loaded, arguments: argparse.Namespace, bar: Progress
+) -> None:
+    """Measures a table of systems into the file; made: provenance."""
+    tapes = pathlib.Path(arguments.tapes) if arguments.tapes else file.parent / "tapes"
+    drafters = {arm.label: drafter_of(arm, loaded.model) for arm in table.arms}
+    compared = systems(table, {label: drafter.config.tree for label, drafter in drafters.items()})
+    plan = plan_of(table, compared, arguments)
+    task = bar.add_task("", total=len(plan.points) * plan.clips)
+    tell = lambda text, clips: bar.update(task, description=f"{table.name}: {text}", advance=clips)  # noqa: E731
+    bound = {s.name: drafters[s.arm] for s in compared if s.kind == "sparrow"}
+    evaluation = Evaluation(
+        plan, loaded.model, loaded.tokenizer, loaded.settings, bound, tapes, tell, loaded.known
+    )  # fmt: skip
+    evaluation.write(file, made)
+
+
+def changed(table: Table, arguments: argparse.Namespace) -> Table:
+    """The table with the drafters, trees, systems and points that the options name."""
+    if table.visual:
+        return replace(table, points=grid(arguments.lengths or table.lengths, 0.0))
+    more: dict[str, Any] = {}
+    if arguments.drafter:
+        more["arms"] = tuple(Arm(*_named(text)) for text in arguments.drafter)
+    if arguments.systems is not None:
+        more["others"] = tuple(name for name in arguments.systems if name != "sparrow")
+        more |= {} if "sparrow" in arguments.systems else {"arms": ()}
+    if arguments.tree:
+        more["trees"] = tuple(map(str, arguments.tree))
+        more["arms"] = tuple(replace(arm, trees=()) for arm in more.get("arms", table.arms))
+    if arguments.lengths or arguments.temperature is not None:
+        temperatures = table.temperatures if arguments.temperature is None else arguments.temperature
+        more["points"] = grid(arguments.lengths or table.lengths, *temperatures)
+    return replace(table, **more)
+
+
+def check(tables: list[Table]) -> None:
+    """Every drafter is there, before anything is measured."""
+    for table in tables:
+        for arm in table.arms:
+            try:
+                drafter_folder(arm.drafter)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"table {table.name}, {arm.label}: {error}") from None
+
+
+def drafter_of(arm: Arm, model: Any) -> Any:
+    """The arm's drafter, bound to the model."""
+    return load_drafter(str(drafter_folder(arm.drafter)), model, **arm.overrides)
+
+
+def plan_of(table: Table, compared: list[System], arguments: argparse.Namespace) -> Plan:
+    """The table's counts, where the options name no others; of fewer clips fewer are live and timed."""
+    clips = arguments.clips or table.clips
+    live = arguments.live or min(table.live, clips)
+    others = arguments.live_others or (table.live_others and max(live, min(table.live_others, clips)))
     return Plan(
-        systems=tuple(systems),
-        lengths=tuple(arguments.lengths or defaults["lengths"]),
-        temperatures=tuple(defaults["temperatures"] if arguments.temperature is None else arguments.temperature),
+        table=table.name,
+        systems=tuple(compared),
+        points=table.points,
         split=arguments.split,
         clips=clips,
         live=live,
-        timed=arguments.timed or min(defaults["timed"], live),
-        runs=arguments.runs,
+        live_others=others,
+        timed=min(table.timed, live) if arguments.timed is None else arguments.timed,
+        runs=arguments.runs or table.runs,
         seed=arguments.seed,
         max_new_tokens=arguments.max_new_tokens,
         clock=arguments.clock,
@@ -93,20 +155,6 @@ def target(arguments: argparse.Namespace) -> tuple[PatchSettings, Any, Any]:
     return settings, model, tokenizer
 
 
-def systems_of(arguments: argparse.Namespace, model: Any) -> tuple[dict[str, Any], list[System]]:
-    """Loaded drafters and systems: one per drafter and tree, and those that need no drafter."""
-    folders = dict(_named(text) for text in arguments.drafter) if arguments.drafter else {"sparrow": "shipped"}
-    drafters, systems = {}, []
-    for name, folder in folders.items() if "sparrow" in arguments.systems else ():
-        drafter = load_drafter(str(drafter_folder(folder)), model)
-        for tree in arguments.tree or dict.fromkeys([drafter.config.tree, PAPER_TREE]):
-            system = System(f"{name} {tree}", "sparrow", folder, str(tree))
-            systems.append(system)
-            drafters[system.name] = drafter
-    others = {"lookup": LOOKUP, "specvlm": SPECVLM}
-    return drafters, systems + [system for name, system in others.items() if name in arguments.systems]
-
-
 def _named(text: str) -> tuple[str, str]:
     """("name", "folder") of name=folder; a folder alone is called by its own name."""
     name, equals, folder = text.partition("=")
@@ -118,21 +166,14 @@ def progress() -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err)
 
 
-def render(file: pathlib.Path) -> int:
-    """Prints the table; writes it and the pictures next to the JSON."""
-    if not file.is_file():
-        raise FileNotFoundError(f"--render: no such file: {file}")
-    result = json.loads(file.read_text())
-    if not (result.get("cells") or result.get("rows")):
-        raise ValueError(f"--render: {file} holds no finished cell of an evaluation")
-    if "rows" in result:
-        from sparrow.cli_eval_visual import render as render_visual
-
-        text = render_visual(result, file)
-    else:
-        text = markdown(result)
-        plots(result, file.parent, file.stem)
-    print(text)
-    file.with_suffix(".md").write_text(text)
-    err.print(f"[dim]table and pictures beside {file}[/dim]")
+def show(path: pathlib.Path) -> int:
+    """Prints the table of a JSON, or of every one in a folder; writes Markdown and pictures beside it."""
+    files = [path] if path.is_file() else [f for f in (path / f"{name}.json" for name in TABLES) if f.is_file()]
+    if not files:
+        raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
+    for file in files:
+        text = render(json.loads(file.read_text()), file.parent)
+        print(text)
+        file.with_suffix(".md").write_text(text)
+        err.print(f"[dim]table and pictures beside {file}[/dim]")
     return 0

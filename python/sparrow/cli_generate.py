@@ -119,9 +119,9 @@ def pick_drafter(name: str | None, model) -> SparrowDrafter | SpecVLM | None:
     return load_drafter(name, model)
 
 
-def load_drafter(folder: str, model) -> SparrowDrafter:
-    """The drafter, in the target's dtype and on its device, checked against it."""
-    drafter = SparrowDrafter.from_pretrained(folder).place(model.device, model.dtype)
+def load_drafter(folder: str, model, **overrides: Any) -> SparrowDrafter:
+    """The drafter, in the target's dtype and on its device, checked against it; overrides: see from_pretrained."""
+    drafter = SparrowDrafter.from_pretrained(folder, **overrides).place(model.device, model.dtype)
     drafter.attach(Target(model))
     return drafter
 

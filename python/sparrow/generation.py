@@ -110,7 +110,7 @@ def _check_arguments(target: Target, seed: object, streamer: object, kwargs: dic
         raise ValueError(f"input_ids must lie in [0, {target.vocab_size}), got {low if low < 0 else high}")
     if new is not None and not isinstance(new, Integral):
         raise ValueError(f"max_new_tokens must be an integer, got {new!r}")
-    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= seed < 2**63):
+    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= int(seed) < 2**63):
         raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise ValueError(f"streamer must have put and end, as transformers' have, got {type(streamer).__name__}")

@@ -1,11 +1,14 @@
 """What ships with the package: a small video LLM trained on the synthetic world, its drafter, and a clip."""
 
+import json
 import pathlib
+from typing import Any
 
 from sparrow.synthetic import Format, sample, write_video
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 SHIPPED = ASSETS / "miniature"
+ARMS = SHIPPED / "arms"  # drafters of the comparison, one folder each
 DEMO = ASSETS / "demo.mp4"
 DEMO_NUMBER, DEMO_FORM = 584, Format(frames=96, side=128)  # of the test split; the target samples 32 frames of it
 
@@ -24,8 +27,28 @@ def pair(folder: str | pathlib.Path = SHIPPED) -> tuple[pathlib.Path, pathlib.Pa
 
 
 def drafter_folder(name: str) -> pathlib.Path:
-    """A drafter's folder by its path; "shipped" is the package's own."""
-    return pair()[1] if name == "shipped" else pathlib.Path(name)
+    """A drafter's folder: "shipped" is the package's own, an arm's name is its folder in ARMS, else it is a path.
+
+    Raises:
+        FileNotFoundError: it is none of these; the message lists the arms.
+    """
+    if name == "shipped":
+        return pair()[1]
+    arms = {folder.name: folder for folder in sorted(ARMS.glob("*")) if folder.is_dir()}
+    if name not in arms and not pathlib.Path(name).is_dir():
+        known = ", ".join(arms) or "none in this package"
+        raise FileNotFoundError(f"no drafter {name!r}: neither 'shipped', nor a folder, nor an arm ({known})")
+    return arms.get(name, pathlib.Path(name))
+
+
+def training_record(name: str) -> dict[str, Any] | None:
+    """What is known of a drafter's training: {"overrides", "seconds", "steps", "seed"}; None where nothing is.
+
+    Args:
+        name: as in drafter_folder.
+    """
+    file = drafter_folder(name) / "training.json"
+    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def write_demo(file: str | pathlib.Path = DEMO) -> None:

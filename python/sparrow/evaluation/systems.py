@@ -27,22 +27,29 @@ class System:
         name: in tables; unique.
         kind: "transformers" = model.generate, "lookup" = the same with prompt_lookup_num_tokens, "plain" = our loop
             without a drafter, "sparrow" = our loop with one, "specvlm" = our loop with SpecVLM().
-        drafter: its folder, for "sparrow".
+        drafter: its folder or arm (miniature.drafter_folder), for "sparrow".
         tree: "total-depth-width", for "sparrow"; "auto" = chosen per visual length (trees.choose).
+        overrides: fields of its DrafterConfig that are replaced.
+        arm: what systems that differ in their trees only have in common; default: the name.
     """
 
     name: str
     kind: str
     drafter: str | None = None
     tree: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    arm: str = ""
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"a system's kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if (self.kind == "sparrow") != (self.drafter is not None and self.tree is not None):
             raise ValueError(f"system {self.name!r}: drafter and tree belong to kind 'sparrow', and both to it")
+        if self.overrides and self.kind != "sparrow":
+            raise ValueError(f"system {self.name!r}: overrides belong to kind 'sparrow', got {self.overrides}")
         if self.tree not in (None, "auto"):
             TreeConfig.parse(str(self.tree))
+        object.__setattr__(self, "arm", self.arm or self.name)
 
 
 TRANSFORMERS, PLAIN = System("transformers", "transformers"), System("plain", "plain")
@@ -75,6 +82,7 @@ class Run:
         seconds: of the whole call; decode_seconds: from the first emitted token on.
         decode_tokens: emitted after that moment.
         emitted: tokens of every round after the prefill.
+        stages: wall seconds per stage of our loop (stats.STAGES); empty for transformers' own.
     """
 
     tokens: list[int]
@@ -82,6 +90,7 @@ class Run:
     decode_seconds: float
     decode_tokens: int
     emitted: list[int]
+    stages: dict[str, float] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -98,6 +107,7 @@ def run(
         clock: a key of CLOCKS; "cpu" is this process' CPU time, the same on one thread of an idle machine.
     """
     timer, emitted = Timer(CLOCKS[clock]), None
+    stages: dict[str, float] = {}
     start = timer.now()
     if system.kind in OURS:
         tree = None if system.tree is None else TreeConfig.parse(system.tree)
@@ -110,7 +120,7 @@ def run(
             tree=tree,
             streamer=timer,
         )
-        sequence, emitted = out.sequences, out.stats.emitted
+        sequence, emitted, stages = out.sequences, out.stats.emitted, out.stats.seconds
     else:
         more = {"prompt_lookup_num_tokens": LOOKUP_TOKENS} if system.kind == "lookup" else {}
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -120,4 +130,4 @@ def run(
     tokens = sequence[0, inputs["input_ids"].shape[1] :].tolist()
     counts = [count for _, count in timer.puts]
     first = timer.puts[0] if timer.puts else (end, 0)
-    return Run(tokens, end - start, end - first[0], len(tokens) - first[1], emitted or counts[1:])
+    return Run(tokens, end - start, end - first[0], len(tokens) - first[1], emitted or counts[1:], stages)

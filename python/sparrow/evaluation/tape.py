@@ -4,13 +4,10 @@ The output does not depend on the drafter (decoding is lossless, sampling noise 
 the tokens and states of one plain run decide how long every path of every drafter's tree is.
 """
 
-import hashlib
-import pathlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sparrow_ext
@@ -44,13 +41,6 @@ class Tape:
     prompt_positions: Tensor
     is_text: Tensor
     visual: Tensor
-
-    def save(self, file: pathlib.Path) -> None:
-        """Writes the tape whole or not at all."""
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
-        save_file({name: value.contiguous() for name, value in vars(self).items()}, new)
-        new.replace(file)
 
 
 class Recorder(NoDrafter):
@@ -95,13 +85,6 @@ def record(
     recorder = Recorder(hidden_layer, visual_layer)
     out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
     return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
-
-
-def cached(file: pathlib.Path, make: Any) -> Tape:
-    """The tape in the file, or the one that `make()` gives, kept there."""
-    if not file.exists():
-        make().save(file)
-    return Tape(**load_file(file))
 
 
 @torch.no_grad()
@@ -159,13 +142,3 @@ def _pending(tokens: Tensor, rows: Tensor, hidden: Tensor, positions: Tensor) ->
     """One sequence's catch-up. A prompt row without a state holds zeros, which FC reads as hsr_project's row -1."""
     count = torch.tensor([len(tokens)], dtype=torch.int32, device=tokens.device)
     return Pending(tokens[None], rows[None], hidden, positions[None].long(), count)
-
-
-def model_hash(model: Any) -> str:
-    """16 hex digits from up to 64 values of every parameter: another checkpoint gives another hash."""
-    digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
-        values = p.detach().flatten()
-        digest.update(name.encode())
-        digest.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

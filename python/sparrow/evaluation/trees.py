@@ -1,6 +1,7 @@
 """The fastest tree at a visual length: tokens per round from replay, the round's cost from live runs, on dev clips."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sparrow.drafter import SparrowDrafter
@@ -19,13 +20,13 @@ CLIPS, TIMED = 12, 2
 
 
 def choose(
-    model: Any, drafter: SparrowDrafter, folder: str, asked: Sequence[Question], tapes: Sequence[Tape], options: dict,
+    model: Any, drafter: SparrowDrafter, of: System, asked: Sequence[Question], tapes: Sequence[Tape], options: dict,
     seed: int, clock: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """All candidates, the fastest first: {"tree", "tau", "round_ms", "tokens_per_second"}.
 
     Args:
-        drafter: bound to the model; folder: where it is from.
+        drafter: bound to the model; of: the system that gets the tree.
         asked, tapes: dev clips and their recorded runs; tau is over all, a round's time over the first TIMED.
         options, seed, clock: see systems.run.
     """
@@ -33,7 +34,7 @@ def choose(
     for tree in CANDIDATES:
         emitted = [replay(tape, drafter, TreeConfig.parse(tree)) for tape in tapes]
         tau = sum(map(sum, emitted)) / max(1, sum(map(len, emitted)))
-        system = System(tree, "sparrow", folder, tree)
+        system = replace(of, tree=tree)
         seconds, rounds = 0.0, 0
         for question in asked[:TIMED]:
             runs = [one.run(system, model, drafter, question.inputs, options, seed, clock) for _ in range(3)]

@@ -1,0 +1,159 @@
+"""The tables of the comparison, as plain data: which arms, trees, visual lengths, temperatures and clips.
+
+`sparrow eval --table NAME` measures one; how it is laid out is in render.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sparrow.evaluation.systems import LOOKUP, SPECVLM, System
+
+PAPER_TREE, DEEP_TREE, AUTO, OWN = "25-5-8", "40-10-6", "auto", "own"
+TREES = (PAPER_TREE, DEEP_TREE)
+OTHERS = {"lookup": LOOKUP, "specvlm": SPECVLM}
+LENGTHS = (64, 256, 1024, 2048, 4096)
+WATCH = (64, 128, 256, 512, 1024, 2048, 4096)
+Point = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A drafter in a table.
+
+    Attributes:
+        label: in the table.
+        drafter: "shipped", an arm's name or a folder (miniature.drafter_folder).
+        overrides: fields of its DrafterConfig that are replaced.
+        trees: it has them beside the table's.
+    """
+
+    label: str
+    drafter: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    trees: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table needs.
+
+    Attributes:
+        name: its name; what: in a line.
+        arms: drafters, each with every tree. others: keys of OTHERS.
+        trees: "total-depth-width"; "auto" = the fastest at each visual length, of each arm; "own" = the config's.
+        points: (visual length, temperature).
+        clips, live, live_others, timed, runs: see plan.Plan.
+        visual: it is of the target alone (visual.py): what it gets right, teacher-forced, over `clips` clips.
+        quick: what a small version has otherwise.
+    """
+
+    name: str
+    what: str
+    arms: tuple[Arm, ...] = ()
+    trees: tuple[str, ...] = TREES
+    points: tuple[Point, ...] = ()
+    others: tuple[str, ...] = ()
+    clips: int = 100
+    live: int = 5
+    live_others: int | None = None
+    timed: int = 0
+    runs: int = 3
+    visual: bool = False
+    quick: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(length for length, _ in self.points))
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return tuple(dict.fromkeys(temperature for _, temperature in self.points))
+
+    def small(self) -> "Table":
+        """The quick version."""
+        return replace(self, **self.quick)
+
+
+def grid(lengths: Sequence[int], *temperatures: float) -> tuple[Point, ...]:
+    """All pairs."""
+    return tuple((length, temperature) for length in lengths for temperature in temperatures)
+
+
+SHIPPED, PAPER = Arm("Sparrow, shipped", "shipped"), Arm("Sparrow, the paper's recipe", "paper")
+MSD, VATA = Arm("MSD", "msd"), Arm("MSD + VATA", "msd", {"visual": "none"})
+VISPEC, TEXT_ONLY = Arm("ViSpec", "vispec"), Arm("text-only", "text_only")
+RIVALS = (SHIPPED, PAPER, MSD, VATA, VISPEC, TEXT_ONLY)
+IVSB_LAYER = 4  # half of the miniature's layers
+
+# MTP and IVSB are matters of training; VATA of drafting: without it the drafter sees visual rows as it was trained to.
+ABLATION = tuple(
+    Arm(f"MTP{mtp} IVSB{ivsb} VATA{vata}", drafter, seen if vata == "-" else {"visual": "none"})
+    for mtp, ivsb, drafter, seen in (
+        ("-", "-", "msd", {"visual": "rows", "visual_layer": 0}),
+        ("+", "-", "msd_mtp1", {"visual": "rows", "visual_layer": 0}),
+        ("-", "+", "seq_mtp0", {"visual": "rows", "visual_layer": IVSB_LAYER}),
+        ("+", "+", "seq_mtp1", {"visual": "rows", "visual_layer": IVSB_LAYER}),
+    )
+    for vata in "-+"
+)
+
+# The first is what the others are compared with.
+OPTIONS = (PAPER, TEXT_ONLY, Arm("MTP 3, attention as in decoding", "mtp3_tree"),
+           Arm("the same, text only", "text_mtp3_tree"))  # fmt: skip
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            "main", "tau, speed and losslessness of every system", RIVALS, (PAPER_TREE, AUTO),
+            grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), timed=5,
+            quick={"arms": (replace(SHIPPED, trees=(OWN,)), *RIVALS[1:]), "trees": (PAPER_TREE,),
+                   "points": ((64, 0.0), (64, 1.0), (1024, 0.0)), "clips": 6, "live": 2, "live_others": 2, "timed": 2,
+                   "runs": 2},
+        ),
+        Table(
+            "length", "tau over the visual length", RIVALS, TREES, grid(LENGTHS, 0.0), ("specvlm", "lookup"),
+            quick={"trees": (PAPER_TREE,), "points": grid((64, 1024, 4096), 0.0), "clips": 6, "live": 1,
+                   "live_others": 2},
+        ),
+        Table(
+            "ablation", "tau with and without MTP, IVSB and VATA", ABLATION, TREES, grid(LENGTHS, 0.0),
+            quick={"trees": (PAPER_TREE,), "points": grid((64, 1024), 0.0), "clips": 6, "live": 1},
+        ),
+        Table(
+            "options", "tau of every training option beside the paper's recipe", OPTIONS, TREES,
+            (*grid((64, 256, 1024), 0.0), (256, 1.0)),
+            quick={"points": ((64, 0.0), (256, 0.0), (256, 1.0)), "clips": 6, "live": 1},
+        ),
+        Table(
+            "layer_cut", "where in its layers the target takes the video in", points=grid((256,), 0.0), clips=64,
+            visual=True, quick={"clips": 8},
+        ),
+        Table(
+            "watch", "whether the target watches: the true, another and a black video", points=grid(WATCH, 0.0),
+            clips=64, visual=True, quick={"points": grid((64, 1024), 0.0), "clips": 8},
+        ),
+    )
+}  # fmt: skip
+
+
+def table_of(name: str, quick: bool) -> Table:
+    """The table. Raises ValueError where there is none of this name."""
+    if name not in TABLES:
+        raise ValueError(f"--table must be one of {', '.join(TABLES)}; got {name!r}")
+    return TABLES[name].small() if quick else TABLES[name]
+
+
+def systems(table: Table, own_tree: dict[str, str]) -> list[System]:
+    """Every arm with every tree, then the others.
+
+    Args:
+        own_tree: of each arm, by its label: its config's tree.
+    """
+    made = []
+    for arm in table.arms:
+        trees = [own_tree[arm.label] if tree == OWN else tree for tree in (*table.trees, *arm.trees)]
+        for tree in dict.fromkeys(trees):
+            made.append(System(f"{arm.label} {tree}", "sparrow", arm.drafter, tree, arm.overrides, arm.label))
+    return made + [OTHERS[name] for name in table.others]
