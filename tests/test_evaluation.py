@@ -312,7 +312,7 @@ def test_plans_that_make_no_sense(folder):
         System("s", "plain", folder, "25-5-8")
     with pytest.raises(ValueError, match="overrides belong to kind 'sparrow'"):
         System("s", "plain", overrides={"visual": "none"})
-    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="temperature must be at least 0 and finite, got -1"):
         sampling(-1, 8)
 
 

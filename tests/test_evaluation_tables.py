@@ -10,6 +10,7 @@ import pytest
 
 from sparrow import cli, cli_eval, miniature
 from sparrow.drafter import SparrowDrafter
+from sparrow.evaluation import evaluate as evaluation
 from sparrow.evaluation import trees
 from sparrow.evaluation.pivots import paired_tau
 from sparrow.evaluation.statistics import interval, speed_ratio
@@ -46,6 +47,7 @@ def shipped(small, monkeypatch):
     monkeypatch.setattr(miniature, "ARMS", small / "arms")
     monkeypatch.setattr(miniature, "pair", lambda folder=small: (small / "target", small / "drafter"))
     monkeypatch.setattr(cli_eval, "pair", lambda folder: (small / "target", small / "drafter"))
+    monkeypatch.setattr(evaluation, "CLIPS", 2)
     monkeypatch.setattr(trees, "CANDIDATES", ("2-2-1", "8-4-4"))
     for arm in TABLES["ablation"].arms:
         if arm.overrides.get("visual_layer"):
@@ -133,6 +135,59 @@ def test_tau_over_lengths(small, tmp_path, capsys):
     )
 
 
+def test_where_the_time_goes(small, tmp_path, capsys):
+    more = ["--clips", "2", "--live", "2", "--live-others", "2", "--runs", "2", "--lengths", "64"]
+    result = evaluate(tmp_path, "--table", "stages", *more)["stages"]
+    cells = {c["system"]: c for c in result["cells"]}
+    assert [c["arm"] for c in result["cells"]][2:] == ["Sparrow, the paper's recipe", "Sparrow, shipped"]
+    assert "stage_seconds" not in cells["transformers"]["per_clip"]
+    ours, plain = result["cells"][2]["per_clip"], cells["plain"]["per_clip"]
+    text = (tmp_path / "stages.md").read_text()
+    first, second = (table(text, title) for title in ("Share of the time in all stages", "What a round costs"))
+    assert first[0][4:] == ["prefill", "draft", "verify", "sample", "commit"] and len(first) == 4 and len(second) == 3
+    row = next(r for r in first if r[2] == "Sparrow, the paper's recipe")
+    whole = sum(map(sum, ours["stage_seconds"].values()))
+    for name, cell in zip(first[0][4:], row[4:], strict=True):
+        share = sum(ours["stage_seconds"][name]) / whole
+        assert float(cell.partition("%")[0]) == pytest.approx(100 * share, abs=0.06)
+    cost = [
+        sum(sum(s) for n, s in of["stage_seconds"].items() if n != "prefill") / sum(of["rounds"])
+        for of in (ours, plain)
+    ]
+    row = next(r for r in second if r[2] == "Sparrow, the paper's recipe")
+    assert float(row[5].partition(" ")[0]) == pytest.approx(cost[0] / cost[1], abs=0.006)
+    assert sum(float(cell.split(" ")[0]) for cell in row[6:10]) == pytest.approx(cost[0] / cost[1], abs=0.03)
+    assert (tmp_path / "stages_time.png").stat().st_size > 8000
+    argv = ["eval", "--out", str(tmp_path / "x"), *SIZES, "--table", "stages", "--lengths", "64"]
+    fails(capsys, [*argv, "--timed", "0"],
+          "table stages is of times: --timed must be at least 1")  # fmt: skip
+
+
+def test_trees_and_depths(small, tmp_path, capsys):
+    result = evaluate(tmp_path, "--table", "trees", "--lengths", "64", "--tree", "4-4-1", "--tree", "8-4-4")["trees"]
+    text = (tmp_path / "trees.md").read_text()
+    shown = table(text, "tau, T = 0, 64 visual tokens")
+    assert [row[0] for row in shown[1:]] == ["4-4-1", "8-4-4"] and len(shown[0]) == 1 + 4
+    depths = table(text, "Accepted at each depth, of the paths that got there, T = 0, 64 visual tokens")
+    assert len(depths) == 1 + 8 and depths[0][2:] == ["1", "2", "3", "4"]
+    chain = next(c for c in result["cells"] if c["system"] == "Sparrow, shipped 4-4-1")
+    assert shown[1][1].startswith(f"{chain['tau']['value']:.2f}")
+    assert depths[1][2].startswith(f"{chain['acceptance_by_depth'][0]['value']:.2f}")
+    assert {f.name for f in tmp_path.glob("*.png")} == {"trees_tau.png", "trees_depth.png"}
+
+
+def test_quick_is_every_table(small, tmp_path, capsys):
+    for name, made in TABLES.items():
+        less = made.small()
+        assert set(less.points) <= set(made.points) and less.clips < made.clips and less.live <= made.live, name
+        assert {arm.label for arm in less.arms} == {arm.label for arm in made.arms} and less.others == made.others, name
+    results = evaluate(tmp_path, "--quick", "--lengths", "64", "--temperature", "0")
+    assert set(results) == set(TABLES) == {f.stem for f in tmp_path.glob("*.md")}
+    names = {c["system"] for c in results["main"]["cells"]}
+    assert {"transformers", "plain", "SpecVLM", "prompt lookup", "Sparrow, shipped 30-4-8"} <= names
+    assert len(names) == 4 + 7 and all(len(r.get("cells", r.get("rows"))) for r in results.values())
+
+
 def test_options_are_compared_with_the_first(small, tmp_path, capsys):
     result = evaluate(tmp_path, "--table", "options", "--lengths", "64")["options"]
     text = (tmp_path / "options.md").read_text()
@@ -143,6 +198,7 @@ def test_options_are_compared_with_the_first(small, tmp_path, capsys):
     shown = table(text, f"tau over that of {arms[0]}, paired over clips")
     assert shown[0][1:3] == ["25-5-8, T=0, 64", "25-5-8, T=1, 64"] and shown[0][-1] == "40-10-6, T=0, all"
     assert len(shown) == len(arms) and set(shown[-1][1:]) == {"1.000 [1.000, 1.000]"}  # the same weights
+    assert (tmp_path / "options_ratio.png").stat().st_size > 8000
     assert result["training"]["mtp3_tree"]["steps"] == 40 and result["training"]["paper"] is None
 
 
@@ -198,6 +254,12 @@ def test_what_is_not_there(small, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.json").write_text(json.dumps({"cells": [1]}))
     fails(capsys, ["eval", "--render", str(tmp_path / "bad.json")], "must be of a table", "None")
     fails(capsys, [*argv, "--table", "options", "--live", "3"], "timed <= live <= live_others <= clips")
+    fails(capsys, [*argv, "--table", "options", "--temperature", "-1"], "temperature must be at least 0", "got -1")
+    fails(capsys, [*argv, "--table", "options", "--lengths", "65"], "visual length must be one of 64", "got 65")
+    fails(capsys, [*argv, "--out", str(tmp_path / "bad.json")], "--out must be a folder")
+    fails(
+        capsys, [*argv, "--table", "trees", "--systems", "lookup", "--lengths", "64"], "needs a system with a drafter"
+    )
     with pytest.raises(ValueError, match="got 'none'"):
         table_of("none", quick=True)
 
@@ -213,8 +275,8 @@ def test_what_the_target_sees(small, tmp_path, capsys, name, rows):
     more = ["--table", name, "--lengths", "64"]
     result = evaluate(tmp_path, *more)[name]
     assert len(result["rows"]) == rows and result["settings"]["clips"] == 2
-    assert len((tmp_path / f"{name}.md").read_text().strip().splitlines()) == rows + 2
-    assert (tmp_path / "layer_cut.png").exists() == (name == "layer_cut")
+    assert len((tmp_path / f"{name}.md").read_text().strip().splitlines()) == rows + 4
+    assert (tmp_path / f"{name}.png").stat().st_size > 8000
     assert evaluate(tmp_path, *more)[name]["rows"] == result["rows"]  # not measured again
     fails(capsys, ["eval", "--out", str(tmp_path), *more, "--clips", "3"], "clips=2, this one has 3")
     fails(capsys, ["eval", "--out", str(tmp_path / "x"), "--table", "layer_cut", "--lengths", "64", "128"], "takes one")

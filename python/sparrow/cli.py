@@ -118,7 +118,7 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
         "--drafter", action="append", default=[], metavar="[NAME=]FOLDER",
         help="in place of the table's own; may be repeated; FOLDER may be shipped or an arm's name",
     )  # fmt: skip
-    trees = "in place of the table's own; may be repeated; auto: the fastest at each visual length"
+    trees = "in place of the table's own; may be repeated; auto: the fastest at each visual length; own: of its config"
     p.add_argument("--tree", action="append", type=_tree_or_auto, default=[], help=trees)
     p.add_argument("--systems", nargs="+", choices=["sparrow", "lookup", "specvlm"], default=None,
                    help="in place of the table's own; transformers and our plain loop are in timed ones")  # fmt: skip
@@ -174,7 +174,7 @@ def _tree(text: str) -> TreeConfig:
 
 
 def _tree_or_auto(text: str) -> TreeConfig | str:
-    return text if text == "auto" else _tree(text)
+    return text if text in ("auto", "own") else _tree(text)
 
 
 # Late imports: --help answers at once.

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         return show(pathlib.Path(arguments.render))
     names = arguments.table or (list(TABLES) if arguments.quick else ["main"])
     tables = [changed(table_of(name, arguments.quick), arguments) for name in dict.fromkeys(names)]
-    check(tables)
+    check(tables, arguments)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -108,8 +108,12 @@ def changed(table: Table, arguments: argparse.Namespace) -> Table:
     return replace(table, **more)
 
 
-def check(tables: list[Table]) -> None:
-    """Every drafter is there, before anything is measured."""
+def check(tables: list[Table], arguments: argparse.Namespace) -> None:
+    """What can be known to fail before anything is loaded."""
+    if pathlib.Path(arguments.out).is_file():
+        raise ValueError(f"--out must be a folder, {arguments.out} is a file")
+    if arguments.timed == 0 and any(table.name == "stages" for table in tables):
+        raise ValueError("table stages is of times: --timed must be at least 1, got 0")
     for table in tables:
         for arm in table.arms:
             try:
@@ -173,7 +177,7 @@ def show(path: pathlib.Path) -> int:
         raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
     for file in files:
         text = render(json.loads(file.read_text()), file.parent)
-        print(text)
         file.with_suffix(".md").write_text(text)
+        print(text)
         err.print(f"[dim]table and pictures beside {file}[/dim]")
     return 0

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from sparrow.evaluation.pivots import Cell, Result, distinct, only, tree_of
+from sparrow.evaluation.pivots import Cell, Result, distinct, drafting, only, tree_of
 
 MARKERS = "osD^vPX*<>"
 
@@ -29,7 +29,6 @@ def over_length(result: Result, key: str, label: str, line: float | None, file: 
             if line is not None:
                 axis.axhline(line, color="0.4", lw=1)
             axis.set(title=f"T = {temperature:g}" + (f", tree {tree}" if tree else ""), ylabel=label)
-            axis.set_ylim(bottom=0)
     save(drawn, axes, file)
 
 
@@ -39,15 +38,15 @@ def _kind(cells: list[Cell]) -> str:
     return "" if tree == "-" else tree.partition(":")[0]
 
 
-def panels(rows: int, columns: int) -> tuple[Any, Any]:
-    """(figure, axes [rows][columns])."""
+def panels(rows: int, columns: int, width: float = 5.0, shared: bool = True) -> tuple[Any, Any]:
+    """(figure, axes [rows][columns]); width of each in inches; shared: the y axis."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    size = (0.6 + 5 * columns, 0.8 + 4 * rows)
-    drawn, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharey=True)
+    size = (2.6 + width * columns, 0.8 + 3.6 * rows)
+    drawn, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", sharey=shared)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     return drawn, axes
@@ -66,6 +65,56 @@ def _by_length(axis, number: int, of: int, cells: list[Cell], key: str) -> None:
     axis.set_xlabel("visual tokens")
 
 
+def tau_by_tree(result: Result, file: pathlib.Path) -> None:
+    """tau of every arm over the trees; one panel per temperature and visual length."""
+    cells = drafting(result)
+    points = list(dict.fromkeys((c["temperature"], c["length"]) for c in cells))
+    trees, arms = distinct(cells, "tree"), distinct(cells, "arm")
+    drawn, axes = panels(1, len(points))
+    for axis, (temperature, length) in zip(axes[0], points, strict=True):
+        for number, arm in enumerate(arms):
+            own = only(cells, arm=arm, temperature=temperature, length=length)
+            x = [trees.index(c["tree"]) + 0.08 * (number - (len(arms) - 1) / 2) for c in own]
+            errorbar(axis, x, [c["tau"] for c in own], arm, number, ls="none")
+        axis.set_xticks(range(len(trees)), trees, rotation=45)
+        axis.set(title=f"T = {temperature:g}, {length} visual tokens", ylabel="tokens per round (tau)")
+        axis.set_xlabel("tree: nodes-depth-width")
+    save(drawn, axes, file)
+
+
+def acceptance(result: Result, file: pathlib.Path) -> None:
+    """Acceptance over the depth, one panel per tree; the first length and temperature."""
+    cells = drafting(result)
+    cells = only(cells, **{key: cells[0][key] for key in ("length", "temperature")})
+    trees, arms = distinct(cells, "tree"), distinct(cells, "arm")
+    drawn, axes = panels(-(-len(trees) // 3), min(3, len(trees)), width=4.0)
+    for axis in axes.flat[len(trees) :]:
+        axis.set_visible(False)
+    for axis, tree in zip(axes.flat, trees, strict=False):
+        for cell in only(cells, tree=tree):
+            points = [(d, f) for d, f in enumerate(cell["acceptance_by_depth"], 1) if f["value"] is not None]
+            number = arms.index(cell["arm"])
+            x = [d + 0.06 * (number - (len(arms) - 1) / 2) for d, _ in points]
+            errorbar(axis, x, [f for _, f in points], cell["arm"], number)
+        axis.set(title=f"tree {tree}", xlabel="depth", ylabel="accepted, of the paths that got there")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylim(0, 1.02)
+    save(drawn, axes, file)
+
+
+def watching(result: Result, file: pathlib.Path) -> None:
+    """Words right of all classes over the visual length, with the true, another and a black video."""
+    drawn, axes = panels(1, 1, width=6.0)
+    for number, video in enumerate(distinct(result["rows"], "video")):
+        rows = [r for r in only(result["rows"], video=video) if r["accuracy"]["all"]["value"] is not None]
+        errorbar(axes[0][0], [r["length"] for r in rows], [r["accuracy"]["all"] for r in rows], video, number)
+    lengths = distinct(result["rows"], "length")
+    axes[0][0].set_xscale("log", base=2)
+    axes[0][0].set_xticks(lengths, [str(n) for n in lengths])
+    axes[0][0].set(xlabel="visual tokens", ylabel="words right, all classes, teacher-forced", ylim=(0, 1.02))
+    save(drawn, axes, file)
+
+
 def errorbar(axis, x, figures: list[dict[str, float]], label: str, number: int, **style: Any) -> None:
     """Figures with their intervals over x; the number decides colour and marker."""
     y = [f["value"] for f in figures]
@@ -75,10 +124,17 @@ def errorbar(axis, x, figures: list[dict[str, float]], label: str, number: int, 
     axis.errorbar(x, y, yerr=errors, label=label, ms=4, capsize=3, lw=1.4, **style)
 
 
-def save(drawn, axes, file: pathlib.Path) -> None:
-    """Writes the picture, its legend outside: one entry per label."""
+def save(drawn, axes, file: pathlib.Path, bottom: float | None = 0.0) -> None:
+    """Writes the picture, its legend outside: one entry per label; the y axis is named in the first column.
+
+    bottom: of all y axes; None = as it comes.
+    """
     from matplotlib import pyplot as plt
 
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
+    for axis in axes.flat if bottom is not None else ():
+        axis.set_ylim(bottom=bottom)  # not before all is drawn: it ends the scaling of axes that are shared
     entries: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

@@ -1,9 +1,9 @@
 """Markdown tables with one row per system and one column per visual length, tree or temperature."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sparrow.evaluation.statistics import interval, quotient, speed_ratio
+from sparrow.evaluation.statistics import interval, speed_ratio
 
 Cell = dict[str, Any]
 Result = dict[str, Any]
@@ -57,11 +57,21 @@ def only(cells: Iterable[Cell], **values: Any) -> list[Cell]:
     return [c for c in cells if all(c[name] == value for name, value in values.items())]
 
 
-def paired_tau(ours: Sequence[Cell], theirs: Sequence[Cell]) -> dict[str, float | None]:
+def drafting(result: Result) -> list[Cell]:
+    """The cells of systems with a drafter. Raises ValueError where there is none."""
+    found = [c for c in result["cells"] if c["tree"] is not None]
+    if not found:
+        raise ValueError(f"table {result['settings']['table']} needs a system with a drafter, got none")
+    return found
+
+
+def paired_tau(ours: Sequence[Cell], theirs: Sequence[Cell]) -> dict[str, float | None] | None:
     """tau over tau, the interval paired: the same clips are drawn for both. Several cells: their sums, clip by clip.
 
-    Clips that one of the two has not are left out.
+    Clips that one of the two has not are left out; None where one has none at all.
     """
+    if not ours or not theirs:
+        return None
     rows = list(zip(*(sums(side, name) for side in (ours, theirs) for name in ("tokens", "rounds")), strict=False))
     return interval(rows, speed_ratio)
 
@@ -97,45 +107,23 @@ def tree_of(cells: Iterable[Cell]) -> str:
     return trees[0] or "-"
 
 
-def options(result: Result) -> str:
-    """tau of every arm at every point and tree; the ratio to the first arm's; what it took to train it."""
-    cells = result["cells"]
-    columns = [
-        (tree, temperature, length)
-        for tree in distinct(cells, "tree")
-        for temperature in sorted(distinct(cells, "temperature"))
-        for length in sorted(distinct(only(cells, temperature=temperature), "length"))
-    ]
-    arms = distinct(cells, "arm")
-    folders = {s["arm"]: s["drafter"] for s in result["settings"]["systems"]}
-    at = lambda arm, c: only(cells, arm=arm, tree=c[0], temperature=c[1], length=c[2])  # noqa: E731
-    names = [f"{tree}, T={temperature:g}, {length}" for tree, temperature, length in columns]
-    made = [[arm, *_training(result["training"].get(folders[arm]))] for arm in arms]
-    text = grid(["arm", "what changed", "seconds", "steps", "seed"], made, "The arms")
-    rows = [[arm, *(figure(_tau(at(arm, c))) for c in columns)] for arm in arms]
-    text += grid(["arm", *names], rows, "tau: tree, temperature, visual tokens")
-    whole, base = _greedy(cells), arms[0]
-    rows = []
-    for arm in arms[1:]:
-        ratios = [paired_tau(at(arm, c), at(base, c)) for c in columns]
-        ratios += [paired_tau(of(arm), of(base)) for of in whole.values()]
-        rows.append([arm, *(figure(ratio, 3) for ratio in ratios)])
-    return text + grid(["arm", *names, *whole], rows, f"tau over that of {base}, paired over clips")
-
-
-def _greedy(cells: list[Cell]) -> dict[str, Callable[[str], list[Cell]]]:
-    """All greedy cells of an arm with a tree, under the name of their column."""
-    return {
-        f"{tree}, T=0, all": lambda arm, tree=tree: only(cells, arm=arm, tree=tree, temperature=0.0)  # type: ignore[misc]
-        for tree in distinct(only(cells, temperature=0.0), "tree")
-    }
-
-
-def _tau(cells: Sequence[Cell]) -> dict[str, float | None]:
-    return interval(list(zip(sums(cells, "tokens"), sums(cells, "rounds"), strict=True)), quotient)
-
-
-def _training(record: dict[str, Any] | None) -> list[str]:
-    if record is None:
-        return ["-"] * 4
-    return [str(record["overrides"]), f"{record['seconds']:.0f}", str(record["steps"]), str(record["seed"])]
+def by_tree(result: Result) -> str:
+    """tau per tree and arm, and acceptance by depth; one pair of tables per temperature and visual length."""
+    text, cells = "", drafting(result)
+    for temperature, length in dict.fromkeys((c["temperature"], c["length"]) for c in cells):
+        here = only(cells, temperature=temperature, length=length)
+        arms, trees = distinct(here, "arm"), distinct(here, "tree")
+        rows = []
+        for tree in trees:
+            own = {c["arm"]: c for c in only(here, tree=tree)}
+            rows.append([tree, *(figure(own[arm]["tau"]) if arm in own else "-" for arm in arms)])
+        where = f"T = {temperature:g}, {length} visual tokens"
+        text += grid(["tree: nodes-depth-width", *arms], rows, f"tau, {where}")
+        deepest = max(len(c["acceptance_by_depth"]) for c in here)
+        rows = []
+        for cell in sorted(here, key=lambda c: (trees.index(c["tree"]), arms.index(c["arm"]))):
+            shares = [figure(f) for f in cell["acceptance_by_depth"]]
+            rows.append([cell["tree"], cell["arm"], *shares, *[""] * (deepest - len(shares))])
+        head = ["tree", "system", *(str(d) for d in range(1, deepest + 1))]
+        text += grid(head, rows, f"Accepted at each depth, of the paths that got there, {where}")
+    return text

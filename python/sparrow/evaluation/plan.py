@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from sparrow.evaluation.questions import form_of, sampling
 from sparrow.evaluation.systems import CLOCKS, PLAIN, TRANSFORMERS, System
 
 BASELINES = (TRANSFORMERS, PLAIN)
@@ -54,6 +55,8 @@ class Plan:
             raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {self.clock!r}")
         if not self.systems or not self.points:
             raise ValueError(f"table {self.table}: at least one system and one (length, temperature) are needed")
+        for length, temperature in self.points:
+            form_of(length, 0), sampling(temperature, self.max_new_tokens)  # raise
         names = [s.name for s in (*BASELINES, *self.systems)]
         if twice := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"systems need different names, got {sorted(twice)[0]!r} twice")

@@ -1,5 +1,6 @@
 """Held-out clips of the synthetic world as model inputs."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +75,9 @@ def sampling(temperature: float, max_new_tokens: int) -> dict[str, Any]:
     """generate()'s options; top-k and top-p off.
 
     Raises:
-        ValueError: a negative temperature.
+        ValueError: a temperature that is negative or not finite.
     """
-    if temperature < 0:
-        raise ValueError(f"a temperature must be at least 0, got {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"a temperature must be at least 0 and finite, got {temperature}")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     return options | ({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {})

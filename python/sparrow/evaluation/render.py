@@ -3,8 +3,10 @@
 import pathlib
 from typing import Any
 
-from sparrow.evaluation.pictures import over_length
-from sparrow.evaluation.pivots import by_length, figure, grid, header, options, tree_of
+from sparrow.evaluation.options import options_picture, options_table
+from sparrow.evaluation.pictures import acceptance, over_length, tau_by_tree, watching
+from sparrow.evaluation.pivots import by_length, by_tree, figure, grid, header, tree_of
+from sparrow.evaluation.stages import stage_picture, stage_tables
 from sparrow.evaluation.visual import layer_plot, layer_table, watching_table
 
 Result = dict[str, Any]
@@ -43,7 +45,10 @@ def main_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     if "dsr_transformers" in columns:
         over_length(result, "dsr_transformers", COLUMNS["dsr_transformers"], 1.0, folder / f"{stem}_speed.png")
     head = ["visual tokens", "T", "system", "tree", *columns.values(), "identical", "replay = live"]
-    return header(result) + grid(head, rows)
+    text = header(result)
+    if any(cell["temperature"] > 0 for cell in result["cells"]) and "dsr_transformers" in columns:
+        text += "At T > 0 transformers draws other noise, and so other texts: compare with the plain loop there.\n\n"
+    return text + grid(head, rows)
 
 
 def _share(count: dict[str, Any] | None) -> str:
@@ -64,19 +69,45 @@ def length_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 def options_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     """tau of every option, and its ratio to the first one's."""
-    return header(result) + options(result)
+    options_picture(result, folder / f"{stem}_ratio.png")
+    return header(result) + options_table(result)
+
+
+def stages_view(result: Result, folder: pathlib.Path, stem: str) -> str:
+    """Where the time goes; needs times."""
+    if not result["settings"]["timed"]:
+        raise ValueError(f"table {stem} is of times: timed must be at least 1, got 0")
+    stage_picture(result, folder / f"{stem}_time.png")
+    return header(result) + stage_tables(result)
+
+
+def trees_view(result: Result, folder: pathlib.Path, stem: str) -> str:
+    """tau by tree, acceptance by depth; systems without a drafter are left out."""
+    tau_by_tree(result, folder / f"{stem}_tau.png")
+    acceptance(result, folder / f"{stem}_depth.png")
+    return header(result) + by_tree(result)
 
 
 def watch_view(result: Result, folder: pathlib.Path, stem: str) -> str:
-    return watching_table(result["rows"])
+    """Accuracy by visual length and video."""
+    watching(result, folder / f"{stem}.png")
+    return _visual_header(result) + watching_table(result["rows"])
 
 
 def layer_cut_view(result: Result, folder: pathlib.Path, stem: str) -> str:
+    """Accuracy by the first layer without video."""
     layer_plot(result["rows"], folder / f"{stem}.png")
-    return layer_table(result["rows"])
+    return _visual_header(result) + layer_table(result["rows"])
+
+
+def _visual_header(result: Result) -> str:
+    s = result["settings"]
+    where = f"split {s['split']}, {s['clips']} clips, {', '.join(map(str, s['lengths']))} visual tokens"
+    text = f"Table {s['table']}. Target {s['target']}, {s['dtype']}, {where}. "
+    return text + "Share of words right, teacher-forced, by class. Brackets: 95 % bootstrap interval over clips.\n\n"
 
 
 VIEWS = {
-    "main": main_view, "length": length_view, "ablation": length_view, "options": options_view,
-    "watch": watch_view, "layer_cut": layer_cut_view,
+    "main": main_view, "length": length_view, "ablation": length_view, "stages": stages_view, "trees": trees_view,
+    "options": options_view, "watch": watch_view, "layer_cut": layer_cut_view,
 }  # fmt: skip

@@ -122,6 +122,19 @@ TABLES = {
             quick={"trees": (PAPER_TREE,), "points": grid((64, 1024), 0.0), "clips": 6, "live": 1},
         ),
         Table(
+            "stages", "where the time goes, and what a round costs in plain steps",
+            (replace(PAPER, trees=(PAPER_TREE,)), replace(SHIPPED, trees=(AUTO,))), (),
+            grid((64, 256, 1024, 4096), 0.0), clips=5, timed=5,
+            quick={"arms": (replace(PAPER, trees=(PAPER_TREE,)), replace(SHIPPED, trees=(OWN,))),
+                   "points": grid((64, 1024), 0.0), "clips": 2, "live": 2, "timed": 2, "runs": 2},
+        ),
+        Table(
+            "trees", "tau and acceptance by depth of chains and trees", (SHIPPED, PAPER, MSD, VISPEC),
+            ("2-2-1", "4-4-1", "8-8-1", "16-16-1", "12-6-2", "30-4-8", PAPER_TREE, "48-5-10", DEEP_TREE),
+            grid((256,), 0.0),
+            quick={"trees": ("8-8-1", "12-6-2", PAPER_TREE, DEEP_TREE), "clips": 6, "live": 1},
+        ),
+        Table(
             "options", "tau of every training option beside the paper's recipe", OPTIONS, TREES,
             (*grid((64, 256, 1024), 0.0), (256, 1.0)),
             quick={"points": ((64, 0.0), (256, 0.0), (256, 1.0)), "clips": 6, "live": 1},

@@ -13,11 +13,12 @@ from sparrow.evaluation.statistics import interval, quotient
 from sparrow.training.watching import VIDEOS, Counts, hits
 
 
-def shares(counts: Counts) -> dict[str, dict[str, float | None]]:
-    """The share right of each class and of all classes, with its interval."""
+def shares(counts: Counts) -> dict[str, dict[str, Any]]:
+    """The share right of each class and of all classes, with its interval and the number of words."""
     clips = list(zip(*counts.values(), strict=True))
     everything = [(sum(right for right, _ in clip), sum(of for _, of in clip)) for clip in clips]
-    return {name: interval(rows, quotient) for name, rows in [*counts.items(), ("all", everything)]}
+    named = [*counts.items(), ("all", everything)]
+    return {name: {**interval(rows, quotient), "words": sum(of for _, of in rows)} for name, rows in named}
 
 
 def watching(
@@ -73,7 +74,7 @@ def layer_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _share(value: dict[str, float | None]) -> str:
+def _share(value: dict[str, Any]) -> str:
     if value["value"] is None or value["low"] is None or value["high"] is None:
         return "-"
     return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
