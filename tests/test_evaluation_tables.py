@@ -157,6 +157,9 @@ def test_where_the_time_goes(small, tmp_path, capsys):
     row = next(r for r in second if r[2] == "Sparrow, the paper's recipe")
     assert float(row[5].partition(" ")[0]) == pytest.approx(cost[0] / cost[1], abs=0.006)
     assert sum(float(cell.split(" ")[0]) for cell in row[6:10]) == pytest.approx(cost[0] / cost[1], abs=0.03)
+    theirs = cells["transformers"]["per_clip"]["decode_seconds"]
+    clips = sorted(b / a for a, b in zip(ours["decode_seconds"], theirs, strict=True))
+    assert [float(x) for x in row[11].split(", ")] == pytest.approx([clips[0], clips[1]], abs=0.006)
     assert (tmp_path / "stages_time.png").stat().st_size > 8000
     argv = ["eval", "--out", str(tmp_path / "x"), *SIZES, "--table", "stages", "--lengths", "64"]
     fails(capsys, [*argv, "--timed", "0"],
