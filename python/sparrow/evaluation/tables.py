@@ -116,7 +116,7 @@ TABLES = {
     for table in (
         Table(
             "main", "tau, speed and losslessness of every system", MAIN, (PAPER_TREE,),
-            grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), live=4, timed=4, live_others=30,
+            grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), clips=40, live=4, timed=4, live_others=30,
             quick={"arms": (replace(SHIPPED, trees=(OWN,)), *RIVALS[1:]), "trees": (PAPER_TREE,),
                    "points": ((64, 0.0), (64, 1.0), (1024, 0.0)), "clips": 6, "live": 2, "live_others": 2, "timed": 2,
                    "runs": 2},
