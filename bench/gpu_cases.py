@@ -87,8 +87,8 @@ class Work:
         return None
 
 
-def _as_tuple(x: object) -> tuple[Tensor, ...]:
-    return x if isinstance(x, tuple) else (x,)  # type: ignore[return-value]
+def _as_tuple(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,14 @@ def test_generate_with_drafter_and_comparison(checkpoint, capsys, tmp_path):
     assert values["new_tokens"] == 12 and values["tree"] == "25-5-8" and values["visual_tokens"] > 50
 
 
+def test_one_token_has_no_rounds_to_report(checkpoint, capsys, tmp_path):
+    stats = tmp_path / "stats.json"
+    assert cli.main(arguments(checkpoint, "--max-new-tokens", "1", "--compare", "--json", str(stats))) == 0
+    shown = capsys.readouterr().err
+    assert "1 in 0 rounds" in shown and "nan" not in shown and "end to end" in shown
+    assert "NaN" not in stats.read_text() and json.loads(stats.read_text())["tau"] is None
+
+
 def test_text_follows_the_video(checkpoint, capsys, tmp_path):
     import numpy as np
 
@@ -127,6 +135,8 @@ def test_weights_that_are_not_safetensors(checkpoint, capsys, tmp_path):
     (tmp_path / "pickled" / "model.safetensors").unlink()
     torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
     fails(capsys, ["generate", "--target", str(tmp_path / "pickled"), "--prompt", "x"], "safetensors")
+    (tmp_path / "pickled" / "model.safetensors").write_bytes(b"hello")
+    fails(capsys, ["generate", "--target", str(tmp_path / "pickled"), "--prompt", "x"], "pickled", "cut short")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +170,15 @@ def test_failures_while_decoding(checkpoint, capsys, monkeypatch, error, words, 
     [
         (["--compare", "--temperature", "1"], ["--compare is for greedy"]),
         (["--temperature", "-1"], ["--temperature must be at least 0"]),
+        (["--temperature", "nan"], ["--temperature must be at least 0 and finite, got nan"]),
+        (["--temperature", "inf"], ["--temperature must be at least 0 and finite, got inf"]),
+        (["--temperature", "1", "--top-p", "1.5"], ["--top-p must lie in [0, 1], got 1.5"]),
+        (["--temperature", "1", "--top-k", "-1"], ["--top-k must be at least 0 (0 = off), got -1"]),
+        (["--temperature", "1", "--seed", str(2**63)], ["--seed must be an integer of 64 bits"]),
+        (["--top-p", "0.5"], ["--top-k and --top-p need --temperature above 0"]),
+        (["--json", "/no/such/folder/x.json"], ["--json: no such folder: /no/such/folder"]),
+        (["--device", "tpu"], ["--device must be cpu, cuda or cuda:N, got tpu"]),
+        (["--device", "meta"], ["--device must be cpu, cuda or cuda:N, got meta"]),
         (["--device", "cuda"], ["--device cuda"]),
         (["--num-frames", "4000"], ["4000"]),
     ],

@@ -250,10 +250,27 @@ def test_storage(tiny, tmp_path):
         (text.replace('"rope_theta"', '"rope_thata"'), "unknown keys .* rope_thata"),
         (text.replace('"format_version": 1', '"format_version": 2'), "format_version must be 1"),
         (text.replace('"own"', '"mine"'), "output_norm must be"),
+        ("{", r"d/config.json does not fit: Expecting property name"),
+        (text.replace('"hidden_size": 64', '"hidden_size": "64"'), r"d/config.json does not fit"),
+        (text.replace('"hidden_size": 64', '"hidden_size": 32'), "do not fit its config: size mismatch for fc.weight"),
     ]:
+        assert bad != text
         (tmp_path / "d" / "config.json").write_text(bad)
         with pytest.raises(ValueError, match=message):
             sparrow.SparrowDrafter.from_pretrained(tmp_path / "d")
+
+
+def test_broken_weights(tiny, tmp_path):
+    drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")))
+    for value in (float("nan"), float("inf")):
+        drafter.fc.weight.data[3, 5] = value
+        drafter.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"must be finite: fc.weight is not"):
+            sparrow.SparrowDrafter.from_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model.safetensors is not safetensors, or cut short"):
+        sparrow.SparrowDrafter.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """sparrow.generate as its users meet it: what it refuses, what it leaves behind, what it costs, what it reports."""
 
 import contextlib
+import json
 
 import pytest
 import torch
@@ -31,12 +32,24 @@ SHAPE = TreeConfig(15, 5, 3)
         ({"positions": "mine"}, "positions must be"),
         ({"stop_strings": ["a"]}, "needs tokenizer="),
         ({"no_such_option": 1}, "no_such_option"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer, got 2.5"),
+        ({"seed": 2**63, "do_sample": True}, "seed must be an integer of 64 bits, got 9223372036854775808"),
+        ({"seed": 1.5}, "seed must be an integer of 64 bits, got 1.5"),
+        ({"streamer": 3}, "streamer must have put and end, .* got int"),
+        ({"drafter": "folder"}, "drafter must be .*, got str"),
+        ({"drafter": sparrow.SparrowDrafter}, "drafter must be .*, got the class SparrowDrafter"),
+        ({"tree": (4, 2, 2)}, r"tree must be a TreeConfig or text .*, got \(4, 2, 2\)"),
+        ({"input_ids": None}, "input_ids must be an int64 tensor .*, got NoneType"),
+        ({"input_ids": torch.ones(1, 0, dtype=torch.int64)}, r"input_ids must be .*, got torch.int64 \[1, 0\]"),
+        ({"input_ids": torch.ones(1, 2)}, r"input_ids must be .*, got torch.float32 \[1, 2\]"),
+        ({"input_ids": torch.tensor([[1, 10**6]])}, r"input_ids must lie in \[0, \d+\), got 1000000"),
+        ({"input_ids": torch.tensor([[1, -7]])}, r"input_ids must lie in \[0, \d+\), got -7"),
     ],
 )
 def test_unsupported_options_are_refused_by_name(tiny, options, message):
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl", videos=0)
     with pytest.raises(ValueError, match=message):
-        sparrow.generate(model, None, **inputs, max_new_tokens=4, **options)
+        sparrow.generate(model, **{"drafter": None, **inputs, "max_new_tokens": 4, **options})
 
 
 def test_batches_and_padding_are_refused(tiny):
@@ -72,6 +85,11 @@ def test_wrong_drafter_is_refused(tiny):
     drafter = sparrow.SparrowDrafter.from_target(Target(tiny("llava_onevision")))
     with pytest.raises(ValueError, match="the drafter was made for a target with family"):
         sparrow.generate(tiny("qwen2_5_vl"), drafter, **sample_inputs("qwen2_5_vl"), max_new_tokens=4)
+    model, inputs = tiny("llava_onevision"), sample_inputs("llava_onevision")
+    with pytest.raises(ValueError, match=r"is torch.bfloat16 on cpu, the model torch.float32 on cpu: call .*place"):
+        sparrow.generate(model, drafter.place(model.device, torch.bfloat16), **inputs, max_new_tokens=4)
+    with pytest.raises(ValueError, match="model must be a transformers model, got Linear"):
+        sparrow.generate(torch.nn.Linear(2, 2), None, **inputs)
 
 
 class Breaks:
@@ -195,6 +213,10 @@ def test_statistics(tiny, greedy):
     assert all(v > 0 for v in s.seconds.values()) and s.total_seconds >= sum(s.seconds.values())
     assert s.peak_memory_bytes > 1e6 and s.decode_tokens_per_second > s.tokens_per_second > 0
     assert s.as_dict()["tau"] == s.tau and s.tree == "15-5-3"
+    one = sparrow.generate(model, ScriptedDrafter(want[0], lambda r: 5), **inputs, max_new_tokens=1, tree=SHAPE).stats
+    values = json.loads(json.dumps(one.as_dict(), allow_nan=False))
+    assert values["new_tokens"] == 1 and values["rounds"] == 0 and values["tau"] is None
+    assert values["acceptance_by_depth"] == [None] * 5 and values["tokens_per_second"] > 0
 
 
 def test_tree_as_text(tiny, greedy):

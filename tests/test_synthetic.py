@@ -11,7 +11,7 @@ from sparrow import cli
 from sparrow.miniature import DEMO, DEMO_FORM, DEMO_NUMBER, pair
 from sparrow.synthetic import FORMATS, Format, converse, render, sample, sample_scene, visual_tokens, write_video
 from sparrow.synthetic.language import COUNTS, KINDS_OF_QUESTION, PLACES
-from sparrow.synthetic.world import COLOURS, KINDS
+from sparrow.synthetic.world import COLOURS, KINDS, Scene, Shape
 from sparrow.targets.miniature import SETTINGS
 from sparrow.video import load_video, prepare
 from tests.golden.cases import tokenizer
@@ -103,6 +103,128 @@ def test_pictures_show_the_scene():
                 assert np.abs(colour - COLOURS[shape.colour]).max() < 25
                 seen += 1
     assert seen > 30
+
+
+RED = Shape("red", "circle", "large", (0, 0), 1 / 6, 1 / 6, "right", "quickly", 0, None, (2, "blue"))
+GREEN = Shape("green", "square", "small", (2, 2), 5 / 6, 5 / 6, None, "slowly", 1, 4, None)
+WHITE = Shape("white", "ring", "small", (2, 1), 1 / 2, 5 / 6, "up", "slowly", 3, None, None)
+STORY = Scene(6, "gray", (RED, GREEN, WHITE))  # red ends at 1/6 + 0.58 = 0.75 to the right, white at 5/6 - 0.28 = 0.55
+
+
+def test_what_is_said_of_one_scene_by_hand():
+    """Every sentence that can be said of it is one of these; each of them is said."""
+    looks = r"(?:[Aa] )?(?P<look>(?:large|big) red circle|(?:small|tiny) (?:green square|white ring))"
+    motions = {
+        "red": r"(?:moves to the right quickly|(?:races|shoots|rushes) to the right)",
+        "green": r"(?:does not move|stays where it is|rests there)",
+        "white": r"(?:moves up slowly|(?:drifts|glides|creeps) up)",
+    }
+    allowed = {
+        "It turns blue at second 2.", "At second 2 it becomes blue.", "It is gone after second 4.",
+        "At second 4 it disappears.",
+        *(f"{where}, the blue circle is at the upper right." for where in ("At the end", "In the last frame")),
+        "The white ring is in the center.",
+        "In total, two of the three shapes are moving and one is large.",
+        "There is one large and two moving among the three shapes.",
+        *(f"The {a} appears before the {b}." for a, b in ORDER), *(f"The {b} appears after the {a}." for a, b in ORDER),
+    }  # fmt: skip
+    said = set()
+    for seed in range(300):
+        sentences = re.split(r"(?<=\.) ", converse(STORY, random.Random(seed), "describe")[2])[1:]
+        if sentences[0].startswith("The background"):
+            sentences = sentences[1:]
+        for sentence in sentences:
+            entry = re.search(looks, sentence)
+            if entry is None:
+                assert sentence in allowed, sentence
+                said.add(sentence)
+                continue
+            colour = entry["look"].split()[1]
+            enters = {"red": 0, "green": 1, "white": 3}[colour]
+            assert f"second {enters}" in sentence and re.search(motions[colour] + r"\.$", sentence), sentence
+    assert said == allowed
+
+
+ORDER = (("red circle", "green square"), ("red circle", "white ring"), ("green square", "white ring"))
+ANSWERS = {
+    "count": {"The number of shapes is three."},
+    "ground": {"The background is gray."},
+    "colour": {
+        "The color of the first shape is red.", "The color of the second shape is green.",
+        "The color of the third shape is white.",
+    },
+    "kind": {f"The {n} shape is a {k}." for n, k in (("first", "circle"), ("second", "square"), ("third", "ring"))},
+    "size": {f"The {n} shape is {k}." for n, k in (("first", "large"), ("second", "small"), ("third", "small"))},
+    "place": {
+        "The first shape appears at the upper left.", "The second shape appears at the lower right.",
+        "The third shape appears at the bottom.",
+    },
+    "motion": {
+        "The first shape moves quickly to the right.", "The second shape stays still.",
+        "The third shape moves slowly up.",
+    },
+    "second": {f"The {n} shape appears at second {s}." for n, s in (("first", 0), ("second", 1), ("third", 3))},
+    "list": {
+        "1. second 0: large red circle at the upper left, moves quickly to the right, blue from second 2\n"
+        "2. second 1: small green square at the lower right, stays still, gone at second 4\n"
+        "3. second 3: small white ring at the bottom, moves slowly up"
+    },
+}  # fmt: skip
+
+
+def test_answers_about_one_scene_by_hand():
+    assert {*ANSWERS, "describe"} == set(KINDS_OF_QUESTION)
+    for kind, answers in ANSWERS.items():
+        asked = [converse(STORY, random.Random(seed), kind) for seed in range(40)]
+        assert {answer for _, _, answer in asked} == answers
+        for _, prompt, answer in asked:  # the shape asked about is the one answered about
+            ordinal = re.search("first|second (?=shape|one)|third", prompt)
+            assert kind in ("count", "ground", "list") or (ordinal and f"{ordinal[0].strip()} shape" in answer)
+
+
+def test_pictures_of_one_scene_by_hand():
+    """When each shape is there, where it is, its colour before and after it turns."""
+    frames, owner = render(STORY, 60, 128, owner=True)
+    second = (np.arange(60) + 0.5) / 10
+    shown = [(owner == i).any((1, 2)) for i in (1, 2, 3)]
+    assert np.array_equal(shown[0], second > 0) and np.array_equal(shown[2], second > 3)
+    assert np.array_equal(shown[1], (second > 1) & (second < 4))
+    for at, colour in ((19, "red"), (20, "blue"), (59, "blue")):
+        assert np.abs(np.median(frames[at][owner[at] == 1], axis=0) - COLOURS[colour]).max() < 25
+    rows, columns = np.nonzero(owner[59] == 1)
+    assert columns.mean() / 128 == pytest.approx(1 / 6 + 0.58, abs=0.02) and rows.mean() / 128 == pytest.approx(
+        1 / 6, abs=0.02
+    )
+    rows, columns = np.nonzero(owner[59] == 3)
+    assert columns.mean() / 128 == pytest.approx(0.5, abs=0.02) and rows.mean() / 128 == pytest.approx(
+        5 / 6 - 0.28, abs=0.02
+    )
+
+
+INSIDE = {  # of points (x, y) in units of the radius, y downwards: what a shape covers
+    "circle": [(0, 0), (0.65, 0.65), (0, 0.9)], "square": [(0, 0), (0.8, 0.8), (-0.8, 0.8)],
+    "triangle": [(0, 0), (0.7, 0.75), (-0.7, 0.75)], "cross": [(0, 0), (0, 0.9), (-0.9, 0)],
+    "ring": [(0, 0.75), (0.53, 0.53), (-0.75, 0)], "diamond": [(0, 0), (0, 0.9), (0.45, 0.45)],
+}  # fmt: skip
+OUTSIDE = {
+    "circle": [(0.8, 0.8)], "square": [(0, 0.97)], "triangle": [(0.7, -0.7), (0, 0.97)], "cross": [(0.6, 0.6)],
+    "ring": [(0, 0), (0.8, 0.8)], "diamond": [(0.65, 0.65)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_look_like_their_names(kind):
+    scene = Scene(5, "black", (Shape("white", kind, "large", (1, 1), 0.5, 0.5, None, "slowly", 0, None, None),))
+    _, owner = render(scene, 1, 512, owner=True)
+    for points, covered in ((INSIDE, 1), (OUTSIDE, 0)):
+        for x, y in points[kind]:
+            assert owner[0, int(256 + y * 0.14 * 512), int(256 + x * 0.14 * 512)] == covered, (x, y)
+
+
+def test_no_two_shapes_of_a_scene_look_alike():
+    for number in range(300):
+        looks = [(s.colour, s.kind) for s in sample(number, TINY).scene.shapes]
+        assert len(set(looks)) == len(looks)
 
 
 def test_wrong_arguments(tmp_path):

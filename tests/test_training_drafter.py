@@ -13,6 +13,7 @@ from sparrow.targets.adapter import Target
 from sparrow.training import drafter as training
 from sparrow.training.answers import read_answers
 from sparrow.training.distributed import ranks
+from sparrow.training.recipe import Optimisation
 from sparrow.training.run import Run
 from sparrow.training.sequences import collate, sequence
 from sparrow.tree import TreeConfig
@@ -142,11 +143,15 @@ def test_draft_vocabulary_is_the_most_frequent_of_the_answers(trained):
     assert training.frequent_tokens(answers, 3, 300).numel() == 3
 
 
-@pytest.mark.parametrize("recipe", [{"mtp_depth": 1}, {"mtp_depth": 2, "mtp_attention": "tree", "visual": False}])
-def test_a_killed_run_goes_on_exactly(tiny, tmp_path, monkeypatch, recipe):
+@pytest.mark.parametrize(
+    ("recipe", "optimiser"),
+    [({"mtp_depth": 1}, "muon"), ({"mtp_depth": 2, "mtp_attention": "tree", "visual": False}, "adamw")],
+)
+def test_a_killed_run_goes_on_exactly(tiny, tmp_path, monkeypatch, recipe, optimiser):
     target, clips = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 4)
-    training.train(target, clips, settings(tmp_path / "a", recipe=recipe))
-    config = settings(tmp_path / "b", recipe=recipe)
+    sections = {"recipe": recipe, "optimisation": {"optimiser": optimiser}}
+    training.train(target, clips, settings(tmp_path / "a", **sections))
+    config = settings(tmp_path / "b", **sections)
     plain = Run.log
 
     def dies(self, **values):
@@ -167,7 +172,9 @@ def test_a_killed_run_goes_on_exactly(tiny, tmp_path, monkeypatch, recipe):
     first, second = weights(tmp_path / "a/run"), weights(tmp_path / "b/run")
     assert all(torch.equal(first[k], second[k]) for k in first)
     with pytest.raises(ValueError, match="holds a run with other settings"):
-        training.train(target, clips, settings(tmp_path / "b", recipe=recipe, optimisation={"steps": 7}))
+        training.train(
+            target, clips, settings(tmp_path / "b", recipe=recipe, optimisation={"optimiser": optimiser, "steps": 7})
+        )
 
 
 @pytest.mark.parametrize(
@@ -239,3 +246,14 @@ def test_two_processes_train_as_one(tiny, tmp_path, sharding):
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
     assert len(list((tmp_path / "two/answers").glob("answers-*.jsonl"))) == 2
     assert json.loads((tmp_path / "two/run/log.jsonl").read_text().splitlines()[0])["training"] == 6
+
+
+def test_muon_takes_the_matrices(tiny):
+    drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")))
+    muon, adamw = training.optimisers(drafter, Optimisation(optimiser="muon", weight_decay=0.1))
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    parts = [[p for g in o.param_groups for p in g["params"]] for o in (muon, adamw)]
+    assert {p.ndim for p in parts[0]} == {2} and {p.ndim for p in parts[1]} == {1}
+    assert len(parts[0]) + len(parts[1]) == len(list(drafter.parameters()))
+    with pytest.raises(ValueError, match=r"optimiser=muon needs optimisation\.sharding=ddp"):
+        Optimisation(optimiser="muon", sharding="fsdp")

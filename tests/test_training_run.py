@@ -93,6 +93,25 @@ def test_a_run_resumes_generators_and_log(tmp_path):
     assert again.history() == [{"step": 0, "loss": 1.0}]
 
 
+def test_a_run_without_a_checkpoint_starts_its_log_again(tmp_path):
+    Run(tmp_path, Outer()).log(step=0, loss=1.0)  # killed before the first checkpoint
+    again = Run(tmp_path, Outer())
+    assert again.load() is None and again.history() == []
+    again.log(step=0, loss=2.0)
+    assert again.history() == [{"step": 0, "loss": 2.0}]
+
+
+def test_only_the_first_process_writes(tmp_path):
+    run = Run(tmp_path, Outer())
+    run.log(step=0)
+    run.save(step=1)
+    run.log(step=1)
+    other = Run(tmp_path, Outer(rate=1.0), main=False)
+    assert other.load() == {"step": 1}
+    other.log(step=9)
+    assert run.history() == [{"step": 0}, {"step": 1}]
+
+
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     Run(tmp_path, Outer())
     Run(tmp_path, Outer())

@@ -183,6 +183,15 @@ def test_rows_with_a_loss(tiny):
         assert torch.equal(s.final[row], t.states[4][place])
 
 
+def test_one_text_token_parts_two_blocks():
+    index = torch.tensor([0, 3, 6, 7, 8])  # places 1, 2 and 4, 5 are visual
+    kept = {"tokens": index, "index": index, "position": torch.arange(9), "first": torch.tensor([3])}
+    kept |= {"hidden": torch.zeros(5, 1, 2), "visual": torch.zeros(4, 2)}
+    s = sequence(kept, "text", "before", None)
+    assert s.visual_block.tolist() == [1, 1, 2, 2] and s.visual_before.tolist() == [0, 2, 4, 4, 4]
+    assert s.follows_text.tolist() == [False, False, False, True, True]
+
+
 def test_noise_is_uniform_and_relative_to_each_row(tiny):
     kept = stored(teacher(tiny, 0), 9, [LAYER], VISUAL_LAYER)
     noise = torch.rand(kept["hidden"].shape) - 0.5

@@ -9,6 +9,7 @@ import torch
 
 from sparrow.synthetic import FORMATS, Format, sample, vocabulary_texts
 from sparrow.targets.miniature import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer, trainable
+from sparrow.training import watching
 from sparrow.training.run import Run
 from sparrow.training.target import Forward, train_target
 from sparrow.training.target_batches import IGNORE, STORY, Collator, _as_in_a_file, token_stories, training_batch
@@ -141,6 +142,17 @@ def test_it_learns(tokenizer, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000
     scores = next(row for row in run.history() if "true" in row)
     assert set(scores["true"]) == set(scores["shuffled"]) == set(scores["black"])
+
+
+def test_watching_asks_about_clips_kept_for_it(tokenizer, monkeypatch):
+    """Of the split "dev", the same for all three videos; the model is left in training mode."""
+    asked = []
+    monkeypatch.setattr(
+        watching, "sample", lambda n, *a, split, **k: asked.append((n, split)) or sample(n, *a, split=split, **k)
+    )
+    collator = Collator(small_model(tokenizer).train(), tokenizer, SETTINGS)
+    watch(collator, Forward(collator.model, bf16=False), clips=3)
+    assert asked == [(n, "dev") for n in range(3)] * 3 and collator.model.training
 
 
 def test_watching_counts_what_only_the_video_tells(tokenizer):

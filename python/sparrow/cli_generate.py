@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -11,6 +12,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, TextStreamer
 
@@ -31,6 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     transformers.utils.logging.disable_progress_bar()
     if arguments.compare and arguments.temperature > 0:
         raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
+    if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json: no such folder: {pathlib.Path(arguments.json).parent}")
+    options = sampling_options(arguments)
     folder = target_folder(arguments.target)
     for video in arguments.video:
         if not pathlib.Path(video).exists():
@@ -41,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
         drafter = pick_drafter(arguments.drafter, model)
     inputs = read_video(folder, tokenizer, arguments, model)
-    options = sampling_options(arguments)
     output = decode(model, drafter, inputs, tokenizer, options, arguments)
     plain = compared = None
     if arguments.compare:
@@ -51,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             plain = generate(model, None, **inputs, **options, positions=arguments.positions)
     summarise(output, plain, compared)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(output.stats.as_dict(), indent=2, allow_nan=True) + "\n")
+        pathlib.Path(arguments.json).write_text(json.dumps(output.stats.as_dict(), indent=2, allow_nan=False) + "\n")
     exact = model.dtype == torch.float32
     return 1 if compared is not None and exact and not compared.lossless else 0
 
@@ -79,7 +83,12 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         usable = torch.cuda.is_available() and sparrow_ext.has_cuda_kernels("tree_attention")
         return torch.device("cuda" if usable else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this torch ({torch.__version__}) sees no GPU")
     if device.type == "cuda" and not sparrow_ext.has_cuda_kernels("tree_attention"):
@@ -93,9 +102,12 @@ def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_c
     if config.model_type not in FAMILIES:
         raise ValueError(f"--target must be one of {', '.join(FAMILIES.values())}; {folder} is a {config.model_type!r}")
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=kind, use_safetensors=True, trust_remote_code=remote_code
-    )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, trust_remote_code=remote_code
+        )
+    except SafetensorError as error:
+        raise ValueError(f"--target: the weights in {folder} are not safetensors, or cut short: {error}") from None
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     return model.to(device).eval(), tokenizer
 
@@ -130,8 +142,16 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, m
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """generate()'s options from the command line."""
-    if arguments.temperature < 0:
-        raise ValueError(f"--temperature must be at least 0, got {arguments.temperature}")
+    if not 0 <= arguments.temperature < math.inf:
+        raise ValueError(f"--temperature must be at least 0 and finite, got {arguments.temperature}")
+    if arguments.top_k < 0:
+        raise ValueError(f"--top-k must be at least 0 (0 = off), got {arguments.top_k}")
+    if not 0 <= arguments.top_p <= 1:
+        raise ValueError(f"--top-p must lie in [0, 1], got {arguments.top_p}")
+    if not -(2**63) <= arguments.seed < 2**63:
+        raise ValueError(f"--seed must be an integer of 64 bits, got {arguments.seed}")
+    if arguments.temperature == 0 and (arguments.top_k, arguments.top_p) != (0, 1.0):
+        raise ValueError("--top-k and --top-p need --temperature above 0: greedy decoding draws nothing")
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if arguments.repetition_penalty is not None:
         options["repetition_penalty"] = arguments.repetition_penalty
@@ -182,21 +202,22 @@ def summarise(output: GenerateOutput, plain: GenerateOutput | None, compared) ->
     table = Table("figure", "value", title="sparrow", title_justify="left")
     table.add_row("prompt", f"{s.prompt_tokens} tokens, {s.visual_tokens} of them visual")
     table.add_row("new tokens", f"{s.new_tokens} in {s.rounds} rounds, tree {s.tree}")
-    table.add_row("tau (tokens per round, bonus included)", f"{s.tau:.2f}")
-    table.add_row("decode", f"{s.decode_tokens_per_second:.1f} tokens/s")
+    if s.rounds:  # a single token comes from the prefill alone
+        table.add_row("tau (tokens per round, bonus included)", f"{s.tau:.2f}")
+        table.add_row("decode", f"{s.decode_tokens_per_second:.1f} tokens/s")
     table.add_row("end to end", f"{s.tokens_per_second:.1f} tokens/s, prefill {s.seconds['prefill']:.2f} s")
-    shares = ", ".join(
-        f"{k} {v / s.decode_seconds:.0%}" for k, v in s.seconds.items() if k != "prefill" and s.decode_seconds
-    )
-    table.add_row("decode time", shares)
+    if s.decode_seconds:
+        shares = ", ".join(f"{k} {v / s.decode_seconds:.0%}" for k, v in s.seconds.items() if k != "prefill")
+        table.add_row("decode time", shares)
     table.add_row("peak memory", f"{s.peak_memory_bytes / 2**30:.2f} GiB")
     if compared is not None and plain is not None:
         theirs = compared.reference_seconds
         table.add_row(
             "end-to-end speed-up over transformers' generate", f"{theirs / compared.output.stats.total_seconds:.2f}x"
         )
-        faster = s.decode_tokens_per_second / plain.stats.decode_tokens_per_second
-        table.add_row("decode speed-up over our own plain loop", f"{faster:.2f}x")
+        if s.rounds:
+            faster = s.decode_tokens_per_second / plain.stats.decode_tokens_per_second
+            table.add_row("decode speed-up over our own plain loop", f"{faster:.2f}x")
     err.print(table)
     if compared is not None:
         verdict, _, details = compared.summary().partition(": ")

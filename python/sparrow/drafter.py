@@ -10,58 +10,21 @@ drafter's own output where the target has not been there yet).
 
 import json
 import pathlib
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import sparrow_ext
 from sparrow.compressor import Compressor
 from sparrow.drafter_config import DrafterConfig
+from sparrow.drafter_layer import Layer, RMSNorm
 from sparrow.targets.adapter import Target
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-MAX_ATTENTION_ROWS = 128  # rows draft_attention takes at once
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, config: DrafterConfig):
-        super().__init__()
-        heads, kv, d = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, (heads + 2 * kv) * d, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=False)
-
-
-class MLP(nn.Module):
-    def __init__(self, config: DrafterConfig):
-        super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor, product: Callable[[nn.Linear, Tensor], Tensor] = nn.Linear.__call__) -> Tensor:
-        gate, up = product(self.gate_up_proj, x).chunk(2, dim=-1)
-        return product(self.down_proj, F.silu(gate) * up)
-
-
-class Layer(nn.Module):
-    def __init__(self, config: DrafterConfig):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
 
 
 class SparrowDrafter(nn.Module):
@@ -180,27 +143,11 @@ class SparrowDrafter(nn.Module):
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         """The decoder layer over rows x [B, T, E], in plain PyTorch."""
-        return self.attend(x, *self.project(x, positions), visible)
+        return self.decoder_layer.attend(x, *self.project(x, positions), visible)
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, E]."""
-        c, layer = self.config, self.decoder_layer
-        qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
-        q, k, v = qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
-        cos, sin = (t.unsqueeze(1).to(x.dtype) for t in self.cos_sin(positions).chunk(2, dim=-1))
-        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
-
-    def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The rest of the layer for rows x [B, T, E]: queries over keys k, values v [B, K, S, D].
-
-        visible: bool [B, 1, T, S]; None = causal (S = T).
-        """
-        layer = self.decoder_layer
-        attended = F.scaled_dot_product_attention(
-            q, k, v.to(q.dtype), attn_mask=visible, is_causal=visible is None, enable_gqa=True
-        )
-        x = x + layer.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
-        return x + layer.mlp(layer.post_attention_layernorm(x))
+        return self.decoder_layer.project(x, self.cos_sin(positions))
 
     @torch.no_grad()
     def extend(
@@ -233,34 +180,11 @@ class SparrowDrafter(nn.Module):
         Returns:
             [B, T, E], as `forward`.
         """
-        c, layer = self.config, self.decoder_layer
         b, t = token_ids.shape
         x = sparrow_ext.hsr_project(
             token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias, error=error
         ).view(b, t, -1)
-        qkv = _skinny(layer.self_attn.qkv_proj, layer.input_layernorm(x))
-        cos_sin = self.cos_sin(positions)
-        parts = []
-        for start in range(0, t, MAX_ATTENTION_ROWS):
-            stop = min(start + MAX_ATTENTION_ROWS, t)
-            parts.append(
-                sparrow_ext.draft_attention(
-                    qkv[:, start:stop].contiguous(),
-                    cos_sin[:, start:stop].contiguous(),
-                    keys,
-                    values,
-                    lengths + start if start else lengths,
-                    torch.full_like(lengths, tree_start),
-                    anc,
-                    scale=c.head_dim**-0.5,
-                    window=c.window,
-                    n_anchor=c.n_anchor,
-                    num_rows=None if num_rows is None else (num_rows - start).clamp(0, stop - start),
-                )
-            )
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        x = x + _skinny(layer.self_attn.o_proj, attended.flatten(2))
-        return x + layer.mlp(layer.post_attention_layernorm(x), _skinny)
+        return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
 
     # ---- storage ----
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
@@ -280,20 +204,30 @@ class SparrowDrafter(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the config or the weights do not fit this format.
+            ValueError: the config or the weights do not fit this format, or a weight is not finite.
         """
         folder = pathlib.Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
-        drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
-        weights = load_file(folder / WEIGHTS_FILE)
+        try:
+            drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
+        except (ValueError, TypeError) as error:  # TypeError: a size that is no number
+            raise ValueError(f"{folder / CONFIG_FILE} does not fit: {error}") from None
+        try:
+            weights = load_file(folder / WEIGHTS_FILE)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / WEIGHTS_FILE} is not safetensors, or cut short: {error}") from None
+        for name, value in weights.items():
+            if not value.isfinite().all():
+                raise ValueError(f"the weights in {folder} must be finite: {name} is not")
         if drafter.config.draft_vocab and "draft_vocab_ids" in weights:
             drafter.set_draft_vocab(weights["draft_vocab_ids"])
         try:
             drafter.load_state_dict(weights, assign=True)
         except RuntimeError as error:
-            raise ValueError(f"the weights in {folder} do not fit its config: {error}") from None
+            first = str(error).splitlines()[:2][-1].strip()  # behind a heading, one line per fault
+            raise ValueError(f"the weights in {folder} do not fit its config: {first}") from None
         return drafter.eval()
 
     @classmethod
@@ -357,14 +291,3 @@ class SparrowDrafter(nn.Module):
         if ids.unique().numel() != ids.numel():
             raise ValueError("draft vocabulary ids must be distinct: each draft id maps to one token")
         self.draft_vocab_ids = ids
-
-
-def _skinny(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer through skinny_linear: a row's bits do not depend on which rows are drafted together."""
-    return sparrow_ext.skinny_linear(x, layer.weight, layer.bias)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in transformers' rotate-half layout; x [B, heads, T, D], cos and sin [B, 1, T, D/2]."""
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)

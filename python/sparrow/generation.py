@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -75,12 +76,16 @@ def generate(
 
     Raises:
         ValueError: an option that is not supported (beams, several return sequences, batches, ...), named; a drafter
-            that was made for another target; a model that is not supported.
+            that was made for another target, or is not in its dtype on its device; a model that is not supported; an
+            argument of the wrong type or out of range.
     """
+    if not hasattr(model, "config") or not hasattr(model, "generate"):
+        raise ValueError(f"model must be a transformers model, got {type(model).__name__}")
     target = Target(model)
     for name in REFUSED_ARGUMENTS:
         if kwargs.pop(name, None) is not None:
             raise ValueError(f"sparrow.generate does not support {name}")
+    _check_arguments(target, seed, streamer, kwargs)
     require_backend("tree_attention", target.embedding)
     loop_drafter, shape = _prepare_drafter(target, drafter, tree)
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
@@ -94,9 +99,28 @@ def generate(
     return run.output
 
 
+def _check_arguments(target: Target, seed: object, streamer: object, kwargs: dict) -> None:
+    """What would otherwise fail deep inside, or on a GPU without a word. Raises ValueError."""
+    ids, new = kwargs.get("input_ids"), kwargs.get("max_new_tokens")
+    if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or ids.numel() == 0:
+        got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"input_ids must be an int64 tensor [1, P], P >= 1, got {got}")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= target.vocab_size:
+        raise ValueError(f"input_ids must lie in [0, {target.vocab_size}), got {low if low < 0 else high}")
+    if new is not None and not isinstance(new, Integral):
+        raise ValueError(f"max_new_tokens must be an integer, got {new!r}")
+    if seed is not None and not (isinstance(seed, Integral) and -(2**63) <= int(seed) < 2**63):
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(f"streamer must have put and end, as transformers' have, got {type(streamer).__name__}")
+
+
 def _prepare_drafter(target: Target, drafter, tree: TreeConfig | str | None) -> tuple[Drafter, TreeConfig | None]:
     if isinstance(tree, str):
         tree = TreeConfig.parse(tree)
+    if tree is not None and not isinstance(tree, TreeConfig):
+        raise ValueError(f'tree must be a TreeConfig or text such as "30-4-8", got {tree!r}')
     if drafter is None:
         if tree is not None:
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")
@@ -107,8 +131,17 @@ def _prepare_drafter(target: Target, drafter, tree: TreeConfig | str | None) -> 
         return PrunedTarget(target, drafter), drafter.shape
     if isinstance(drafter, SparrowDrafter):
         drafter.attach(target)
+        have, want = drafter.fc.weight, target.embedding
+        if (have.dtype, have.device) != (want.dtype, want.device):
+            raise ValueError(
+                f"the drafter is {have.dtype} on {have.device}, the model {want.dtype} on {want.device}: call "
+                "drafter.place(model.device, model.dtype)"
+            )
         loop = VisualDrafter(drafter) if drafter.config.positions == "sequence" else TextDrafter(drafter)
         return loop, tree or TreeConfig.parse(drafter.config.tree)
+    if isinstance(drafter, type) or not all(hasattr(drafter, name) for name in ("hidden_layer", "begin", "draft")):
+        got = f"the class {drafter.__name__}" if isinstance(drafter, type) else type(drafter).__name__
+        raise ValueError(f"drafter must be a SparrowDrafter, SpecVLM() or a Drafter object, got {got}")
     return drafter, tree or TreeConfig()
 
 

@@ -1,5 +1,6 @@
 """What a generation did: accepted lengths, where the time went, memory."""
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -77,9 +78,14 @@ class DecodeStats:
         return self.new_tokens / self.total_seconds if self.total_seconds > 0 else float("nan")
 
     def as_dict(self) -> dict[str, object]:
-        """Every field and every derived figure, ready for JSON."""
+        """Every field and every derived figure, ready for JSON: None where a figure is not defined."""
         derived = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
-        return {**self.__dict__, **{name: getattr(self, name) for name in derived}}
+        figures = {**self.__dict__, **{name: getattr(self, name) for name in derived}}
+        return {name: [*map(_defined, x)] if isinstance(x, list) else _defined(x) for name, x in figures.items()}
+
+
+def _defined(figure: object) -> object:
+    return None if isinstance(figure, float) and math.isnan(figure) else figure
 
 
 class Clock:

@@ -123,15 +123,8 @@ def eager(
     hidden_out: Tensor | None = None,
 ) -> None:
     """What a user would write: index_select and copy_, layer by layer."""
-    for b, (base, count) in enumerate(zip(base_lens.tolist(), num_path.tolist(), strict=True)):
-        rows = path[b, :count]
-        in_cache = rows + base
-        for layer in kv.unbind(0):
-            for cache in layer.unbind(0):
-                cache[b, base : base + count].copy_(cache[b].index_select(0, in_cache))
-        if hidden is not None and hidden_out is not None:
-            torch.index_select(hidden[b], 0, rows, out=hidden_out[b, :count])
-    torch.add(base_lens, num_path, out=new_lens)
+    caches = [cache for layer in kv.unbind(0) for cache in layer.unbind(0)]
+    _eager(caches, 0, path, num_path, base_lens, new_lens, hidden, hidden_out)
 
 
 def eager_stacked(
@@ -144,10 +137,28 @@ def eager_stacked(
     hidden_out: Tensor | None = None,
 ) -> None:
     """The same where all layers share one buffer: one index_select and one copy_ per sequence."""
+    _eager([kv], 2, path, num_path, base_lens, new_lens, hidden, hidden_out)
+
+
+def _eager(
+    caches: list[Tensor],
+    dim: int,
+    path: Tensor,
+    num_path: Tensor,
+    base_lens: Tensor,
+    new_lens: Tensor,
+    hidden: Tensor | None,
+    hidden_out: Tensor | None,
+) -> None:
+    """One index_select and one copy_ per sequence and cache; dimension `dim` of a cache is the batch, the next its
+    rows.
+    """
     for b, (base, count) in enumerate(zip(base_lens.tolist(), num_path.tolist(), strict=True)):
         rows = path[b, :count]
-        cache = kv[:, :, b]
-        cache[:, :, base : base + count].copy_(cache.index_select(2, rows + base))
+        in_cache = rows + base
+        for cache in caches:
+            own = cache.select(dim, b)
+            own.narrow(dim, base, count).copy_(own.index_select(dim, in_cache))
         if hidden is not None and hidden_out is not None:
             torch.index_select(hidden[b], 0, rows, out=hidden_out[b, :count])
     torch.add(base_lens, num_path, out=new_lens)

@@ -31,6 +31,15 @@ def in_plain_steps(cell: Cell, plain: Cell, over: str = "round") -> dict[str, Fi
     return {name: interval(of, speed_ratio) for name, of in rows.items()}
 
 
+def by_clip(cell: Cell, other: Cell) -> list[float]:
+    """Decoding speed over another system's, clip by clip, medians of the runs."""
+    speeds = []
+    for of in (cell, other):
+        timed = zip(of["per_clip"]["tokens"], of["per_clip"]["decode_seconds"], strict=False)  # fewer are timed
+        speeds.append([tokens / seconds for tokens, seconds in timed if seconds])
+    return [ours / theirs for ours, theirs in zip(*speeds, strict=True)]
+
+
 def _seconds(cell: Cell, name: str) -> list[float]:
     """Per clip, of a stage or of all that make a round."""
     seconds = cell["per_clip"]["stage_seconds"]
@@ -46,10 +55,18 @@ def stage_tables(result: Result) -> str:
         if cell is not plain:
             cost = in_plain_steps(cell, plain)
             verify = in_plain_steps(cell, plain, "verify")["verify"]
-            second.append([*name, figure(cell["tau"]), *map(figure, cost.values()), figure(verify)])
+            clips = sorted(by_clip(cell, only(result["cells"], system="transformers", **_point(cell))[0]))
+            slowest = [f"{clips[0]:.2f}, {clips[len(clips) // 2]:.2f}"] if clips else ["-"]
+            second.append([*name, figure(cell["tau"]), *map(figure, cost.values()), figure(verify), *slowest])
     head = ["visual tokens", "T", "system", "tree"]
     text = grid([*head, *STAGES], first, "Share of the time in all stages")
-    head += ["tau", "a round, in plain steps", *(f"of which {stage}" for stage in ROUND), "verify over plain's verify"]
+    head += [
+        "tau",
+        "a round, in plain steps",
+        *(f"of which {stage}" for stage in ROUND),
+        "verify over plain's verify",
+        "decoding over transformers': slowest clip, median clip",
+    ]
     return text + grid(head, second, "What a round costs")
 
 
@@ -57,8 +74,11 @@ def _timed(result: Result) -> list[tuple[Cell, Cell]]:
     """Cells with stages, each with that of plain decoding at its length and temperature."""
     cells = [c for c in result["cells"] if "stage_seconds" in c["per_clip"]]
     cells.sort(key=lambda c: (c["length"], c["temperature"]))
-    key = ("length", "temperature")
-    return [(c, only(cells, system="plain", **{name: c[name] for name in key})[0]) for c in cells]
+    return [(c, only(cells, system="plain", **_point(c))[0]) for c in cells]
+
+
+def _point(cell: Cell) -> dict[str, Any]:
+    return {name: cell[name] for name in ("length", "temperature")}
 
 
 def _percent(value: Figure) -> str:

@@ -83,6 +83,7 @@ def grid(lengths: Sequence[int], *temperatures: float) -> tuple[Point, ...]:
 SHIPPED, PAPER = Arm("Sparrow, shipped", "shipped"), Arm("Sparrow, the paper's recipe", "paper")
 MSD, VATA = Arm("MSD", "msd"), Arm("MSD + VATA", "msd", {"visual": "none"})
 VISPEC, TEXT_ONLY = Arm("ViSpec", "vispec"), Arm("text-only", "text_only")
+MAIN = (*(replace(arm, trees=(AUTO,)) for arm in (SHIPPED, PAPER, MSD, VISPEC)), VATA, TEXT_ONLY)
 RIVALS = (SHIPPED, PAPER, MSD, VATA, VISPEC, TEXT_ONLY)
 IVSB_LAYER = 4  # half of the miniature's layers
 
@@ -99,21 +100,30 @@ ABLATION = tuple(
 )
 
 # The first is what the others are compared with.
-OPTIONS = (PAPER, TEXT_ONLY, Arm("MTP 3, attention as in decoding", "mtp3_tree"),
-           Arm("the same, text only", "text_mtp3_tree"))  # fmt: skip
+OPTIONS = (
+    PAPER,
+    Arm("the paper's recipe, another seed", "paper_seed1"),
+    Arm("Muon", "paper_muon"),
+    Arm("text only", "text_only"),
+    Arm("3 passes, attention as in decoding", "mtp3_tree"),
+    Arm("text only, 3 passes, attention as in decoding", "text_mtp3_tree"),
+    Arm("the same and Muon (shipped)", "shipped"),
+    Arm("shipped, another seed", "winner_seed1"),
+)
 
 TABLES = {
     table.name: table
     for table in (
         Table(
-            "main", "tau, speed and losslessness of every system", RIVALS, (PAPER_TREE, AUTO),
-            grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), timed=5,
+            "main", "tau, speed and losslessness of every system", MAIN, (PAPER_TREE,),
+            grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), clips=40, live=4, timed=4, live_others=30,
             quick={"arms": (replace(SHIPPED, trees=(OWN,)), *RIVALS[1:]), "trees": (PAPER_TREE,),
                    "points": ((64, 0.0), (64, 1.0), (1024, 0.0)), "clips": 10, "live": 3, "live_others": 3, "timed": 3,
                    "runs": 2},
         ),
         Table(
             "length", "tau over the visual length", RIVALS, TREES, grid(LENGTHS, 0.0), ("specvlm", "lookup"),
+            live_others=30,
             quick={"trees": (PAPER_TREE,), "points": grid((64, 1024, 4096), 0.0), "clips": 8, "live": 1,
                    "live_others": 2},
         ),
@@ -124,7 +134,7 @@ TABLES = {
         Table(
             "stages", "where the time goes, and what a round costs in plain steps",
             (replace(PAPER, trees=(PAPER_TREE,)), replace(SHIPPED, trees=(AUTO,))), (),
-            grid((64, 256, 1024, 4096), 0.0), clips=5, timed=5,
+            grid(LENGTHS, 0.0), clips=10, live=10, timed=10,
             quick={"arms": (replace(PAPER, trees=(PAPER_TREE,)), replace(SHIPPED, trees=(OWN,))),
                    "points": grid((64, 1024), 0.0), "clips": 3, "live": 3, "timed": 3, "runs": 2},
         ),

@@ -7,6 +7,7 @@ temperature.
 """
 
 import hashlib
+import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def cached(file: pathlib.Path, make: Callable[[], dict[str, Tensor]]) -> dict[st
     """What the file holds, or what `make()` gives, kept there; a file is written whole or not at all."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(".new")
+        new = file.with_suffix(f".{os.getpid()}.new")  # several evaluations may share a folder
         save_file({name: value.contiguous() for name, value in make().items()}, new)
         new.replace(file)
     return load_file(file)

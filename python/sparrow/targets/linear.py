@@ -38,9 +38,7 @@ def skinny_linear_in(modules: Iterable[nn.Module], device: torch.device) -> Iter
 
     A row of a product then has the same bits whatever rows are computed with it, so a node of a tree gets the numbers
     that plain decoding through the same loop gets. The rule looks at what a layer is, never at sizes: one path for all
-    row counts is what makes the bits equal, and it is the faster one in a verify pass (bench/bench_skinny_linear.py;
-    one thread of a Zen 5, 8 layers of width 192 and 512, N = 1, 9, 26: 1.3 to 2.8 times in float32, 1.5 to 1.9 in
-    bfloat16; for a single float32 row F.linear alone takes 0.7 to 0.9 of the time where the weights fit the cache).
+    row counts is what makes the bits equal. `bench/bench_skinny_linear.py` times it against F.linear.
     """
     layers = [module for module in modules if isinstance(module, nn.Linear) and is_plain(module, device)]
     try:

@@ -166,17 +166,14 @@ class Trainer:
         self.o: Optimisation = config.optimisation
         self.device = drafter.embedding.device
         self.passes = ranks.parallel(Passes(drafter, config.recipe), self.o.sharding)
-        self.optimiser = torch.optim.AdamW(
-            drafter.parameters(), lr=self.o.learning_rate, betas=(self.o.beta1, self.o.beta2),
-            weight_decay=self.o.weight_decay,
-        )  # fmt: skip
+        self.optimisers = optimisers(drafter, self.o)
         self.step = 0
         state = run.load()
         ranks.wait()
         if state is not None:
             self.step = state["step"]
             set_model_state_dict(drafter, state["drafter"], options=WHOLE)
-            set_optimizer_state_dict(drafter, self.optimiser, state["optimiser"], options=WHOLE)
+            set_optimizer_state_dict(drafter, self.optimisers, state["optimiser"], options=WHOLE)
 
     def run_to_the_end(self, training: Sequences, validation: Sequences, target: Target, clips: Clips) -> None:
         """All steps that are left."""
@@ -206,7 +203,7 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         start = time.perf_counter()
         rate = learning_rate(self.step, self.o.steps, self.o.learning_rate, self.o.warmup)
-        for group in self.optimiser.param_groups:
+        for group in (g for optimiser in self.optimisers for g in optimiser.param_groups):
             group["lr"] = rate
         counts = self.ranks.total(batch.counts(1 + self.config.recipe.mtp_depth))
         loss, metrics = self._forward(batch, counts)
@@ -215,8 +212,9 @@ class Trainer:
             nn.utils.clip_grad_value_(self.drafter.parameters(), self.o.clip_value)
         if self.o.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.drafter.parameters(), self.o.clip_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         self.step += 1
         if self.step % self.o.log_every == 0 or self.step == self.o.steps:
             total, metrics = self.ranks.total(loss.detach()), self.ranks.total(metrics)
@@ -248,7 +246,7 @@ class Trainer:
     def _save(self) -> None:
         state = {
             "drafter": get_model_state_dict(self.drafter, options=WHOLE),
-            "optimiser": get_optimizer_state_dict(self.drafter, self.optimiser, options=WHOLE),
+            "optimiser": get_optimizer_state_dict(self.drafter, self.optimisers, options=WHOLE),
         }
         if self.ranks.main:
             self.run.save(step=self.step, **state)
@@ -263,6 +261,17 @@ class Trainer:
                 copy.set_draft_vocab(state["draft_vocab_ids"])
             copy.load_state_dict(state)
             copy.place(torch.device("cpu"), self.drafter.embedding.dtype).save_pretrained(self.folder)
+
+
+def optimisers(drafter: SparrowDrafter, o: Optimisation) -> tuple[torch.optim.Optimizer, ...]:
+    """AdamW of everything; or Muon of the matrices and AdamW of the rest."""
+    matrices = [p for p in drafter.parameters() if p.ndim == 2 and o.optimiser == "muon"]
+    rest = [p for p in drafter.parameters() if p.ndim != 2 or o.optimiser == "adamw"]
+    adamw = torch.optim.AdamW(rest, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
+    if not matrices:
+        return (adamw,)
+    muon = torch.optim.Muon(matrices, lr=o.learning_rate, weight_decay=o.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return muon, adamw
 
 
 def by_pass(sums: Tensor, counts: Tensor) -> dict[str, dict[str, float]]:

@@ -42,7 +42,7 @@ class Passes(nn.Module):
             chains = [*chains, (own[0], own[1])] if self.recipe.mtp_attention == "tree" else [(own[0], own[1])]
             keys = torch.cat([seen_keys, *(c[0] for c in chains)], dim=2)
             values = torch.cat([seen_values, *(c[1] for c in chains)], dim=2)
-            out = d.attend(x, queries, keys, values, visible_rows(batch, len(chains) - 1))
+            out = d.decoder_layer.attend(x, queries, keys, values, visible_rows(batch, len(chains) - 1))
             yield out
             shifted = F.pad(d.reuse(out, summary)[:, :-1], (0, 0, 1, 0))
             hidden = torch.where(batch.follows_text[..., None], shifted, true)

@@ -170,14 +170,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Steps, batches, AdamW.
+    """Steps, batches, optimiser.
 
     Attributes:
         steps: optimiser steps.
         batch_rows: rows of one step over all processes, padding included: sequences * (text + visual rows of the
             longest).
+        optimiser: "adamw"; "muon" = torch.optim.Muon for the matrices, its updates scaled to AdamW's, and AdamW for the
+            rest (needs sharding=ddp).
         learning_rate, warmup: peak, and steps up to it; a cosine down to 2 % follows.
-        beta1, beta2, weight_decay: AdamW's.
+        beta1, beta2: AdamW's; weight_decay: of both.
         clip_value: gradients are clipped to [-clip_value, clip_value]; None = not.
         clip_norm: their norm is clipped; None = not.
         autocast: "none" or "bfloat16"; master weights are float32 in any case.
@@ -189,6 +191,7 @@ class Optimisation:
 
     steps: int = 2000
     batch_rows: int = 4096
+    optimiser: str = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 100
     beta1: float = 0.9
@@ -207,6 +210,9 @@ class Optimisation:
     def __post_init__(self):
         _one_of("optimisation.autocast", self.autocast, "none", "bfloat16")
         _one_of("optimisation.sharding", self.sharding, "ddp", "fsdp")
+        _one_of("optimisation.optimiser", self.optimiser, "adamw", "muon")
+        if (self.optimiser, self.sharding) == ("muon", "fsdp"):
+            raise ValueError("optimisation.optimiser=muon needs optimisation.sharding=ddp: it takes whole matrices")
         for name in ("steps", "batch_rows", "log_every", "validate_every", "save_every"):
             _at_least(f"optimisation.{name}", getattr(self, name), 1)
         for name in ("warmup", "workers", "weight_decay", "learning_rate"):

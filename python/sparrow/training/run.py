@@ -94,7 +94,7 @@ class Run:
             lines = points and isinstance(points[0][1], dict)
             for key in points[0][1] if lines else [name]:
                 have = [(at, v[key] if lines else v) for at, v in points if not lines or key in v]
-                axis.plot(*zip(*have, strict=True), label=key, linewidth=1)
+                axis.plot(*zip(*have, strict=True), label=key, linewidth=1, marker="." if len(have) < 10 else None)
             axis.set_ylabel(name)
             if axis.has_data():
                 axis.legend(fontsize=6, ncol=4)
