@@ -7,6 +7,7 @@ import sparrow
 from sparrow import decode
 from sparrow.evaluation import tape
 from sparrow.evaluation.questions import question
+from sparrow.evaluation.tapes import model_hash
 from sparrow.targets.adapter import Target
 from sparrow.targets.miniature import SETTINGS
 from sparrow.tree import TreeConfig
@@ -42,7 +43,7 @@ def test_the_drafter_has_the_same_rows(monkeypatch, kind):
     )  # fmt: skip
     drafter.load_state_dict(drafter.state_dict() | good.state_dict())
     inputs, options = question(SETTINGS, tokenizer, 64, 0, split="dev").inputs, {"max_new_tokens": 24}
-    made = tape.record(model, inputs, drafter.config.state_layers, options, 0, drafter.config.visual != "none")
+    made = tape.record(model, inputs, drafter.config.state_layers, options, 0, drafter.config.seen_layer)
     live, out = caches(
         monkeypatch, decode, lambda: sparrow.generate(model, drafter, **inputs, **options, tree=TREE)
     )  # fmt: skip
@@ -57,11 +58,11 @@ def test_the_drafter_has_the_same_rows(monkeypatch, kind):
 
 def test_the_hash_of_a_model_looks_at_all_of_a_matrix():
     model = torch.nn.Linear(64, 64, bias=False)
-    before = tape.model_hash(model)
+    before = model_hash(model)
     for at in (0, 64 * 31, 64 * 63):  # up to 64 values of each are looked at, spread over it
         flat = model.weight.data.view(-1)
         kept = float(flat[at])
         flat[at] += 1
-        assert tape.model_hash(model) != before, at
+        assert model_hash(model) != before, at
         flat[at] = kept
-    assert tape.model_hash(model) == before
+    assert model_hash(model) == before

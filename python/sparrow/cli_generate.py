@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json: no such folder: {pathlib.Path(arguments.json).parent}")
+    if arguments.json and pathlib.Path(arguments.json).is_dir():
+        raise ValueError(f"--json must be a file, got the folder {arguments.json}")
     options = sampling_options(arguments)
     folder = target_folder(arguments.target)
     for video in arguments.video:
