@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import sparrow_ext
+from sparrow.drafter import SparrowDrafter
 from sparrow.evaluation import evaluate, trees
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.cells import faults
-from sparrow.evaluation.evaluate import Evaluation
+from sparrow.evaluation.evaluate import Evaluation, Known
 from sparrow.evaluation.pivots import figure
 from sparrow.evaluation.plan import Plan
 from sparrow.evaluation.questions import form_of, question, sampling
@@ -20,6 +21,7 @@ from sparrow.evaluation.statistics import acceptance_by_depth, interval, quotien
 from sparrow.evaluation.systems import LOOKUP, PLAIN, TRANSFORMERS, System
 from sparrow.evaluation.tape import Tape, record, replay
 from sparrow.evaluation.tapes import Key, Tapes, model_hash
+from sparrow.targets.adapter import Target
 from sparrow.targets.miniature import SETTINGS
 from sparrow.tree import TreeConfig
 from sparrow_ext.ops import tree_attention
@@ -278,6 +280,25 @@ def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch)
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["tau"] / row["round_ms"], rel=1e-2)
     assert cell["identical"]["clips"] == cell["replay_equals_live"]["clips"] == 2
     assert f"| auto: {cell['tree']} |" in render(json.loads((tmp_path / "auto.json").read_text()), tmp_path)
+
+
+def test_what_is_known_is_of_these_weights_and_this_config(pair, tmp_path, folder):
+    """In one process a replay is reused by another table, not by other weights in the same folder, nor overrides."""
+    model, tokenizer, _ = pair
+    known, seen = Known(), []
+    for changes, weights in (({}, 1.0), ({}, 1.0), ({}, 0.5), ({"positions": "sequence"}, 0.5)):
+        mine = SparrowDrafter.from_pretrained(folder, **changes)
+        mine.fc.weight.data.mul_(weights)
+        mine.save_pretrained(tmp_path / "mine")
+        mine.attach(Target(model))
+        plan = Plan("main", (System("s", "sparrow", str(tmp_path / "mine"), "8-4-4", changes),), ((64, 0.0),), clips=2,
+                    live=2, max_new_tokens=16)  # fmt: skip
+        made = Evaluation(plan, model, tokenizer, SETTINGS, {"s": mine.place(model.device, model.dtype)},
+                          tmp_path / "tapes", known=known)  # fmt: skip
+        cell = made.cells(64, 0.0)[0]
+        assert cell["replay_equals_live"] == {"clips": 2, "of": 2}
+        seen.append(len(known.replays))
+    assert seen == [2, 2, 4, 6]
 
 
 def test_a_wrong_operator_is_not_lossless(pair, folder, tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ class Evaluation:
         self.plan, self.model, self.tokenizer, self.settings, self.drafters = plan, model, tokenizer, settings, drafters
         self.tapes = Tapes(tapes, model, plan.seed, plan.max_new_tokens)
         self.progress, self.known = progress, known or Known()
+        self.hashes = {s.name: file_hash(s.drafter) for s in plan.systems if s.drafter is not None}
 
     def settings_record(self) -> dict[str, Any]:
         """Everything a cell depends on."""
@@ -56,7 +57,7 @@ class Evaluation:
             **asdict(self.plan), "target": model_hash(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": SEED},
-            "drafters": {s.name: file_hash(s.drafter) for s in self.plan.systems if s.drafter is not None},
+            "drafters": self.hashes,
         }))  # fmt: skip
 
     def write(self, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Evaluation:
         systems = {s.name: s for s in self.plan.systems}
         for made in result["cells"]:
             if "tree_choice" in made:  # a tree is chosen once
-                self.known.choices[_identity(systems[made["system"]]), made["length"]] = made["tree_choice"]
+                self.known.choices[self._identity(systems[made["system"]]), made["length"]] = made["tree_choice"]
         return result | {"training": training}
 
     def cells(self, length: int, temperature: float) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ class Evaluation:
     def _replay(self, key: Key, system: System, asked: Callable[[], Question]) -> list[int]:
         """Tokens per round."""
         drafter = self.drafters[system.name]
-        at = (self.tapes.name(key, drafter.config), _identity(system), str(system.tree))
+        at = (self.tapes.name(key, drafter.config), self._identity(system), str(system.tree))
         if at not in self.known.replays:
             tape = self.tapes.load(key, drafter.config, lambda: asked().inputs)
             self.known.replays[at] = replay(tape, drafter, TreeConfig.parse(str(system.tree)))
@@ -126,7 +127,7 @@ class Evaluation:
 
     def _choose(self, system: System, length: int) -> list[dict[str, Any]]:
         """Trees for greedy decoding at this length, the fastest first; measured on dev clips, once."""
-        at = _identity(system), length
+        at = self._identity(system), length
         if at not in self.known.choices:
             self.progress(f"{length} visual tokens, choosing a tree for {system.arm}", 0)
             drafter, options = self.drafters[system.name], sampling(0.0, self.plan.max_new_tokens)
@@ -137,6 +138,10 @@ class Evaluation:
                 self.model, drafter, system, asked, tapes, options, self.plan.seed, self.plan.clock
             )
         return self.known.choices[at]
+
+    def _identity(self, system: System) -> str:
+        """Of a system's drafter: its weights and its config."""
+        return json.dumps([self.hashes[system.name], asdict(self.drafters[system.name].config)], sort_keys=True)
 
     def _live(self, systems: list[System], asked: Question, temperature: float, runs: Runs) -> None:
         """The systems on one clip, timed ones several times; who goes first changes from run to run."""
@@ -156,11 +161,6 @@ class Evaluation:
             at = (number + turn) % len(systems)
             for system in systems[at:] + systems[:at]:
                 runs[system.name][-1].append(once(system))
-
-
-def _identity(system: System) -> str:
-    """Of a system's drafter: its folder, and what is replaced in its config."""
-    return json.dumps([system.drafter, system.overrides], sort_keys=True)
 
 
 def file_hash(folder: str) -> str:
