@@ -1,8 +1,10 @@
 """What the miniature's accepted lengths would be worth on a GPU with a 7B target: a projection, not a measurement.
 
-`python -m bench.projection bench/results/tables/main.json` takes tau at T = 0 from an evaluation and divides it by the
-cost of a round in plain steps, both at the roofline: every weight and every cached row read once per pass, or the
-tensor cores' time where that is longer. Launches, host time and prefill are left out, on both sides.
+    python -m bench.projection bench/results/miniature/main.json 25-5-8 4096
+
+takes tau at T = 0, of one tree at one visual length, from an evaluation and divides it by the cost of a round in plain
+steps, both at the roofline: every weight and every cached row read once per pass, or the tensor cores' time where that
+is longer. Launches, host time and prefill are left out, on both sides.
 """
 
 import json
@@ -99,8 +101,8 @@ DRAFTS = {
     "MSD + VATA": Draft(),
     "ViSpec": Draft(),
     "text-only": Draft(),
-    "paper": Draft(),
-    "sparrow": Draft(),
+    "Sparrow, the paper's recipe": Draft(),
+    "Sparrow, shipped": Draft(),
     "SpecVLM": Draft(video=0.1, layers=28),
 }
 HEAD_32K = 32768
@@ -111,7 +113,7 @@ def rows(result: dict, tree: str, length: int) -> list[dict[str, object]]:
     """One per system and head of the evaluation's cells with this tree at this visual length of the miniature."""
     found = []
     for cell in result["cells"]:
-        name = cell["system"].removesuffix(f" {tree}")
+        name = cell["arm"]
         if (
             name not in DRAFTS
             or (cell["length"], cell["temperature"]) != (length, 0)

@@ -29,6 +29,13 @@ def test_arithmetic_alone():
 
 
 def test_table_names_what_it_is():
-    cell = {"length": 64, "temperature": 0.0, "system": "MSD 25-5-8", "tree": "25-5-8", "tau": {"value": 4.0}}
-    text = markdown({"cells": [cell, {**cell, "length": 128}, {**cell, "system": "plain", "tree": None}]}, "25-5-8", 64)
+    cell = {
+        "length": 64,
+        "temperature": 0.0,
+        "system": "MSD 25-5-8",
+        "arm": "MSD",
+        "tree": "25-5-8",
+        "tau": {"value": 4.0},
+    }
+    text = markdown({"cells": [cell, {**cell, "length": 128}, {**cell, "arm": "plain", "tree": None}]}, "25-5-8", 64)
     assert text.startswith("A projection, no measurement") and text.count("| MSD |") == 2 and "plain |" not in text
