@@ -105,6 +105,7 @@ DRAFTS = {
     "Sparrow, shipped": Draft(),
     "SpecVLM": Draft(video=0.1, layers=28),
 }
+STATIC = "25-5-8"  # SpecVLM's: 25 nodes, 5 levels, fewer than 8 rows in most of its passes
 HEAD_32K = 32768
 VISUAL, TEXT = 25_000, 1_000
 
@@ -113,19 +114,13 @@ def rows(result: dict, tree: str, length: int) -> list[dict[str, object]]:
     """One per system and head of the evaluation's cells with this tree at this visual length of the miniature."""
     found = []
     for cell in result["cells"]:
-        name = cell["arm"]
-        if (
-            name not in DRAFTS
-            or (cell["length"], cell["temperature"]) != (length, 0)
-            or cell["tree"] not in (tree, None)
-        ):
+        name, point = cell["arm"], (cell["length"], cell["temperature"])
+        if name not in DRAFTS or point != (length, 0) or "tree_choice" in cell or cell["tree"] not in (tree, None):
             continue
-        draft = DRAFTS[name]
+        draft, shape = DRAFTS[name], TreeConfig.parse(cell["tree"] or STATIC)
         for vocab in (draft.vocab, HEAD_32K) if draft.layers == 1 else (draft.vocab,):
             small = Draft(draft.video, draft.layers, vocab)
-            costs = [
-                round_in_steps(device, Shape(), TreeConfig.parse(tree), small, VISUAL, TEXT) for device in (H200, L20)
-            ]
+            costs = [round_in_steps(device, Shape(), shape, small, VISUAL, TEXT) for device in (H200, L20)]
             found.append({"system": name, "vocab": vocab, "tau": cell["tau"]["value"], "round_in_steps": costs})
     return found
 

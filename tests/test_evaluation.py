@@ -11,14 +11,14 @@ import sparrow_ext
 from sparrow.drafter import SparrowDrafter
 from sparrow.evaluation import evaluate, trees
 from sparrow.evaluation import systems as one
-from sparrow.evaluation.cells import faults
+from sparrow.evaluation.cells import faults, speeds
 from sparrow.evaluation.evaluate import Evaluation, Known
 from sparrow.evaluation.pivots import figure
 from sparrow.evaluation.plan import Plan
 from sparrow.evaluation.questions import form_of, question, sampling
 from sparrow.evaluation.render import render
 from sparrow.evaluation.statistics import acceptance_by_depth, interval, quotient, speed_ratio
-from sparrow.evaluation.systems import LOOKUP, PLAIN, TRANSFORMERS, System
+from sparrow.evaluation.systems import LOOKUP, PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tape import Tape, record, replay
 from sparrow.evaluation.tapes import Key, Tapes, model_hash
 from sparrow.targets.adapter import Target
@@ -343,3 +343,23 @@ def test_questions(pair):
     assert {form_of(256, n) for n in range(4)} == {form_of(256, 0), form_of(256, 1)}
     same, other = ask(pair, 3), ask(pair, 3, length=128)
     assert same.clip.answer == other.clip.answer and same.clip.scene == other.clip.scene
+
+
+def test_speeds_by_hand():
+    """DSR is tokens per second behind the first token, ESR over the whole call, each over each baseline; medians."""
+
+    def runs(decode_tokens, decode_seconds, seconds):
+        tokens = list(range(decode_tokens + 1))
+        return [[Run(tokens, s, d, decode_tokens, [1]) for d, s in zip(decode_seconds, seconds, strict=True)]]
+
+    plan = {
+        "ours": runs(9, (1.0, 9.0, 2.0), (3.0, 30.0, 5.0)),  # medians 2 and 5
+        "transformers": runs(9, (8.0, 8.0, 8.0), (10.0, 10.0, 10.0)),
+        "plain": runs(19, (4.0, 1.0, 90.0), (25.0, 2.0, 99.0)),  # medians 4 and 25
+    }
+    made = speeds(System("ours", "specvlm"), plan, 1)
+    got = {name: figure["value"] for name, figure in made.items()}
+    assert got == {
+        "dsr_transformers": 4.0, "esr_transformers": 2.0,
+        "dsr_plain": pytest.approx((9 / 2) / (19 / 4), abs=1e-4), "esr_plain": pytest.approx((10 / 5) / (20 / 25)),
+    }  # fmt: skip

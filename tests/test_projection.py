@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.projection import Device, Draft, Shape, markdown, round_in_steps
+from bench.projection import DRAFTS, Device, Draft, Shape, markdown, round_in_steps
+from sparrow.evaluation.tables import OTHERS, TABLES
 from sparrow.tree import TreeConfig
 
 SMALL = Shape(hidden=8, layers=2, heads=2, kv_heads=1, head_dim=4, ffn=16, vocab=32)
@@ -37,5 +38,10 @@ def test_table_names_what_it_is():
         "tree": "25-5-8",
         "tau": {"value": 4.0},
     }
-    text = markdown({"cells": [cell, {**cell, "length": 128}, {**cell, "arm": "plain", "tree": None}]}, "25-5-8", 64)
+    others = {**cell, "length": 128}, {**cell, "tree_choice": []}, {**cell, "arm": "plain", "tree": None}
+    text = markdown({"cells": [cell, *others]}, "25-5-8", 64)
     assert text.startswith("A projection, no measurement") and text.count("| MSD |") == 2 and "plain |" not in text
+
+
+def test_every_drafter_of_the_main_table_has_a_cost():
+    assert set(DRAFTS) == {arm.label for arm in TABLES["main"].arms} | {OTHERS["specvlm"].arm}

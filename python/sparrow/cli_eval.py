@@ -39,6 +39,9 @@ class Loaded:
     known: Known
 
 
+OF_SYSTEMS = ("drafter", "tree", "systems", "temperature", "live", "live_others", "timed", "runs")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -114,6 +117,10 @@ def check(tables: list[Table], arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out must be a folder, {arguments.out} is a file")
     if arguments.timed == 0 and any(table.name == "stages" for table in tables):
         raise ValueError("table stages is of times: --timed must be at least 1, got 0")
+    given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, [])]
+    if given and all(table.visual for table in tables):
+        name = tables[0].name
+        raise ValueError(f"table {name} is of the target alone: it takes no --{given[0].replace('_', '-')}")
     for table in tables:
         for arm in table.arms:
             try:

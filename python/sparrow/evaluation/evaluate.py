@@ -17,7 +17,7 @@ from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from sparrow.evaluation.systems import Run, System
 from sparrow.evaluation.tape import replay
 from sparrow.evaluation.tapes import Key, Tapes, model_hash
-from sparrow.evaluation.trees import AUTO, CLIPS, choose
+from sparrow.evaluation.trees import AUTO, CANDIDATES, CLIPS, TIMED, choose
 from sparrow.miniature import drafter_folder, training_record
 from sparrow.tree import TreeConfig
 
@@ -58,6 +58,7 @@ class Evaluation:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": SEED},
             "drafters": self.hashes,
+            "tree_choice": {"candidates": CANDIDATES, "clips": CLIPS, "timed": TIMED, "split": "dev"},
         }))  # fmt: skip
 
     def write(self, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def options_table(result: Result) -> str:
 
 
 def options_picture(result: Result, file: pathlib.Path) -> None:
-    """The ratios to the first arm, one panel per tree: greedy, all lengths; and sampled where there is any."""
+    """The ratios to the first arm, one panel per tree: greedy, and sampled where there is any."""
     cells = drafting(result)
     arms, trees = distinct(cells, "arm"), distinct(cells, "tree")
     temperatures = sorted(distinct(cells, "temperature"))
@@ -53,7 +53,8 @@ def options_picture(result: Result, file: pathlib.Path) -> None:
             ratios = [_ratio(cells, arm, keys) for arm in arms]
             have: list[tuple[int, Any]] = [(at, r) for at, r in enumerate(ratios) if r and r["value"] is not None]
             x = [at + 0.15 * (number - (len(temperatures) - 1) / 2) for at, _ in have]
-            errorbar(axis, x, [r for _, r in have], f"T = {temperature:g}, all lengths", number, ls="none")
+            lengths = ", ".join(map(str, sorted(distinct(only(cells, temperature=temperature), "length"))))
+            errorbar(axis, x, [r for _, r in have], f"T = {temperature:g}; {lengths} visual tokens", number, ls="none")
         axis.axhline(1.0, color="0.4", lw=1)
         axis.set_xticks(range(len(arms)), arms, rotation=40, ha="right", fontsize=8)
         axis.set(title=f"tree {tree}", ylabel="tau over the first arm's")

@@ -68,17 +68,17 @@ def drafting(result: Result) -> list[Cell]:
 def paired_tau(ours: Sequence[Cell], theirs: Sequence[Cell]) -> dict[str, float | None] | None:
     """tau over tau, the interval paired: the same clips are drawn for both. Several cells: their sums, clip by clip.
 
-    Clips that one of the two has not are left out; None where one has none at all.
+    None where one has no cell.
     """
     if not ours or not theirs:
         return None
-    rows = list(zip(*(sums(side, name) for side in (ours, theirs) for name in ("tokens", "rounds")), strict=False))
+    rows = list(zip(*(sums(side, name) for side in (ours, theirs) for name in ("tokens", "rounds")), strict=True))
     return interval(rows, speed_ratio)
 
 
 def sums(cells: Sequence[Cell], name: str) -> list[float]:
     """Per clip, over the cells."""
-    return [sum(values) for values in zip(*(c["per_clip"][name] for c in cells), strict=False)]
+    return [sum(values) for values in zip(*(c["per_clip"][name] for c in cells), strict=True)]
 
 
 def by_length(result: Result, key: str, title: str) -> str:

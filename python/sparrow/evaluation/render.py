@@ -47,7 +47,8 @@ def main_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     head = ["visual tokens", "T", "system", "tree", *columns.values(), "identical", "replay = live"]
     text = header(result)
     if any(cell["temperature"] > 0 for cell in result["cells"]) and "dsr_transformers" in columns:
-        text += "At T > 0 transformers draws other noise, and so other texts: compare with the plain loop there.\n\n"
+        text += "At T > 0 transformers, prompt lookup too, draws other noise, and so other texts: compare our\n"
+        text += "systems with our plain loop there, and prompt lookup with none.\n\n"
     return text + grid(head, rows)
 
 

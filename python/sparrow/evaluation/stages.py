@@ -1,6 +1,7 @@
 """Where the time goes: shares of the stages, and what a round costs in steps of plain decoding. From the JSON alone."""
 
 import pathlib
+import statistics
 from typing import Any
 
 from sparrow.evaluation.pictures import panels, save
@@ -56,7 +57,7 @@ def stage_tables(result: Result) -> str:
             cost = in_plain_steps(cell, plain)
             verify = in_plain_steps(cell, plain, "verify")["verify"]
             clips = sorted(by_clip(cell, only(result["cells"], system="transformers", **_point(cell))[0]))
-            slowest = [f"{clips[0]:.2f}, {clips[len(clips) // 2]:.2f}"] if clips else ["-"]
+            slowest = [f"{clips[0]:.2f}, {statistics.median(clips):.2f}"] if clips else ["-"]
             second.append([*name, figure(cell["tau"]), *map(figure, cost.values()), figure(verify), *slowest])
     head = ["visual tokens", "T", "system", "tree"]
     text = grid([*head, *STAGES], first, "Share of the time in all stages")
