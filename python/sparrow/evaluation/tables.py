@@ -104,6 +104,7 @@ OPTIONS = (
     PAPER,
     Arm("the paper's recipe, another seed", "paper_seed1"),
     Arm("Muon", "paper_muon"),
+    Arm("acceptance loss", "paper_acceptance"),
     Arm("text only", "text_only"),
     Arm("3 passes, attention as in decoding", "mtp3_tree"),
     Arm("text only, 3 passes, attention as in decoding", "text_mtp3_tree"),
