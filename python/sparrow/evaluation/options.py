@@ -33,7 +33,7 @@ def options_table(result: Result) -> str:
     arms, shown = distinct(cells, "arm"), columns(cells)
     folders = {s["arm"]: s["drafter"] for s in result["settings"]["systems"]}
     made = [[arm, *_training(result["training"].get(folders[arm]))] for arm in arms]
-    text = grid(["arm", "what changed", "seconds", "steps", "seed"], made, "The arms")
+    text = grid(["arm", "overrides of train_drafter.yaml", "seconds", "steps", "seed"], made, "The arms")
     rows = [[arm, *(figure(_tau(only(cells, arm=arm, **keys))) for keys in shown.values())] for arm in arms]
     text += grid(["arm", *shown], rows, "tau: tree, temperature, visual tokens")
     shown |= sums_of_lengths(cells)
