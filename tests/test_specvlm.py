@@ -219,7 +219,7 @@ def test_by_name_on_the_command_line():
 
 def test_in_the_evaluation(tmp_path):
     model, tokenizer, _ = miniature_pair()
-    plan = Plan((SPECVLM,), (64,), (0.0, 1.0), clips=2, live=2, timed=1, runs=1, max_new_tokens=12)
+    plan = Plan("main", (SPECVLM,), ((64, 0.0), (64, 1.0)), clips=2, live=2, timed=1, runs=1, max_new_tokens=12)
     result = Evaluation(plan, model, tokenizer, SETTINGS, {}, tmp_path).write(tmp_path / "out.json", {})
     cells = [cell for cell in result["cells"] if cell["system"] == "SpecVLM"]
     assert len(cells) == 2

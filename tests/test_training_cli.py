@@ -9,7 +9,7 @@ import yaml
 from sparrow import cli, cli_train
 from sparrow.miniature import DEMO
 from sparrow.training.config import ConfigError, load_config
-from sparrow.training.recipe import DrafterTraining
+from sparrow.training.recipe import DrafterTraining, Recipe
 from sparrow.training.run import Run, learning_rate
 from tests.pairs import write_tiny_pair
 
@@ -129,8 +129,14 @@ def test_synthetic_clips_are_drawn_by_number(folder):
 
 
 def test_the_shipped_settings_are_valid():
+    """Text only with three passes; with the overrides in the file's head the paper's recipe, which the defaults are."""
     config = load_config(DrafterTraining, ASSET)
-    assert config.recipe.visual and config.recipe.mtp_depth == 1 and config.drafter.hidden_layer == -1
+    assert not config.recipe.visual and config.recipe.mtp_depth == 3 and config.drafter.hidden_layer == -1
+    overrides = next(
+        line for line in ASSET.read_text().splitlines() if line.startswith("#   recipe.visual=true")
+    ).split()
+    paper = load_config(DrafterTraining, ASSET, overrides[1:])
+    assert paper.recipe == Recipe() and (paper.optimisation.optimiser, paper.optimisation.batch_rows) == ("adamw", 4096)
     with pytest.raises(ConfigError, match="unknown setting nothing"):
         load_config(DrafterTraining, ASSET, ["nothing=1"])
 
