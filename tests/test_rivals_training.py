@@ -90,6 +90,7 @@ def test_training_forward_equals_decoding(tiny, family, rival):
 TRAINED = {
     "MSD": ({"visual_layer": 0, "mtp_depth": 0}, RIVALS["MSD"]),
     "ViSpec": ({"visual_layer": 0, "mtp_depth": 1}, {**RIVALS["ViSpec"], "grouped_heads": False}),
+    "IVSB without VATA": ({"visual_layer": 2, "mtp_depth": 0}, {"visual": "rows", "positions": "sequence"}),
 }
 
 
@@ -107,6 +108,7 @@ def test_trains_and_drafts(tiny, greedy, tmp_path, rival):
     assert losses[-1] < 0.9 * losses[0]
     drafter = sparrow.SparrowDrafter.from_pretrained(pathlib.Path(folder))
     assert drafter.config.num_kv_heads == (4 if rival == "ViSpec" else 2)
+    assert drafter.config.seen_layer == recipe["visual_layer"]
     start = training.new_drafter(Target(model), config, [])
     moved = {k for k, v in drafter.state_dict().items() if not torch.equal(v, start.state_dict()[k])}
     assert moved >= set(start.state_dict()) - {"compressor.k_proj.bias"}  # a softmax does not feel its keys' bias

@@ -219,12 +219,14 @@ def test_by_name_on_the_command_line():
 
 def test_in_the_evaluation(tmp_path):
     model, tokenizer, _ = miniature_pair()
-    plan = Plan("main", (SPECVLM,), ((64, 0.0), (64, 1.0)), clips=2, live=2, timed=1, runs=1, max_new_tokens=12)
+    plan = Plan(
+        "main", (SPECVLM,), ((64, 0.0), (64, 1.0)), clips=3, live=2, live_others=3, timed=1, runs=1, max_new_tokens=12
+    )
     result = Evaluation(plan, model, tokenizer, SETTINGS, {}, tmp_path).write(tmp_path / "out.json", {})
     cells = [cell for cell in result["cells"] if cell["system"] == "SpecVLM"]
     assert len(cells) == 2
     for cell, reference in zip(cells, ("transformers", "plain"), strict=True):
-        assert cell["identical"] == {"clips": 2, "of": 2, "to": reference} and cell["counts"]["tokens"] == 22
+        assert cell["identical"] == {"clips": 2, "of": 2, "to": reference} and cell["counts"]["tokens"] == 33
         assert cell["tau"]["value"] >= 1 and "replay_equals_live" not in cell
 
 

@@ -257,3 +257,13 @@ def test_muon_takes_the_matrices(tiny):
     assert len(parts[0]) + len(parts[1]) == len(list(drafter.parameters()))
     with pytest.raises(ValueError, match=r"optimiser=muon needs optimisation\.sharding=ddp"):
         Optimisation(optimiser="muon", sharding="fsdp")
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_the_schedule_is_every_optimisers(tiny, tmp_path, monkeypatch, optimiser):
+    """At a rate of 0 no weight moves, whatever the peak."""
+    monkeypatch.setattr(training, "learning_rate", lambda *_: 0.0)
+    target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, optimisation={"optimiser": optimiser, "steps": 2})
+    training.train(target, RandomClips("qwen2_5_vl", 3), config)
+    start = training.new_drafter(target, config, []).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in weights(config.run).items())

@@ -14,10 +14,10 @@ from sparrow.evaluation.cells import Runs, cell
 from sparrow.evaluation.plan import Plan
 from sparrow.evaluation.questions import Question, question, sampling, to_model
 from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED
-from sparrow.evaluation.systems import Run, System
+from sparrow.evaluation.systems import AUTO, Run, System
 from sparrow.evaluation.tape import replay
 from sparrow.evaluation.tapes import Key, Tapes, model_hash
-from sparrow.evaluation.trees import AUTO, CANDIDATES, CLIPS, TIMED, choose
+from sparrow.evaluation.trees import CANDIDATES, CLIPS, TIMED, choose
 from sparrow.miniature import drafter_folder, training_record
 from sparrow.tree import TreeConfig
 

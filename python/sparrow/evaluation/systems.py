@@ -16,6 +16,7 @@ from sparrow.tree import TreeConfig
 OURS = ("plain", "sparrow", "specvlm")
 KINDS = ("transformers", "lookup", *OURS)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+AUTO = "auto"  # a tree: the fastest at each visual length
 LOOKUP_TOKENS = 10  # transformers' own choice in its documentation of prompt lookup
 
 
@@ -47,7 +48,7 @@ class System:
             raise ValueError(f"system {self.name!r}: drafter and tree belong to kind 'sparrow', and both to it")
         if self.overrides and self.kind != "sparrow":
             raise ValueError(f"system {self.name!r}: overrides belong to kind 'sparrow', got {self.overrides}")
-        if self.tree not in (None, "auto"):
+        if self.tree not in (None, AUTO):
             TreeConfig.parse(str(self.tree))
         object.__setattr__(self, "arm", self.arm or self.name)
 

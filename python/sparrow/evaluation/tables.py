@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sparrow.evaluation.systems import LOOKUP, SPECVLM, System
+from sparrow.evaluation.systems import AUTO, LOOKUP, SPECVLM, System
 
-PAPER_TREE, DEEP_TREE, AUTO, OWN = "25-5-8", "40-10-6", "auto", "own"
+PAPER_TREE, DEEP_TREE, OWN = "25-5-8", "40-10-6", "own"
 TREES = (PAPER_TREE, DEEP_TREE)
 OTHERS = {"lookup": LOOKUP, "specvlm": SPECVLM}
 LENGTHS = (64, 256, 1024, 2048, 4096)

@@ -11,7 +11,6 @@ from sparrow.evaluation.systems import System
 from sparrow.evaluation.tape import Tape, replay
 from sparrow.tree import TreeConfig
 
-AUTO = "auto"
 CANDIDATES = ("4-4-1", "6-6-1", "8-8-1", "12-12-1", "8-4-2", "12-6-2", "16-8-2", "16-6-4", "24-12-2", "25-5-8")
 CLIPS, TIMED = 12, 2
 
