@@ -1,11 +1,11 @@
 """sparrow: fast, lossless decoding for video LLMs. `generate` is transformers' generate with a text-only drafter."""
 
-from sparrow.comparison import Comparison, compare
-from sparrow.drafter import SparrowDrafter
-from sparrow.drafter_config import DrafterConfig
-from sparrow.generation import GenerateOutput, generate
-from sparrow.specvlm import SpecVLM
-from sparrow.stats import DecodeStats
+from sparrow.decoding.compare import Comparison, compare
+from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.decoding.stats import DecodeStats
+from sparrow.drafters.config import DrafterConfig
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.drafters.specvlm import SpecVLM
 from sparrow.targets.adapter import Target
 from sparrow.tree import PRESETS, TreeConfig
 

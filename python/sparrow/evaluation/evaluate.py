@@ -8,17 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sparrow.drafter import WEIGHTS_FILE, SparrowDrafter
+from sparrow.drafters.network import WEIGHTS_FILE, SparrowDrafter
 from sparrow.evaluation import systems as one
-from sparrow.evaluation.cells import Runs, cell
-from sparrow.evaluation.plan import Plan
+from sparrow.evaluation.cells import LEVEL, RESAMPLES, SEED, Runs, cell
 from sparrow.evaluation.questions import Question, question, sampling, to_model
-from sparrow.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from sparrow.evaluation.systems import AUTO, Run, System
-from sparrow.evaluation.tape import replay
-from sparrow.evaluation.tapes import Key, Tapes, model_hash
+from sparrow.evaluation.tables import Plan
+from sparrow.evaluation.tape import Key, Tapes, model_hash, replay
 from sparrow.evaluation.trees import CANDIDATES, CLIPS, TIMED, choose
-from sparrow.miniature import drafter_folder, training_record
+from sparrow.miniature.shipped import drafter_folder, training_record
 from sparrow.tree import TreeConfig
 
 Progress = Callable[[str, int], None]  # what is done now, and by how many clips that moves on

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparrow.synthetic import FORMATS, Clip, Format, sample
+from sparrow.miniature.world import FORMATS, Clip, Format, sample
 from sparrow.video import VideoInfo, prepare
 from sparrow.video.settings import PatchSettings
 

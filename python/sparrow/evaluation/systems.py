@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparrow.drafter import SparrowDrafter
-from sparrow.generation import generate
-from sparrow.specvlm import SpecVLM
+from sparrow.decoding.generate import generate
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.drafters.specvlm import SpecVLM
 from sparrow.tree import TreeConfig
 
 OURS = ("plain", "sparrow", "specvlm")

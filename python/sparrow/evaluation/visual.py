@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparrow.evaluation.cells import interval, quotient
 from sparrow.evaluation.questions import form_of
-from sparrow.evaluation.statistics import interval, quotient
-from sparrow.training.watching import VIDEOS, Counts, hits
+from sparrow.miniature.watching import VIDEOS, Counts, hits
 
 
 def shares(counts: Counts) -> dict[str, dict[str, Any]]:
