@@ -1,6 +1,5 @@
 """`sparrow eval`: the tables of the comparison on held-out synthetic clips; JSON with intervals, Markdown, pictures."""
 
-import argparse
 import importlib.util
 import json
 import pathlib
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sparrow.cli import eval_visual
+from sparrow.cli.arguments import Eval as EvalArguments
 from sparrow.cli.loading import load_drafter, load_target, pick_device, target_folder
 from sparrow.evaluation.cells import faults
 from sparrow.evaluation.evaluate import Evaluation, Known
@@ -41,7 +41,7 @@ class Loaded:
 OF_SYSTEMS = ("drafter", "tree", "systems", "temperature", "live", "live_others", "timed", "runs")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: EvalArguments) -> int:
     """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def measure(table: Table, loaded: Loaded, arguments: argparse.Namespace) -> list[str]:
+def measure(table: Table, loaded: Loaded, arguments: EvalArguments) -> list[str]:
     """Measures one table into --out and shows it. Returns what was not as it must be."""
     folder, made = pathlib.Path(arguments.out), provenance("sparrow " + shlex.join(sys.argv[1:]))
     file = folder / f"{table.name}.json"
@@ -75,7 +75,7 @@ def measure(table: Table, loaded: Loaded, arguments: argparse.Namespace) -> list
 
 
 def measure_systems(
-    table: Table, file: pathlib.Path, made: dict[str, Any], loaded: Loaded, arguments: argparse.Namespace, bar: Progress
+    table: Table, file: pathlib.Path, made: dict[str, Any], loaded: Loaded, arguments: EvalArguments, bar: Progress
 ) -> None:
     """Measures a table of systems into the file; made: provenance."""
     tapes = pathlib.Path(arguments.tapes) if arguments.tapes else file.parent / "tapes"
@@ -91,7 +91,7 @@ def measure_systems(
     evaluation.write(file, made)
 
 
-def changed(table: Table, arguments: argparse.Namespace) -> Table:
+def changed(table: Table, arguments: EvalArguments) -> Table:
     """The table with the drafters, trees, systems and points that the options name."""
     if table.visual:
         return replace(table, points=grid(arguments.lengths or table.lengths, 0.0))
@@ -110,13 +110,13 @@ def changed(table: Table, arguments: argparse.Namespace) -> Table:
     return replace(table, **more)
 
 
-def check(tables: list[Table], arguments: argparse.Namespace) -> None:
+def check(tables: list[Table], arguments: EvalArguments) -> None:
     """What can be known to fail before anything is loaded."""
     if pathlib.Path(arguments.out).is_file():
         raise ValueError(f"--out must be a folder, {arguments.out} is a file")
     if arguments.timed == 0 and any(table.name == "stages" for table in tables):
         raise ValueError("table stages is of times: --timed must be at least 1, got 0")
-    given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, [])]
+    given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, ())]
     if given and all(table.visual for table in tables):
         name = tables[0].name
         raise ValueError(f"table {name} is of the target alone: it takes no --{given[0].replace('_', '-')}")
@@ -133,7 +133,7 @@ def drafter_of(arm: Arm, model: Any) -> Any:
     return load_drafter(str(drafter_folder(arm.drafter)), model, **arm.overrides)
 
 
-def plan_of(table: Table, compared: list[System], arguments: argparse.Namespace) -> Plan:
+def plan_of(table: Table, compared: list[System], arguments: EvalArguments) -> Plan:
     """The table's counts, where the options name no others; of fewer clips fewer are live and timed."""
     clips = arguments.clips or table.clips
     live = arguments.live or min(table.live, clips)
@@ -154,7 +154,7 @@ def plan_of(table: Table, compared: list[System], arguments: argparse.Namespace)
     )
 
 
-def target(arguments: argparse.Namespace) -> tuple[PatchSettings, Any, Any]:
+def target(arguments: EvalArguments) -> tuple[PatchSettings, Any, Any]:
     """(settings, model, tokenizer) of --target, or of the shipped pair."""
     folder = target_folder(arguments.target) if arguments.target else pair(SHIPPED)[0]
     with err.status("loading the target"):

@@ -1,10 +1,10 @@
 """The tables watch and layer_cut of `sparrow eval`: whether the target watches, and where it takes the video in."""
 
-import argparse
 import functools
 import pathlib
 from typing import Any
 
+from sparrow.cli.arguments import Eval
 from sparrow.evaluation.evaluate import save_json, started
 from sparrow.evaluation.tables import Table
 from sparrow.evaluation.tape import model_hash
@@ -16,7 +16,7 @@ from sparrow.miniature.training import Forward
 
 
 def measure(
-    table: Table, file: pathlib.Path, made: dict[str, Any], target: tuple[Any, Any, Any], arguments: argparse.Namespace,
+    table: Table, file: pathlib.Path, made: dict[str, Any], target: tuple[Any, Any, Any], arguments: Eval,
     bar: Any,
 ) -> None:  # fmt: skip
     """Writes the file; where it is there, with the same settings, nothing is measured again.

@@ -1,17 +1,17 @@
 """`sparrow synthetic`: clips of the synthetic world as mp4 files with prompts and answers, or a sheet to look at."""
 
-import argparse
 import json
 import pathlib
 import textwrap
 
+from sparrow.cli.arguments import Synthetic
 from sparrow.evaluation.questions import form_of
 from sparrow.miniature.world import Clip, sample, write_video
 
 FRAMES_SHOWN = 8
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Synthetic) -> int:
     """Writes files, a contact sheet, or both."""
     if arguments.out is None and arguments.sheet is None:
         raise ValueError("sparrow synthetic writes clips (--out FOLDER), a contact sheet (--sheet FILE.png), or both")

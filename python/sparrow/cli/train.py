@@ -1,10 +1,10 @@
 """`sparrow train`: drafters, and the answers they are trained on."""
 
-import argparse
 import pathlib
 
 import transformers
 
+from sparrow.cli.arguments import TrainDrafter
 from sparrow.cli.loading import load_target, pick_device, target_folder
 from sparrow.targets.adapter import Target
 from sparrow.training.answers import console
@@ -16,17 +16,17 @@ from sparrow.training.trainer import prepare_answers, train
 from sparrow.video import load_settings
 
 
-def run_drafter(arguments: argparse.Namespace) -> int:
+def run_drafter(arguments: TrainDrafter) -> int:
     """Trains a drafter by a configuration file; under torchrun, with all processes. Goes on where a run stopped."""
     return _run(arguments, only_answers=False)
 
 
-def run_answers(arguments: argparse.Namespace) -> int:
+def run_answers(arguments: TrainDrafter) -> int:
     """The first stage of `sparrow train drafter` alone: the target's answers."""
     return _run(arguments, only_answers=True)
 
 
-def _run(arguments: argparse.Namespace, only_answers: bool) -> int:
+def _run(arguments: TrainDrafter, only_answers: bool) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = load_config(DrafterTraining, arguments.config, arguments.overrides)

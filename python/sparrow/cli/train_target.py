@@ -1,12 +1,12 @@
 """`sparrow train target`: the miniature target from nothing, as a checkpoint folder transformers can load."""
 
-import argparse
 import pathlib
 
 import torch
 import transformers
 from rich.console import Console
 
+from sparrow.cli.arguments import TrainTarget
 from sparrow.miniature.batches import Collator
 from sparrow.miniature.model import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer, trainable
 from sparrow.miniature.recipe import TargetRecipe
@@ -19,7 +19,7 @@ from sparrow.video import save_settings
 out = Console()
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: TrainTarget) -> int:
     """Trains in folder --out and writes the checkpoint to its subfolder "target"."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
