@@ -112,7 +112,7 @@ class Generate(Command):
     num_frames: int | None = option("frames to sample (default: the model's rule)", default=None, type=positive)
     fps: float | None = option("frames per second to sample", default=None, type=float)
     max_new_tokens: int = option("longest answer (default: %(default)s)", default=256, type=positive)
-    tree: TreeConfig | None = option(
+    tree: TreeConfig | None = option(  # noqa: RUF009
         f"total-depth-width, such as {', '.join(PRESETS)} (default: the drafter's)", default=None, type=shape
     )
     temperature: float = option("0 = greedy (the default)", default=0.0, type=float)
@@ -141,8 +141,10 @@ class Generate(Command):
             raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
         check_temperature(self.temperature)
         check_seed(self.seed)
-        if not 0 <= self.top_k <= MAX_INT32:
-            raise ValueError(f"--top-k must be at least 0 (0 = off) and at most {MAX_INT32}, got {self.top_k}")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k must be at least 0 (0 = off), got {self.top_k}")
+        if self.top_k > MAX_INT32:
+            raise ValueError(f"--top-k must be at most {MAX_INT32}, got {self.top_k}")
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"--top-p must lie in [0, 1], got {self.top_p}")
         penalty = self.repetition_penalty
@@ -156,7 +158,7 @@ class Generate(Command):
             raise ValueError("--fps and --num-frames exclude each other: one says how often, the other how many")
         if self.tree is not None and self.drafter in (None, "specvlm"):
             raise ValueError(
-                "--tree needs --drafter with a folder: nothing else drafts trees of a shape one can choose"
+                "--tree needs --drafter FOLDER: plain decoding drafts nothing, and specvlm's tree is its own"
             )
         if not self.prompt.strip():
             raise ValueError("--prompt must not be empty")
@@ -218,7 +220,9 @@ class Demo(Command):
     EXAMPLE = "sparrow demo"
 
     folder: str | None = option("another pair: a folder with target/ and drafter/", default=None, metavar="FOLDER")
-    tree: TreeConfig | None = option("total-depth-width (default: the drafter's)", default=None, type=shape)
+    tree: TreeConfig | None = option(  # noqa: RUF009
+        "total-depth-width (default: the drafter's)", default=None, type=shape
+    )
     max_new_tokens: int = option("longest description (default: %(default)s)", default=256, type=positive)
 
 
@@ -297,9 +301,7 @@ class Synthetic(Command):
     sheet: str | None = option("a contact sheet with captions", default=None, metavar="FILE.png")
     count: int = option("clips (default: %(default)s)", default=8, type=positive)
     first: int = option("number of the first clip within its split (default: %(default)s)", default=0, type=int)
-    length: int = option(
-        "visual tokens the miniature makes of a clip (default: %(default)s)", default=256, type=positive
-    )
+    length: int = option("visual tokens in the miniature (default: %(default)s)", default=256, type=positive)
     split: str = option("default: %(default)s", default="test", choices=["train", "dev", "test"])
     kind: str = option("describe (default), list, or what a question asks for (colour, count, ...)", default="describe")
 

@@ -65,7 +65,7 @@ def _next(passed: bool, target: str | None) -> list[str]:
             "all is well: `sparrow demo` shows it at work; `sparrow doctor --target FOLDER` checks a model.",
         ]
     command = f"sparrow generate --target {target} --video clip.mp4 --prompt 'What happens?'"
-    return [*steps, f"all is well: {command}"]
+    return [*steps, command]
 
 
 def _version(name: str) -> str:

@@ -24,7 +24,7 @@ from sparrow.video import VideoError, load_settings, prepare
 
 
 def run(arguments: Generate) -> int:
-    """Streams the answer to stdout; progress and summary go to stderr. What can be wrong is read first, weights last."""
+    """Streams the answer to stdout; progress and summary go to stderr. The weights come last: all else may be wrong."""
     quiet()
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
         raise FileNotFoundError(f"--json: no such folder: {pathlib.Path(arguments.json).parent}")
@@ -98,7 +98,7 @@ def summarise(output: GenerateOutput) -> None:
 
 
 def side_by_side(model, drafter, inputs, options, output: GenerateOutput, arguments: Generate) -> int:
-    """Measures transformers, our plain loop and the drafter. Exit code 1 where float32 outputs differ for no near tie."""
+    """Measures the systems in turns. Exit code 1 where float32 outputs differ, and by more than near ties."""
     systems = [TRANSFORMERS, PLAIN]
     if isinstance(drafter, SpecVLM):
         systems.append(SPECVLM)

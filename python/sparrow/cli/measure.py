@@ -1,6 +1,7 @@
 """Speed side by side, the same for every command that prints one: in turns, after a warm-up, medians, same threads."""
 
 import hashlib
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def whole_rate(run: Run) -> float:
 def speed_up(ours: Sequence[Run], theirs: Sequence[Run], rate: Callable[[Run], float]) -> str:
     """Median over median; "~" where the turns do not agree which of the two is faster: then neither is."""
     a, b = [rate(r) for r in ours], [rate(r) for r in theirs]
-    if any(x != x for x in (*a, *b)):
+    if any(map(math.isnan, (*a, *b))):
         return "-"
     agree = len({x > y for x, y in zip(a, b, strict=True)}) == 1
     return f"{'' if agree else '~'}{statistics.median(a) / statistics.median(b):.2f}x"
@@ -67,7 +68,7 @@ def table(runs: Runs) -> Table:
         row = []
         for rate in (decode_rate, whole_rate):
             median = statistics.median(map(rate, own))
-            row.append("-" if median != median else f"{median:.1f}")
+            row.append("-" if math.isnan(median) else f"{median:.1f}")
             others = [other for other in ("transformers", "plain") if name not in ("transformers", other)]
             row += [speed_up(own, runs[other], rate) if other in others else "" for other in ("transformers", "plain")]
         shown.add_row("plain loop" if name == "plain" else name, *row)

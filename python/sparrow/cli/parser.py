@@ -84,10 +84,9 @@ def _add_all(parser: Parser, commands: dict[str, Any], metavar: str) -> None:
 
 
 def _add(listed: Any, name: str, command: type[Command]) -> None:
-    parser = listed.add_parser(
-        name, help=command.ABOUT, description=_filled(inspect.getdoc(command) or ""), epilog=f"example:\n  {command.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    about, example = _filled(inspect.getdoc(command) or ""), f"example:\n  {command.EXAMPLE}"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = listed.add_parser(name, help=command.ABOUT, description=about, epilog=example, formatter_class=raw)
     parser.set_defaults(command=command, listed=None)
     parser.settings = getattr(command, "SETTINGS", None)
     for field in dataclasses.fields(command):
