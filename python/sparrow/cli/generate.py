@@ -1,7 +1,6 @@
 """`sparrow generate`: load, prepare, decode with progress, print a summary."""
 
 import argparse
-import json
 import math
 import pathlib
 import time
@@ -18,6 +17,7 @@ from transformers import TextStreamer
 import sparrow
 from sparrow.cli.loading import load_target, pick_device, pick_drafter, target_folder
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.files import write_json
 from sparrow.video import load_settings, prepare
 
 err = Console(stderr=True)
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             plain = generate(model, None, **inputs, **options, positions=arguments.positions)
     summarise(output, plain, compared)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(output.stats.as_dict(), indent=2, allow_nan=False) + "\n")
+        write_json(arguments.json, output.stats.as_dict())
     exact = model.dtype == torch.float32
     return 1 if compared is not None and exact and not compared.lossless else 0
 
