@@ -37,8 +37,8 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
             yield place
         return
     place = pathlib.Path(os.path.realpath(place))
+    place.parent.mkdir(parents=True, exist_ok=True)
     with _naming(place, None):
-        place.parent.mkdir(parents=True, exist_ok=True)
         beside = pathlib.Path(tempfile.mkdtemp(UNFINISHED, f".{place.name}.", place.parent))
     try:
         with _naming(place, beside):
@@ -87,9 +87,11 @@ def _naming(place: pathlib.Path, beside: pathlib.Path | None) -> Iterator[None]:
             if not at.is_relative_to(beside):
                 raise
             place = place.parent / at.relative_to(beside)
-        if error.errno is None:
-            raise OSError(f"cannot write {place}: {error}") from error
-        raise OSError(error.errno, error.strerror, str(place)) from error
+        if error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(place)) from error
+        if type(error) is not OSError:
+            raise
+        raise OSError(f"cannot write {place}: {error}") from error
 
 
 def write_text(path: PathLike, text: str) -> None:
@@ -178,16 +180,19 @@ def read_json_lines(path: PathLike) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{path}, line {number} is damaged: {error}") from None
 
 
-def read_json(path: PathLike) -> Any:
-    """A file's JSON.
+def read_json(path: PathLike) -> dict[str, Any]:
+    """A file's JSON object.
 
     Raises:
-        ValueError: it is not JSON; the file is named.
+        ValueError: it holds none; the file is named.
     """
     try:
-        return json.loads(pathlib.Path(path).read_bytes())
+        value = json.loads(pathlib.Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it must hold an object, got {str(value)[:80]}")
+    return value
 
 
 def sweep(folder: pathlib.Path, start: str = ".") -> None:

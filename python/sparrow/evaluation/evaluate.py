@@ -179,8 +179,8 @@ def started(
     if not file.exists():
         return {"provenance": [provenance], "settings": settings, **empty}
     try:
-        result = dict(read_json(file))
-    except (TypeError, ValueError) as error:
+        result = read_json(file)
+    except ValueError as error:
         raise ValueError(f"{error}. Remove it: the table is measured again") from None
     for name, value in settings.items():
         if (old := result.get("settings", {}).get(name)) != value:

@@ -55,8 +55,8 @@ def keep_settings(folder: pathlib.Path, settings: Mapping[str, object], main: bo
             write_json(file, settings)
         return
     try:
-        old, new = dict(read_json(file)), json.loads(json.dumps(settings))
-    except (TypeError, ValueError) as error:
+        old, new = read_json(file), json.loads(json.dumps(settings))
+    except ValueError as error:
         raise ValueError(
             f"{error}. It says what {folder} was made with: if nothing of that has changed, remove this file alone and "
             "it is written again; otherwise remove the folder"

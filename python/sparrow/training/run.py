@@ -101,18 +101,19 @@ class Run:
 
     def _checkpoint(self) -> dict[str, Any]:
         file = self.folder / CHECKPOINT
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            if missing := [name for name in KEPT if name not in state]:
-                raise ValueError(f"it has no {missing[0]}")
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # damage ends in exceptions of many kinds
-            fault = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(
-                f"{file} is damaged, or no checkpoint of this program ({fault}). Restore it; or remove it, and the "
-                "run starts again at its first step with what else is in the folder"
-            ) from error
+        with file.open("rb") as opened:
+            try:
+                state = torch.load(opened, map_location="cpu", weights_only=True)
+                if missing := [name for name in KEPT if name not in state]:
+                    raise ValueError(f"it has no {missing[0]}")
+            except MemoryError:
+                raise
+            except Exception as error:  # damage ends in exceptions of many kinds
+                fault = " ".join(str(error).split())[:200] or type(error).__name__
+                raise ValueError(
+                    f"{file} is damaged, or no checkpoint of this program ({fault}). Restore it; or remove it, and the "
+                    "run starts again at its first step with what else is in the folder"
+                ) from error
         return state
 
     def curves(self, *names: str, x: str = "step") -> None:
