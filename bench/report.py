@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from sparrow.files import write_figure, write_text
 from sparrow.provenance import provenance
 
 OURS = "sparrow"
@@ -84,8 +85,7 @@ def plot(result: dict[str, dict], path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("times faster than the eager PyTorch composition (CPU, one thread; a dot = one shape)")
     axes.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure, dpi=150)
 
 
 def main() -> int:
@@ -99,8 +99,7 @@ def main() -> int:
     saved = {"provenance": origin(data), "results": ratios(data)} if "benchmarks" in data else data
     show(saved["results"])
     if arguments.save:
-        arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        arguments.save.write_text(json.dumps(saved, indent=1) + "\n")
+        write_text(arguments.save, json.dumps(saved, indent=1) + "\n")
     if arguments.table:
         print(table(saved["results"]))
     if arguments.plot:

@@ -1,7 +1,6 @@
 """`sparrow generate`: prepare, load, decode with progress, print a summary."""
 
 import contextlib
-import json
 import pathlib
 from typing import Any
 
@@ -10,13 +9,14 @@ from rich.table import Table
 
 from sparrow.cli import measure
 from sparrow.cli.arguments import Generate
-from sparrow.cli.loading import bind, load_target, load_tokenizer, pick_device, quiet, read_drafter, target_folder
+from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter, target_folder
 from sparrow.cli.stream import Stream
 from sparrow.decoding.compare import compare
 from sparrow.decoding.generate import GenerateOutput, generate
 from sparrow.drafters.specvlm import SpecVLM
 from sparrow.evaluation.questions import to_model
 from sparrow.evaluation.systems import PLAIN, SPECVLM, TRANSFORMERS, Run, System
+from sparrow.files import write_json
 from sparrow.progress import Progress, console
 from sparrow.targets.adapter import Target
 from sparrow.targets.positions import prompt_positions
@@ -35,7 +35,7 @@ def run(arguments: Generate) -> int:
     tokenizer = load_tokenizer(folder, arguments.trust_remote_code)
     drafter = read_drafter(arguments.drafter)
     inputs = read_video(folder, tokenizer, arguments)
-    model, _ = load_target(folder, arguments.dtype, device, arguments.trust_remote_code)
+    model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
     bind(drafter, model)
     inputs = to_model(inputs, model)
     options = sampling_options(arguments)
@@ -43,7 +43,7 @@ def run(arguments: Generate) -> int:
     summarise(output)
     code = side_by_side(model, drafter, inputs, options, output, arguments) if arguments.compare else 0
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(output.stats.as_dict(), indent=2, allow_nan=False) + "\n")
+        write_json(arguments.json, output.stats.as_dict())
     return code
 
 

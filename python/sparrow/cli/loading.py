@@ -89,18 +89,22 @@ def load_tokenizer(folder: pathlib.Path, remote_code: bool):
 
 
 def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_code: bool):
-    """Model (safetensors only) and tokenizer. Raises ValueError for a family that is not supported."""
+    """Model and tokenizer. Raises ValueError for a family that is not supported."""
     tokenizer = load_tokenizer(folder, remote_code)
+    return load_model(folder, dtype, device, remote_code), tokenizer
+
+
+def load_model(folder: pathlib.Path, dtype: str, device: torch.device, remote_code: bool):
+    """The model, from safetensors only, of a family that load_tokenizer has checked."""
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
         with Progress("loading the target"):
             model = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=kind, use_safetensors=True, trust_remote_code=remote_code
             )
-            model = model.to(device).eval()
+            return model.to(device).eval()
     except SafetensorError as error:
         raise ValueError(f"--target: the weights in {folder} are not safetensors, or cut short: {error}") from None
-    return model, tokenizer
 
 
 def read_drafter(name: str | None, **overrides: Any) -> SparrowDrafter | SpecVLM | None:

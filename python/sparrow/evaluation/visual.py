@@ -10,6 +10,7 @@ from typing import Any
 
 from sparrow.evaluation.cells import interval, quotient
 from sparrow.evaluation.questions import form_of
+from sparrow.files import write_figure
 from sparrow.miniature.watching import VIDEOS, Counts, hits
 
 
@@ -102,6 +103,5 @@ def layer_plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
     axis.set_ylim(0, 1.02)
     axis.grid(alpha=0.3)
     figure.legend(fontsize=8, loc="outside right upper")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
+    write_figure(file, figure, dpi=130)
     plt.close(figure)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from sparrow.files import write_json, write_text
 from sparrow.video.errors import VideoError
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings, VideoSettings
 
@@ -117,9 +118,9 @@ def save_settings(settings: VideoSettings, folder: str | Path) -> None:
         if crop is not None:
             raw["crop_size"] = {"height": crop[0], "width": crop[1]}
     raw = FIXED | raw | {"video_processor_type": PROCESSORS[settings.family]}
-    Path(folder, "video_preprocessor_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    write_json(Path(folder, "video_preprocessor_config.json"), raw)
     if template is not None:
-        Path(folder, "chat_template.jinja").write_text(template)
+        write_text(Path(folder, "chat_template.jinja"), template)
 
 
 def _apply(settings: PatchSettings | FrameSettings, raw: dict[str, Any]) -> PatchSettings | FrameSettings:

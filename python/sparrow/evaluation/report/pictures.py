@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from sparrow.evaluation.report.pivots import Cell, Result, distinct, drafting, only, tree_of
+from sparrow.files import write_figure
 
 MARKERS = "osD^vPX*<>"
 
@@ -140,6 +141,5 @@ def save(drawn, axes, file: pathlib.Path, bottom: float | None = 0.0) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     drawn.legend(entries.values(), entries.keys(), fontsize=8, loc="outside right upper")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(file, dpi=130)
+    write_figure(file, drawn, dpi=130)
     plt.close(drawn)
