@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import platform
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -107,5 +108,5 @@ def _self_test(family: str) -> sparrow.Comparison:
     model = tiny_target(family)
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
     ids = torch.randint(3, 280, (1, 12), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return sparrow.compare(model, drafter, **inputs, max_new_tokens=32, eos_token_id=None)

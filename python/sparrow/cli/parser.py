@@ -113,7 +113,7 @@ def settings_help(where: str) -> str:
 
 def _settings(cls: type, prefix: str) -> list[str]:
     lines, parts, told = [], [], documented(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = dataclasses.fields(cls)
     for field, following in zip(fields, (*fields[1:], None), strict=True):
         default = field.default_factory() if callable(field.default_factory) else field.default
         if dataclasses.is_dataclass(default):
@@ -130,7 +130,7 @@ def _settings(cls: type, prefix: str) -> list[str]:
 def documented(cls: type) -> dict[str, str]:
     """What the section "Attributes" of a docstring says of each field; fields may share a text ("lr, steps: ...")."""
     text = " ".join((inspect.getdoc(cls) or "").partition("Attributes:")[2].split())
-    names = "|".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    names = "|".join(f.name for f in dataclasses.fields(cls))
     parts = re.split(rf"(?:^|(?<=[.;:)]) )((?:{names})(?:, (?:{names}))*): ", text)
     pairs = zip(parts[1::2], parts[2::2], strict=True)
     return {name: told.strip(" ;") for some, told in pairs for name in some.split(", ")}
