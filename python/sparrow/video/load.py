@@ -13,8 +13,7 @@ import torch
 
 from sparrow.video.arrays import NUMPY_SUFFIXES, check_bytes, frames_of_array, frames_of_file, taken
 from sparrow.video.decode import Progress, decode_file, decode_picture
-from sparrow.video.errors import VideoError
-from sparrow.video.info import VideoInfo
+from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.paths import file_mode, kind, to_path
 from sparrow.video.sampling import default_sampling, sample_indices
 from sparrow.video.settings import VideoSettings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 from sparrow.video.load import is_clip
 from sparrow.video.options import OPTIONS, VideoOptions, read_options
 from sparrow.video.paths import to_path

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 from sparrow.video.pixels import MAX_ASPECT_RATIO, budgeted_size, fitted_size
 from sparrow.video.settings import FrameSettings, PatchSettings
 

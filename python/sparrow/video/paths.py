@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 
 KINDS = {
     stat.S_IFIFO: "a FIFO",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparrow.video.decode import MAX_BYTES
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
 
 MAX_ASPECT_RATIO = 200

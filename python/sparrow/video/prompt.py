@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sparrow.video.arrays import check_frames
 from sparrow.video.decode import Progress
-from sparrow.video.errors import VideoError
-from sparrow.video.info import ASSUMED_FPS, VideoInfo
+from sparrow.video.info import ASSUMED_FPS, VideoError, VideoInfo
 from sparrow.video.load import Source, has_clock, is_clip, load_video
 from sparrow.video.messages import Message, VideoPart, read_prompt, render
 from sparrow.video.options import VideoOptions
