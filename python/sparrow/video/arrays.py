@@ -59,7 +59,9 @@ def frames_of_file(path: Path) -> np.ndarray:
         with path.open("rb") as stream:
             if stream.peek(2).startswith(b"PK"):
                 return _unpacked(path)
-            _check_header(stream, path)
+            shape = _check_header(stream, path)
+            if stream.tell() + math.prod(shape) > path.stat().st_size:
+                raise ValueError(f"it is cut short: its header promises an array of shape {list(shape)}")
         array = npy.open_memmap(path, mode="r")
         _check_shape(list(array.shape), str(path))
         return array

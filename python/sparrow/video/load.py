@@ -14,9 +14,9 @@ import torch
 from sparrow.video.arrays import NUMPY_SUFFIXES, check_bytes, frames_of_array, frames_of_file, taken
 from sparrow.video.decode import Progress, decode_file, decode_picture
 from sparrow.video.info import VideoError, VideoInfo
-from sparrow.video.paths import file_mode, kind, to_path
+from sparrow.video.paths import kind, status, to_path
 from sparrow.video.sampling import default_sampling, sample_indices
-from sparrow.video.settings import VideoSettings
+from sparrow.video.settings import VideoSettings, is_finite
 
 # a path, an array [T, H, W, 3], or a sequence of frames: arrays [H, W, 3] or paths of pictures
 Source: TypeAlias = str | Path | np.ndarray | torch.Tensor | Sequence[Any]
@@ -61,7 +61,7 @@ def load_video(
         FileNotFoundError: no such file or folder.
         VideoError: anything else that keeps the source from being such a clip.
     """
-    if source_fps is not None and not (_number(source_fps) and 0 < source_fps < math.inf):
+    if source_fps is not None and not (is_finite(source_fps) and source_fps > 0):
         raise VideoError(f"source_fps must be a positive finite number, got {source_fps!r}")
     span = range(0)
 
@@ -103,7 +103,7 @@ def frames_between(total: int, fps: float | None, start: float | None, end: floa
     if start is None and end is None:
         return range(total)
     for name, value in (("start", start), ("end", end)):
-        if value is not None and not (_number(value) and 0 <= value < math.inf):
+        if value is not None and not (is_finite(value) and value >= 0):
             raise VideoError(f"{name} must be a number of seconds >= 0, got {value!r}")
     if fps is None:
         raise VideoError("start and end need a frame rate: pass source_fps for frames that have none")
@@ -148,7 +148,7 @@ def _folder(path: Path) -> list[Path]:
 def _check_regular(files: list[Path]) -> None:
     """All of them before the first is opened: a FIFO would be waited for."""
     for file in files:
-        mode = file_mode(file, "a picture", file)
+        mode = status(file, "a picture", file).st_mode
         if not stat.S_ISREG(mode):
             raise VideoError(f"a picture must be a regular file, {file} is {kind(mode)}")
 
@@ -175,7 +175,3 @@ def _pictures(files: list[Path], progress: Progress | None) -> np.ndarray:
 def _natural(file: Path) -> list[tuple[int, str]]:
     """Sort key under which frame2 precedes frame10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", file.name)]
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

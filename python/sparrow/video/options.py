@@ -7,7 +7,7 @@ from typing import Any
 
 from sparrow.video.info import VideoError
 from sparrow.video.pixels import MAX_ASPECT_RATIO, budgeted_size, fitted_size
-from sparrow.video.settings import FrameSettings, PatchSettings
+from sparrow.video.settings import FrameSettings, PatchSettings, is_count, is_finite
 
 # qwen-vl-utils' bound of one frame, in tokens
 MAX_FRAME_TOKENS = 16384
@@ -58,11 +58,11 @@ class VideoOptions:
             if value is None:
                 continue
             if name in COUNTS:
-                self._require(isinstance(value, int) and value > 0, f"{name} must be a positive integer", value)
+                self._require(is_count(value), f"{name} must be a positive integer", value)
             elif name in SECONDS:
-                self._require(_finite(value) and value >= 0, f"{name} must be a number of seconds >= 0", value)
+                self._require(is_finite(value) and value >= 0, f"{name} must be a number of seconds >= 0", value)
             else:
-                self._require(_finite(value) and value > 0, f"{name} must be a positive number", value)
+                self._require(is_finite(value) and value > 0, f"{name} must be a positive number", value)
         for first, second in (("fps", "nframes"), ("nframes", "min_frames"), ("nframes", "max_frames")):
             both = self._given(first) and self._given(second)
             self._require(not both, f"at most one of {first} and {second} may be given", "both")
@@ -217,10 +217,3 @@ OPTIONS = tuple(field.name for field in fields(VideoOptions) if field.name != "w
 def read_options(part: Mapping[str, Any], where: str) -> VideoOptions:
     """The options among a part's entries."""
     return VideoOptions(where=where, **{name: part[name] for name in OPTIONS if name in part})
-
-
-def _finite(value: object) -> bool:
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False

@@ -31,16 +31,20 @@ def to_path(source: str | Path, name: str = "source") -> Path:
             would be waited for.
     """
     path = Path(_local(source, name))
-    mode = file_mode(path, name, source)
+    found = status(path, name, source)
+    mode = found.st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise VideoError(f"{name} must be a regular file or a folder, {shown(source)} is {kind(mode)}")
+    if stat.S_ISREG(mode) and found.st_size == 0:
+        # also what the kernel shows as a file and may wait to fill, as /proc/kmsg
+        raise VideoError(f"{source} is not a video, nor frames: the file is empty")
     return path
 
 
-def file_mode(path: Path, name: str, source: str | Path) -> int:
-    """The mode in stat's terms; a FileNotFoundError or VideoError that shows `source` where there is none."""
+def status(path: Path, name: str, source: str | Path) -> os.stat_result:
+    """What stat says; a FileNotFoundError or VideoError that shows `source` where there is none."""
     try:
-        return path.stat().st_mode
+        return path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{name} must be an existing video file or folder, got {shown(source)}") from error
     except (OSError, ValueError) as error:

@@ -63,6 +63,10 @@ def prepare(
     token, others = _placeholders(settings.family, tokenizer)
     messages, parts = read_prompt(prompt, videos, token, others)
     text = str(prompt) if messages is None else render(messages, tokenizer, settings.chat_template)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise VideoError(f"the prompt must be text that UTF-8 can hold: {error}") from error
     if text.count(token) != len(parts):
         raise VideoError(f"the prompt must have one {token} per video, got {text.count(token)} for {len(parts)} videos")
     for part in parts:
