@@ -44,6 +44,11 @@ class GenerateOutput:
     stats: DecodeStats
     past_key_values: TargetCache
 
+    @property
+    def cache(self) -> TargetCache:
+        """past_key_values under the name it has in transformers from 5.24 on."""
+        return self.past_key_values
+
 
 def generate(
     model,
@@ -232,7 +237,7 @@ class _Run:
         """Runs the prompt and draws the first token. Which prompt tokens are text is decided here, once."""
         target = self.target
         cache = target.new_cache(prompt.shape[1] + most + shape.nodes)
-        model_kwargs["past_key_values"] = cache
+        model_kwargs[target.cache_argument] = cache
         prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer, self.drafter.visual_layer)
         sampler = Sampler(rules, prompt, target.vocab_size)
         root = sampler.first(prefill.logits, prompt)
