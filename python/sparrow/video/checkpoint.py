@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings, VideoSettings
 
 # Settings that leave a video's tensors as they are, or that concern still images only.

@@ -12,8 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from sparrow.video.errors import VideoError
-from sparrow.video.info import VideoInfo
+from sparrow.video.info import VideoError, VideoInfo
 
 Choose = Callable[[int, float | None], tuple[int, ...]]
 Progress = Callable[[int, int], None]

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from sparrow.video.decode import Progress, decode_file, decode_picture
-from sparrow.video.errors import VideoError
-from sparrow.video.info import VideoInfo
+from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.sampling import default_sampling, sample_indices
 from sparrow.video.settings import VideoSettings
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
 
 MAX_ASPECT_RATIO = 200

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sparrow.video.decode import Progress
-from sparrow.video.errors import VideoError
-from sparrow.video.info import ASSUMED_FPS, VideoInfo
+from sparrow.video.info import ASSUMED_FPS, VideoError, VideoInfo
 from sparrow.video.load import Source, check_frames, load_video
 from sparrow.video.pixels import frame_pixels, patch_pixels
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings

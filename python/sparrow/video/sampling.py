@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
 
 

@@ -7,7 +7,7 @@ take flat patches. Frame models (LLaVA, InternVL) take every frame at one fixed 
 import math
 from dataclasses import dataclass, fields
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
