@@ -53,25 +53,35 @@ def decode_file(
         raise VideoError(f"{path} is truncated or corrupt: {packets.cut}")
     if source_fps is not None and packets.fps is not None:
         raise VideoError(f"source_fps must not be given for a video with its own rate, {path} has {packets.fps:.3f}")
-    fps, total = packets.fps or source_fps, packets.total
+    fps = packets.fps or source_fps
     skipped = () if packets.cut is None else (packets.cut,)
+    try:
+        frames, total, indices = _decode_chosen(path, packets, choose, fps, progress)
+    except Damage:
+        if on_damage == "raise":
+            raise
+        whole, total, lost = find_whole(path, packets)
+        indices, skipped = tuple(whole[i] for i in choose(len(whole), fps)), lost + skipped
+        frames = _whole(path, packets, indices, progress)
+    return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2], skipped)
+
+
+def _decode_chosen(
+    path: Path, packets: Packets, choose: Choose, fps: float | None, progress: Progress | None
+) -> tuple[np.ndarray, int, tuple[int, ...]]:
+    """(frames, frames of the file, indices) of a file without damage."""
+    total = packets.total
+    if packets.lead:
+        _, total = _from_start(path, packets, None, None)
     indices = choose(total, fps)
     frames = _sought(path, packets, indices, progress) if packets.seekable else None
     if frames is None:
-        try:
-            frames, decoded = _from_start(path, packets, indices, progress)
-            if decoded <= indices[-1]:
-                # not every packet gives a frame; decoding ended in good order, so this number is true
-                total, indices = decoded, choose(decoded, fps)
-                frames, _ = _from_start(path, packets, indices, progress)
-        except Damage:
-            if on_damage == "raise":
-                raise
-            whole, total, lost = find_whole(path, packets)
-            indices = tuple(whole[i] for i in choose(len(whole), fps))
-            frames = _whole(path, packets, indices, progress)
-            skipped = lost + skipped
-    return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2], skipped)
+        frames, decoded = _from_start(path, packets, indices, progress)
+        if decoded <= indices[-1]:
+            # not every packet gives a frame; decoding ended in good order, so this number is true
+            total, indices = decoded, choose(decoded, fps)
+            frames, _ = _from_start(path, packets, indices, progress)
+    return frames, total, indices
 
 
 def decode_picture(path: Path) -> np.ndarray:
@@ -142,11 +152,11 @@ def _frames_from(container: Any, stream: Any, key: Key | None) -> Iterator[Any]:
     """Frames from `key` on, those that show before it left out; None = from the start."""
     begun = key is None
     if key is not None:
-        container.seek(key.pts, stream=stream)
+        container.seek(key.seek, stream=stream)
     for packet in container.demux(stream):
         if key is not None and not begun:
             # a seek may end anywhere before the key
-            begun = packet.is_keyframe and (packet.pts, packet.size) == key
+            begun = packet.is_keyframe and (packet.pts, packet.size) == key[:2]
             if not begun and packet.is_keyframe and packet.pts is not None and packet.pts > key.pts:
                 return
         if begun:
@@ -159,45 +169,58 @@ def _frames_from(container: Any, stream: Any, key: Key | None) -> Iterator[Any]:
 
 
 def _from_start(
-    path: Path, packets: Packets, indices: tuple[int, ...], progress: Progress | None
+    path: Path, packets: Packets, indices: tuple[int, ...] | None, progress: Progress | None
 ) -> tuple[np.ndarray, int]:
-    """(frames uint8 [T, H, W, 3], frames decoded): up to the last index, fewer if the file ends before it."""
-    kept, decoded, second = _Kept(path, indices, progress), 0, 0.0
+    """(frames uint8 [T, H, W, 3], frames decoded): up to the last index, fewer if the file ends before it.
+
+    With `indices` None: no frame kept, all decoded.
+    """
+    kept, decoded, second = _Kept(path, indices or (), progress), 0, 0.0
     doubted: dict[int | None, float] = {}
     with opened(path, CONTAINERS, "a video") as (container, stream):
         if packets.flagged:
             be_careful(stream)
-        for packet in container.demux(stream):
+        for number, packet in enumerate(container.demux(stream)):
             second = second if packet.pts is None else float(packet.pts * packet.time_base)
-            if packet.is_corrupt and packet.size:
+            # what is drawn from frames before the recording began is nobody's loss
+            lead = number < packets.lead
+            if packet.is_corrupt and packet.size and not lead:
                 doubted[packet.pts] = second
-            try:
-                frames = packet.decode()
-            except av.FFmpegError as error:
-                raise Damage(
-                    f"{path} is truncated or corrupt: a packet at {second:.2f} s is damaged, after {decoded} frames: "
-                    f"{reason(error)}"
-                ) from error
-            for frame in frames:
-                if frame.is_corrupt:
-                    raise Damage(
-                        f"{path} is truncated or corrupt: frame {decoded} at {frame.time or second:.2f} s is damaged"
-                    )
-                # bytes may be missing beside the picture's own
+            for frame in _decode(path, packet, second, decoded, lead):
+                # FFmpeg doubts a packet for bytes that are missing anywhere: this one's frame is whole
                 doubted.pop(frame.pts, None)
                 kept.offer(decoded, frame)
                 decoded += 1
-                if kept.done:
-                    break
-            if kept.done:
-                break
-    late = [at for pts, at in doubted.items() if not kept.done or pts is None or pts < frame.pts]
+                if indices is not None and kept.done:
+                    return kept.frames, _all_came(path, doubted, frame.pts, decoded)
+    return kept.frames[: kept.count], _all_came(path, doubted, None, decoded)
+
+
+def _decode(path: Path, packet: Any, second: float, decoded: int, lead: bool) -> Iterator[Any]:
+    """The packet's frames, none of them damaged; of one from before the first key, those that are not."""
+    try:
+        for frame in packet.decode():
+            if not frame.is_corrupt:
+                yield frame
+            elif not lead:
+                at = second if frame.time is None else frame.time
+                raise Damage(f"{path} is truncated or corrupt: the frame at {at:.2f} s is damaged")
+    except av.FFmpegError as error:
+        if not lead:
+            raise Damage(
+                f"{path} is truncated or corrupt: a packet at {second:.2f} s is damaged, after {decoded} frames: "
+                f"{reason(error)}"
+            ) from error
+
+
+def _all_came(path: Path, doubted: dict[int | None, float], last: int | None, decoded: int) -> int:
+    """`decoded`, if no doubted packet before `last` stayed without a frame: a decoder may drop one without a word."""
+    late = [at for pts, at in doubted.items() if last is None or pts is None or pts < last]
     if late:
-        # a decoder may drop such a packet without a word
         raise Damage(f"{path} is truncated or corrupt: a packet at {late[0]:.2f} s is damaged")
     if decoded == 0:
         raise Damage(f"{path} holds no decodable video frame, or is truncated")
-    return kept.frames[: kept.count], decoded
+    return decoded
 
 
 def _whole(path: Path, packets: Packets, indices: tuple[int, ...], progress: Progress | None) -> np.ndarray:

@@ -15,6 +15,7 @@ from sparrow.video.settings import VideoSettings
 
 # a path, an array [T, H, W, 3], or a sequence of frames [H, W, 3]
 Source: TypeAlias = str | Path | np.ndarray | torch.Tensor | Sequence[Any]
+ON_DAMAGE = ("raise", "skip")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -26,6 +27,7 @@ def load_video(
     fps: float | None = None,
     source_fps: float | None = None,
     progress: Progress | None = None,
+    on_damage: str = "raise",
 ) -> tuple[np.ndarray, VideoInfo]:
     """Decodes and samples a clip.
 
@@ -40,6 +42,8 @@ def load_video(
         fps: frames per second to take.
         source_fps: frame rate of a source without one (arrays, folders).
         progress: called with (frames done, frames wanted).
+        on_damage: what to do with a video file that is damaged or cut off: "raise", or "skip" to sample among the
+            frames that can be decoded whole; VideoInfo.skipped says which could not.
 
     Returns:
         Frames uint8 [T, H, W, 3] RGB upright, and where they lie in the source.
@@ -50,6 +54,8 @@ def load_video(
     """
     if source_fps is not None and not (isinstance(source_fps, (int, float)) and 0 < source_fps < float("inf")):
         raise VideoError(f"source_fps must be a positive finite number, got {source_fps!r}")
+    if on_damage not in ON_DAMAGE:
+        raise VideoError(f"on_damage must be one of {', '.join(ON_DAMAGE)}, got {on_damage!r}")
     path = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None and not path.exists():
         raise FileNotFoundError(f"source must be an existing video file or folder, got {str(source)!r}")
@@ -64,7 +70,7 @@ def load_video(
         wanted = (num_frames, fps) if asked else default_sampling(total, settings)
         return sample_indices(total, rate, settings, *wanted)
 
-    return decode_file(path, choose, source_fps, progress)
+    return decode_file(path, choose, source_fps, progress, on_damage)
 
 
 def check_frames(frames: Any, name: str) -> np.ndarray:

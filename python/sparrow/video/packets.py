@@ -14,17 +14,18 @@ from sparrow.video.info import VideoError
 
 # Codecs of which a key frame starts afresh, so that decoding may begin there (with those whose frames all stand alone).
 SEEKABLE = frozenset(
-    ["h264", "hevc", "vp8", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "theora", "flv1", "h263", "msmpeg4v3"]
+    "h264 hevc vp8 vp9 av1 mpeg1video mpeg2video mpeg4 msmpeg4v2 msmpeg4v3 wmv1 wmv2 h263 flv1 theora ffv1".split()
 )
 # Where FFmpeg itself sees a new clock in a stream that may have several (seconds).
 BACK, AHEAD = -0.1, 10.0
 
 
 class Key(NamedTuple):
-    """A packet at which decoding can begin, and what tells it from others after a seek."""
+    """A packet at which decoding can begin: pts and size tell it from others, `seek` is where to seek for it."""
 
     pts: int
     size: int
+    seek: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Packets:
     """What the packets of a film say of its frames.
 
     Attributes:
-        total: frames.
+        total: frames, if each packet is one.
+        lead: packets before the first key, in the order of the file: a recording that begins amid a film has them, and
+            they may give no frame.
         fps: frames over the time they span; None where the file has no clock.
         pts: int64 [total], the time of each frame in units of the stream, ascending; empty where times are missing or
             not distinct.
@@ -44,6 +47,7 @@ class Packets:
     """
 
     total: int
+    lead: int
     fps: float | None
     pts: np.ndarray
     time_base: Fraction
@@ -63,7 +67,7 @@ def read_packets(path: Path) -> Packets:
         if stream.frames > path.stat().st_size:
             # before anybody counts to two billion
             raise VideoError(f"{path} is corrupt: its header promises {stream.frames} frames, more than it has bytes")
-        rows, keys, flagged, cut = _read(container, stream)
+        rows, keys, lead, flagged, cut = _read(container, stream)
         if not rows:
             raise VideoError(f"{path} holds no decodable video frame, or is truncated{': ' + cut if cut else ''}")
         table = np.array(rows, np.int64)
@@ -78,16 +82,18 @@ def read_packets(path: Path) -> Packets:
             and not flagged
             and cut is None
             and (codec.canonical_name in SEEKABLE or codec.intra_only)
+            and lead == 0
             and bool(keys)
             and keys[0].pts == table[0, PTS] == table[:, PTS].min()
         )
         cut = cut or _unkept_promise(path, stream, clock.end(table))
         return Packets(
             total=len(shown),
+            lead=lead,
             fps=clock.fps(shown),
             pts=pts if distinct else pts[:0],
             time_base=stream.time_base,
-            keys=tuple(sorted(keys)),
+            keys=_seekable_from(container, sorted(keys)),
             seekable=seekable,
             flagged=flagged,
             cut=cut,
@@ -99,10 +105,14 @@ PTS, DTS, DURATION, SHOWN = range(4)
 UNKNOWN = -(1 << 63)
 
 
-def _read(container: Any, stream: Any) -> tuple[list[tuple[int, int, int, bool]], list[Key], bool, str | None]:
-    """(rows of the table, keys, flagged, what ended the file early)."""
-    rows: list[tuple[int, int, int, bool]] = []
-    keys, flagged = [], False
+Row = tuple[int, int, int, bool]
+
+
+def _read(container: Any, stream: Any) -> tuple[list[Row], list[Key], int, bool, str | None]:
+    """(rows of the table, keys, packets before the first key, flagged, what ended the file early)."""
+    rows: list[Row] = []
+    keys: list[Key] = []
+    lead, flagged = None, False
     hides = stream.codec_context.codec.canonical_name == "vp8"
     try:
         for packet in container.demux(stream):
@@ -114,11 +124,13 @@ def _read(container: Any, stream: Any) -> tuple[list[tuple[int, int, int, bool]]
             # an edit list discards what it hides; RFC 6386, 9.1: bit 4 of a frame's first byte says whether it shows
             shown = not packet.is_discard and not (hides and not memoryview(packet)[0] & 16)
             rows.append((UNKNOWN if pts is None else pts, UNKNOWN if dts is None else dts, packet.duration or 0, shown))
+            if lead is None and packet.is_keyframe:
+                lead = len(rows) - 1
             if packet.is_keyframe and pts is not None:
-                keys.append(Key(pts, packet.size))
+                keys.append(Key(pts, packet.size, pts if dts is None else min(pts, dts)))
     except av.FFmpegError as error:
-        return rows, keys, flagged, f"after {len(rows)} packets: {reason(error)}"
-    return rows, keys, flagged, None
+        return rows, keys, lead or 0, flagged, f"after {len(rows)} packets: {reason(error)}"
+    return rows, keys, lead or 0, flagged, None
 
 
 def _may_be_fields(container: Any, stream: Any) -> bool:
@@ -128,6 +140,13 @@ def _may_be_fields(container: Any, stream: Any) -> bool:
     return cut_by_pictures and stream.codec_context.field_order not in (unknown, progressive)
 
 
+def _seekable_from(container: Any, keys: list[Key]) -> tuple[Key, ...]:
+    """The keys, each to be sought at the one before where the container has no index: there a seek may end late."""
+    if not container.format.flags & Flags.ts_discont.value:
+        return tuple(keys)
+    return tuple(key._replace(seek=before.seek) for before, key in zip(keys[:1] + keys, keys, strict=False))
+
+
 class _Clock:
     """The time that packets span."""
 
@@ -135,13 +154,15 @@ class _Clock:
         flags = container.format.flags
         self.base: Fraction = stream.time_base
         self.restarts = bool(flags & Flags.ts_discont.value)
+        # an avi has one slot after the other for its packets, and FFmpeg guesses the rest
+        self.column = DTS if container.format.name == "avi" else PTS
         # a bare stream has no times but those FFmpeg makes up: 25 a second, whatever the stream says
         self.own = not flags & Flags.no_timestamps.value
         self.guess = stream.codec_context.framerate or stream.average_rate or stream.guessed_rate
 
     def fps(self, table: np.ndarray) -> float | None:
         """Frames per second: the frames whose time is known, over the time they span."""
-        known = table[table[:, PTS] != UNKNOWN]
+        known = table[table[:, self.column] != UNKNOWN]
         span = sum(end - begin for begin, end in map(self._span, self._split(known))) if self.own else 0.0
         if span > 0:
             return len(known) / span
@@ -149,7 +170,7 @@ class _Clock:
 
     def end(self, table: np.ndarray) -> float:
         """Seconds at which the last frame ends."""
-        known = table[table[:, PTS] != UNKNOWN]
+        known = table[table[:, self.column] != UNKNOWN]
         return max((end for _, end in map(self._span, self._split(known))), default=0.0)
 
     def stretches(self, table: np.ndarray) -> int:
@@ -165,13 +186,10 @@ class _Clock:
 
     def _span(self, table: np.ndarray) -> tuple[float, float]:
         """Seconds from the first frame to the end of the last."""
-        first, last = int(table[:, PTS].min()), table[table[:, PTS].argmax()]
-        end = int((table[:, PTS] + table[:, DURATION]).max())
-        if last[DURATION] <= 0 and len(table) > 1:
-            # where nothing says how long the last one shows: as long as the others do on average
-            end = max(end, int(last[PTS]) + round((int(last[PTS]) - first) / (len(table) - 1)))
-        scale = self.base.numerator, self.base.denominator
-        return first * scale[0] / scale[1], end * scale[0] / scale[1]
+        times = table[:, self.column]
+        first, end = int(times.min()), int((times + table[:, DURATION]).max())
+        # in this order, as torchcodec: a rounding more or less moves a sampled index
+        return first * self.base.numerator / self.base.denominator, end * self.base.numerator / self.base.denominator
 
 
 def _unkept_promise(path: Path, stream: Any, end: float) -> str | None:
