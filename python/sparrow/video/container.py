@@ -21,6 +21,10 @@ BOXES = (b"mdat", b"moov", b"moof", b"free", b"skip", b"wide", b"ftyp", b"styp",
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
+class Damage(VideoError):
+    """The file is damaged: reading past it may help."""
+
+
 @contextmanager
 def opened(path: Path, formats: str, kind: str) -> Iterator[tuple[Any, Any]]:
     """The open container and its film; FFmpeg's errors become VideoErrors that name the file."""
@@ -36,7 +40,7 @@ def opened(path: Path, formats: str, kind: str) -> Iterator[tuple[Any, Any]]:
             stream.thread_type = "AUTO"
             yield container, stream
     except av.FFmpegError as error:
-        raise VideoError(f"{path} is truncated or corrupt: {reason(error)}") from error
+        raise Damage(f"{path} is truncated or corrupt: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

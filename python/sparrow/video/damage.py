@@ -13,10 +13,6 @@ from sparrow.video.info import VideoError
 from sparrow.video.packets import Packets
 
 
-class Damage(VideoError):
-    """The file is damaged: reading past it may help."""
-
-
 def be_careful(stream: Any) -> None:
     """Has the decoder report what it would otherwise paint over, at the packet where it lies."""
     stream.thread_type = "NONE"

@@ -12,8 +12,8 @@ from typing import Any
 import av
 import numpy as np
 
-from sparrow.video.container import CONTAINERS, PICTURES, opened, reason
-from sparrow.video.damage import Damage, be_careful, find_whole, frames_past_damage
+from sparrow.video.container import CONTAINERS, PICTURES, Damage, opened, reason
+from sparrow.video.damage import be_careful, find_whole, frames_past_damage
 from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.packets import Key, Packets, read_packets
 from sparrow.video.upright import upright_rgb
@@ -180,6 +180,9 @@ def _from_start(
     with opened(path, CONTAINERS, "a video") as (container, stream):
         if packets.flagged:
             be_careful(stream)
+        elif packets.lead:
+            # threads would report what they cannot decode some packets late
+            stream.thread_type = "NONE"
         for number, packet in enumerate(container.demux(stream)):
             second = second if packet.pts is None else float(packet.pts * packet.time_base)
             # what is drawn from frames before the recording began is nobody's loss

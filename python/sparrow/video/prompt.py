@@ -1,5 +1,6 @@
 """Prompt and videos to the arguments of `model.generate`: placeholders expanded, token types, grids, clocks."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def prepare(
     num_frames: int | None = None,
     fps: float | None = None,
     progress: Progress | None = None,
+    on_damage: str = "raise",
 ) -> dict[str, Tensor]:
     """Builds what `model.generate(**inputs)` takes, batch 1, with the bits of the family's transformers processor.
 
@@ -42,6 +44,7 @@ def prepare(
         num_frames: frames per video, see load_video.
         fps: frames per second, see load_video.
         progress: see load_video.
+        on_damage: see load_video; what "skip" leaves out is told in a UserWarning.
 
     Returns:
         input_ids, attention_mask int64 [1, P]; Qwen: mm_token_type_ids int64 [1, P]. With videos, Qwen:
@@ -57,7 +60,7 @@ def prepare(
             raise VideoError(f"settings must be settings or one of {', '.join(FAMILIES)}, got {settings!r}")
         settings = FAMILIES[settings]
     sources = _sources(prompt, videos)
-    clips = [_clip(source, settings, num_frames, fps, progress) for source in sources]
+    clips = [_clip(source, settings, num_frames, fps, progress, on_damage) for source in sources]
     token = _video_token(settings.family, tokenizer)
     text = _text(settings, tokenizer, prompt, len(clips), token)
     inputs, replacements = _pixels(settings, tokenizer, clips, token)
@@ -101,12 +104,20 @@ def _video_parts(messages: Sequence[Message]) -> list[Message]:
 
 
 def _clip(
-    source: Any, settings: PatchSettings | FrameSettings, num_frames: int | None, fps: float | None, progress: Any
+    source: Any,
+    settings: PatchSettings | FrameSettings,
+    num_frames: int | None,
+    fps: float | None,
+    progress: Any,
+    on_damage: str,
 ) -> Clip:
     if not _is_clip(source):
         if isinstance(source, str) and "://" in source:
             raise VideoError(f"a video must be on disk, addresses are not fetched, got {source!r}")
-        return load_video(source, settings, num_frames=num_frames, fps=fps, progress=progress)
+        clip = load_video(source, settings, num_frames=num_frames, fps=fps, progress=progress, on_damage=on_damage)
+        for text in clip[1].skipped:
+            warnings.warn(f"{source}: skipped: {text}", UserWarning, stacklevel=4)
+        return clip
     if num_frames is not None or fps is not None:
         raise VideoError("num_frames and fps go to load_video where a video is given as its result")
     frames, info = check_frames(source[0], "frames"), source[1]
