@@ -3,6 +3,7 @@
 import argparse
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -18,7 +19,7 @@ import sparrow
 from sparrow.cli.loading import load_target, pick_device, pick_drafter, target_folder
 from sparrow.decoding.generate import GenerateOutput, generate
 from sparrow.files import write_json
-from sparrow.video import load_settings, prepare
+from sparrow.video import load_settings, load_video, prepare
 
 err = Console(stderr=True)
 
@@ -64,10 +65,17 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, m
     columns = (TextColumn("reading the video"), BarColumn(), TextColumn("{task.completed}/{task.total} frames"))
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("frames", total=None)
-        inputs = prepare(
-            settings, tokenizer, arguments.prompt, arguments.video, num_frames=arguments.num_frames, fps=arguments.fps,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+        clips = [
+            load_video(
+                video, settings, num_frames=arguments.num_frames, fps=arguments.fps, on_damage=arguments.on_damage,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+            for video in arguments.video
+        ]  # fmt: skip
+    for video, (_, info) in zip(arguments.video, clips, strict=True):
+        for text in info.skipped:
+            print(f"sparrow: {video}: skipped: {text}", file=sys.stderr)
+    inputs = prepare(settings, tokenizer, arguments.prompt, clips)
     pixels = {k: v.to(model.device, model.dtype) for k, v in inputs.items() if k.startswith("pixel")}
     return {k: v.to(model.device) for k, v in inputs.items()} | pixels
 

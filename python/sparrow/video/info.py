@@ -23,6 +23,7 @@ class VideoInfo:
         indices: source index of each sampled frame, ascending.
         height: pixels of a frame standing upright.
         width: likewise.
+        skipped: what was left out because it is damaged, a sentence each; see load_video's `on_damage`.
     """
 
     total_frames: int
@@ -30,6 +31,7 @@ class VideoInfo:
     indices: tuple[int, ...]
     height: int
     width: int
+    skipped: tuple[str, ...] = ()
 
     @property
     def sampled_fps(self) -> float:

@@ -20,6 +20,7 @@ from sparrow.video.settings import VideoSettings, is_finite
 
 # a path, an array [T, H, W, 3], or a sequence of frames: arrays [H, W, 3] or paths of pictures
 Source: TypeAlias = str | Path | np.ndarray | torch.Tensor | Sequence[Any]
+ON_DAMAGE = ("raise", "skip")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # of a frame; decides whether a time lies before it
 ROUNDING = 1e-6
@@ -35,6 +36,7 @@ def load_video(
     start: float | None = None,
     end: float | None = None,
     progress: Progress | None = None,
+    on_damage: str = "raise",
 ) -> tuple[np.ndarray, VideoInfo]:
     """Decodes and samples a clip.
 
@@ -53,6 +55,8 @@ def load_video(
             alone, `indices` stay those of the whole source.
         end: seconds; only frames at or before it are sampled.
         progress: called with (frames done, frames wanted).
+        on_damage: what to do with a video file that is damaged or cut off: "raise", or "skip" to sample among the
+            frames that can be decoded whole; VideoInfo.skipped says which could not.
 
     Returns:
         Frames uint8 [T, H, W, 3] RGB upright, and where they lie in the source.
@@ -63,6 +67,8 @@ def load_video(
     """
     if source_fps is not None and not (is_finite(source_fps) and source_fps > 0):
         raise VideoError(f"source_fps must be a positive finite number, got {source_fps!r}")
+    if on_damage not in ON_DAMAGE:
+        raise VideoError(f"on_damage must be one of {', '.join(ON_DAMAGE)}, got {on_damage!r}")
     span = range(0)
 
     def choose(total: int, rate: float | None) -> tuple[int, ...]:
@@ -75,7 +81,7 @@ def load_video(
     path = to_path(source) if isinstance(source, (str, Path)) else None
     clock = has_clock(path)
     if path is not None and clock:
-        frames, info = decode_file(path, choose, source_fps, progress)
+        frames, info = decode_file(path, choose, source_fps, progress, on_damage)
         return frames, info if start is None and end is None else replace(info, total_frames=len(span))
     total, take = _frames(source, path, progress)
     indices = choose(total, source_fps)

@@ -1,5 +1,6 @@
 """Prompt and videos to the arguments of `model.generate`: placeholders expanded, token types, grids, clocks."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ def prepare(
     fps: float | None = None,
     progress: Progress | None = None,
     device: torch.device | str | None = None,
+    on_damage: str = "raise",
 ) -> dict[str, Tensor]:
     """Builds what `model.generate(**inputs)` takes, batch 1, with the bits of the family's transformers processor.
 
@@ -47,6 +49,7 @@ def prepare(
         fps: frames per second, see load_video.
         progress: see load_video.
         device: where the tensors go; None = the CPU.
+        on_damage: see load_video; what "skip" leaves out is told in a UserWarning.
 
     Returns:
         input_ids, attention_mask int64 [1, P]; Qwen: mm_token_type_ids int64 [1, P]. With videos, Qwen:
@@ -71,7 +74,7 @@ def prepare(
         raise VideoError(f"the prompt must have one {token} per video, got {text.count(token)} for {len(parts)} videos")
     for part in parts:
         part.options.check_family(settings)
-    clips = [_clip(part, settings, num_frames, fps, progress) for part in parts]
+    clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in parts]
     inputs, replacements = _pixels(settings, tokenizer, clips, [part.options for part in parts], token)
     text = _expand(text, token, replacements)
     inputs = _tokens(settings, tokenizer, text, token, others, "".join(replacements)) | inputs
@@ -103,11 +106,16 @@ def _device(device: Any) -> torch.device | None:
     return place
 
 
-def _clip(part: VideoPart, settings: Settings, num_frames: int | None, fps: float | None, progress: Any) -> Clip:
+def _clip(
+    part: VideoPart, settings: Settings, num_frames: int | None, fps: float | None, progress: Any, on_damage: str
+) -> Clip:
     source, options = part.source, part.options
     if not is_clip(source):
         sampled, arguments = options.sampling(settings, has_clock(source), num_frames, fps)
-        return load_video(source, sampled, progress=progress, **arguments)
+        clip = load_video(source, sampled, progress=progress, on_damage=on_damage, **arguments)
+        for text in clip[1].skipped:
+            warnings.warn(f"{source}: skipped: {text}", UserWarning, stacklevel=4)
+        return clip
     options.check_loaded()
     if num_frames is not None or fps is not None:
         raise VideoError("num_frames and fps go to load_video where a video is given as its result")
