@@ -111,6 +111,10 @@ class Generate(Command):
     prompt: str = option("the question", required=True, metavar="TEXT")
     num_frames: int | None = option("frames to sample (default: the model's rule)", default=None, type=positive)
     fps: float | None = option("frames per second to sample", default=None, type=float)
+    on_damage: str = option(
+        "skip: sample the whole frames of a damaged video; what was left out is printed (default: raise)",
+        default="raise", choices=["raise", "skip"],
+    )  # fmt: skip
     max_new_tokens: int = option("longest answer (default: %(default)s)", default=256, type=positive)
     tree: TreeConfig | None = option(  # noqa: RUF009
         f"total-depth-width, such as {', '.join(PRESETS)} (default: the drafter's)", default=None, type=shape

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import sys
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from sparrow.files import write_json
 from sparrow.progress import Progress, console
 from sparrow.targets.adapter import Target
 from sparrow.targets.positions import prompt_positions
-from sparrow.video import VideoError, load_settings, prepare
+from sparrow.video import VideoError, load_settings, load_video, prepare
 
 
 def run(arguments: Generate) -> int:
@@ -52,12 +53,19 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str
     settings = load_settings(folder)
     with Progress("reading the video", unit="frames") as progress:
         try:
-            return prepare(
-                settings, tokenizer, arguments.prompt, list(arguments.video), num_frames=arguments.num_frames,
-                fps=arguments.fps, progress=progress.update,
-            )  # fmt: skip
+            clips = [
+                load_video(
+                    video, settings, num_frames=arguments.num_frames, fps=arguments.fps, on_damage=arguments.on_damage,
+                    progress=progress.update,
+                )
+                for video in arguments.video
+            ]  # fmt: skip
         except (FileNotFoundError, VideoError) as error:
             raise type(error)(f"--video: {error}") from None
+    for video, (_, info) in zip(arguments.video, clips, strict=True):
+        for text in info.skipped:
+            print(f"sparrow: {video}: skipped: {text}", file=sys.stderr)
+    return prepare(settings, tokenizer, arguments.prompt, clips)
 
 
 def sampling_options(arguments: Generate) -> dict[str, Any]:
