@@ -1,9 +1,11 @@
 """The `sparrow` command: what is wrong is one line on stderr and an exit code, at any moment."""
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -13,7 +15,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: None = the process' own; Ctrl-C then ends it with one line from the first import on.
+
+    Raises:
+        SystemExit: after --help and --version, and for words that argparse refuses.
     """
+    if argv is None:
+        sys.stdout = _named(sys.stdout)
     own = argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if own:
         signal.signal(signal.SIGINT, _stop)  # nothing is to be tidied yet, and imports do not take an exception well
@@ -21,14 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from sparrow.cli.parser import parse
 
-        arguments = parse(argv)
-        if arguments is None:
-            return 0
-        command = _command(arguments.RUN)
-        if own:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = command(arguments)
-        sys.stdout.flush()
+        try:
+            arguments = parse(argv)
+            code = 0
+            if arguments is not None:
+                command = _command(arguments.RUN)
+                if own:
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
+                code = command(arguments)
+        finally:
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         if arguments is not None and arguments.debug:
@@ -37,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments is not None and arguments.debug:
             raise
-        return _failed(error, MISUSED if arguments is None else FAILED)
+        return _failed(error, MISUSED if arguments is None and isinstance(error, ValueError) else FAILED)
     finally:
         if own:
             signal.signal(signal.SIGINT, _stop)  # the interpreter's own end does not take an exception well either
@@ -59,15 +68,29 @@ def _stop(*_: object) -> None:
     os._exit(_interrupted())
 
 
+class _Stdout(io.FileIO):
+    """Descriptor 1; its errors have a name, as a file's have."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries once more at its end
+            raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def _named(stdout: TextIO) -> TextIO:
+    """The process' own stdout with errors that name it; any other as it is."""
+    if stdout is None or stdout is not sys.__stdout__ or stdout.fileno() != 1:
+        return stdout
+    how = {"line_buffering": stdout.isatty(), "write_through": stdout.write_through}  # type: ignore[attr-defined]
+    buffer = io.BufferedWriter(_Stdout(1, "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding=stdout.encoding, errors=stdout.errors, **how)
+
+
 def _failed(error: Exception, code: int) -> int:
-    try:
-        sys.stdout.flush()
-    except OSError as broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries once more at its end
-        if isinstance(broken, BrokenPipeError):
-            return code  # the reader has what it wanted: `| head`
-        error = OSError(f"cannot write to standard output: {broken.strerror}")
-    print(f"sparrow: {_one_line(error)}", file=sys.stderr)
+    if not isinstance(error, BrokenPipeError):  # the reader has what it wanted: `| head`
+        print(f"sparrow: {_one_line(error)}", file=sys.stderr)
     return code
 
 
@@ -79,6 +102,8 @@ def _one_line(error: Exception) -> str:
         return f"out of memory: {text[:200]} Use fewer frames (--num-frames) or new tokens, or a smaller --dtype."
     if not text:
         return f"{name} in {_place(error)}, without a message (--debug shows more)"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return text
     return f"{name}: {text} (--debug shows where)"
