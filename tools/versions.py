@@ -137,6 +137,7 @@ def all_versions(chosen: str | None) -> int:
 
     rows = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
     source, failed = WORK / "source", 0
+    where = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "cpu": processor()}
     for torch, releases in COMBINATIONS.items():
         if chosen not in (None, torch):
             continue
@@ -149,8 +150,7 @@ def all_versions(chosen: str | None) -> int:
                 run(python, "-m", "pip", "install", "-qU", requirement("transformers", transformers))
             facts = json.loads(run(python, "-c", FACTS, folder=source, stdout=subprocess.PIPE).stdout)
             say(f"testing {facts}")
-            row = asked | facts | test_run(python, source)
-            row |= {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "cpu": processor()}
+            row = asked | facts | test_run(python, source) | where
             say(f"{row['passed']} passed, {len(row['failed'])} failed: {row['failed']}")
             failed += len(row["failed"])
             rows = [other for other in rows if other["asked"] != row["asked"]] + [row]
