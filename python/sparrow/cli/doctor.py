@@ -15,6 +15,7 @@ import sparrow
 import sparrow_ext
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.targets.tiny import tiny_target
+from sparrow.targets.versions import TESTED, outside_tested
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "av", "rich", "flash-attn")
 out = Console()
@@ -43,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _version(name: str) -> str:
     try:
-        return importlib.metadata.version(name)
+        release = importlib.metadata.version(name)
+        return (outside_tested(name, release) if name in TESTED else None) or release
     except importlib.metadata.PackageNotFoundError:
         return "not installed (optional)" if name == "flash-attn" else "not installed"
 
@@ -58,7 +60,7 @@ def _schemas() -> set[str]:
 
 def _cuda_kernels() -> str:
     built = [name for name in _operators() if sparrow_ext.has_cuda_kernels(name)]
-    return f"{len(built)} of {len(_operators())} operators" if built else "none in this build"
+    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report()
 
 
 def _gpu() -> str:

@@ -59,6 +59,7 @@ def use_torchvision() -> str:
         grayscale_to_rgb=_rgb,
     )
     vars(modules[".transforms.functional"])["pil_to_tensor"] = None
+    vars(modules[".io"]).update(ImageReadMode=None, decode_image=None)  # imported by transformers 5.18, not called
     for name in (".transforms", ".transforms.functional", ".transforms.v2"):
         vars(modules[name])["InterpolationMode"] = InterpolationMode
     return "stand-in"
