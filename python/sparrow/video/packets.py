@@ -14,8 +14,24 @@ from sparrow.video.info import VideoError
 
 # Codecs of which a key frame starts afresh, so that decoding may begin there (with those whose frames all stand alone).
 SEEKABLE = frozenset(
-    {"av1", "ffv1", "flv1", "h263", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3"}
-    | {"theora", "vp8", "vp9", "wmv1", "wmv2"}
+    [
+        "av1",
+        "ffv1",
+        "flv1",
+        "h263",
+        "h264",
+        "hevc",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "theora",
+        "vp8",
+        "vp9",
+        "wmv1",
+        "wmv2",
+    ]
 )
 # Where FFmpeg itself sees a new clock in a stream that may have several (seconds).
 BACK, AHEAD = -0.1, 10.0
