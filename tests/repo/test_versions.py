@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import sparrow
-from sparrow import cli_doctor
+from sparrow.cli import doctor
 from sparrow.targets.adapter import Target
 from sparrow.targets.versions import cache_argument, outside_tested, warn_outside_tested
 from tests.videos import FAMILIES, sample_inputs
@@ -93,7 +93,7 @@ def test_importing_the_adapter_warns():
 
 def test_doctor_says_it_too(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.0.0")
-    assert cli_doctor._version("transformers") == outside_tested("transformers", "6.0.0")
-    assert cli_doctor._version("rich") == "6.0.0"
+    assert doctor._version("transformers") == outside_tested("transformers", "6.0.0")
+    assert doctor._version("rich") == "6.0.0"
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.24.0")
-    assert cli_doctor._version("transformers") == "5.24.0"
+    assert doctor._version("transformers") == "5.24.0"

@@ -20,7 +20,7 @@ from sparrow.targets.tiny import tiny_target
 from sparrow.targets.versions import TESTED, outside_tested
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "av", "rich", "flash-attn")
-TESTED = ("qwen2_5_vl", "llava_onevision")
+SELF_TESTS = ("qwen2_5_vl", "llava_onevision")
 TRAINING = {"pyyaml": "yaml", "matplotlib": "matplotlib"}
 out = Console()
 
@@ -38,7 +38,7 @@ def run(arguments: Doctor) -> int:
     if arguments.target:
         table.add_row("target", _target(arguments.target))
     passed = True
-    for family in track(TESTED, "testing that small random models decode as with transformers", "families"):
+    for family in track(SELF_TESTS, "testing that small random models decode as with transformers", "families"):
         result = _self_test(family)
         passed &= result.lossless
         table.add_row(f"self-test {FAMILIES[family]}", result.summary())
