@@ -14,10 +14,11 @@ from transformers import TextStreamer
 
 from sparrow.cli.loading import load_drafter, load_target
 from sparrow.decoding.generate import generate
-from sparrow.evaluation.questions import sampling, to_model
+from sparrow.evaluation.questions import sampling
 from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.systems import run as run_once
 from sparrow.miniature.shipped import DEMO, pair
+from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 from sparrow.video import load_settings, prepare
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
     drafter = load_drafter(str(drafter_folder), model)
     tree = arguments.tree or TreeConfig.parse(drafter.config.tree)
-    inputs: dict[str, Any] = to_model(prepare(load_settings(target), tokenizer, PROMPT, [DEMO]), model)
+    inputs = Target(model).inputs(prepare(load_settings(target), tokenizer, PROMPT, [DEMO]))
     options = sampling(0.0, arguments.max_new_tokens)
     print(f"{DEMO.name}, {int((inputs['input_ids'] == model.config.video_token_id).sum())} visual tokens. {PROMPT}\n")
     out = generate(

@@ -18,6 +18,7 @@ from transformers import TextStreamer
 import sparrow
 from sparrow.cli.loading import load_target, pick_device, pick_drafter, target_folder
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.targets.adapter import Target
 from sparrow.video import load_settings, prepare
 
 err = Console(stderr=True)
@@ -68,8 +69,7 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, m
             settings, tokenizer, arguments.prompt, arguments.video, num_frames=arguments.num_frames, fps=arguments.fps,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
-    pixels = {k: v.to(model.device, model.dtype) for k, v in inputs.items() if k.startswith("pixel")}
-    return {k: v.to(model.device) for k, v in inputs.items()} | pixels
+    return Target(model).inputs(inputs)
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
