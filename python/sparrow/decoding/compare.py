@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
+from sparrow.targets.positions import prompt_positions
 
 NEAR_TIE = (
     1e-4  # a mismatch is a near tie where the reference's top-2 margin is below this share of its largest |logit|
@@ -104,7 +107,13 @@ def compare(model, drafter, inputs: dict[str, Any], *, max_restarts: int = 16, *
     if options.get("do_sample"):
         raise ValueError("compare is for greedy decoding: transformers samples with noise of its own")
     ours_only: dict[str, Any] = {name: options.pop(name) for name in ("tree", "seed", "positions") if name in options}
-    options["do_sample"] = False
+    with lock_of(model):
+        return _compare(model, drafter, inputs, max_restarts, ours_only, {**options, "do_sample": False})
+
+
+def _compare(
+    model, drafter, inputs: dict[str, Any], max_restarts: int, ours_only: dict[str, Any], options: dict[str, Any]
+) -> Comparison:
     start = time.perf_counter()
     with torch.no_grad():
         reference = model.generate(
@@ -139,9 +148,6 @@ def compare(model, drafter, inputs: dict[str, Any], *, max_restarts: int = 16, *
 
 def _positions(model, inputs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The reference run numbers the prompt by the same rule as ours."""
-    from sparrow.targets.adapter import Target
-    from sparrow.targets.positions import prompt_positions
-
     ids = prompt_positions(Target(model), dict(inputs), str(ours.get("positions", "hf")))
     return {} if ids is None else {"position_ids": ids}
 

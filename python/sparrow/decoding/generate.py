@@ -64,7 +64,8 @@ def generate(
     """Generates as `model.generate(**kwargs)` does, token for token, drafting with `drafter`.
 
     Greedy output is that of transformers' generate. Sampled output follows the target's distribution exactly and, for a
-    given seed, is the same whatever the drafter and the tree.
+    given seed, is the same whatever the drafter and the tree. Without an attention_mask transformers takes tokens with
+    pad_token_id in the prompt for padding, and so does this.
 
     The model is left as it was found, after errors, too, but for what transformers' own generate leaves: the M-RoPE
     offset of this prompt (model.model.rope_deltas), with which a next generate goes on from the returned cache. A

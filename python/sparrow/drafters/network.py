@@ -240,9 +240,11 @@ class SparrowDrafter(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the config or the weights do not fit this format, or a weight is not finite.
+            ValueError: the folder holds a target; the config or the weights do not fit this format, or a weight is not
+                finite.
         """
         folder = pathlib.Path(folder)
+        _refuse_target(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
@@ -327,3 +329,13 @@ class SparrowDrafter(nn.Module):
         if ids.unique().numel() != ids.numel():
             raise ValueError("draft vocabulary ids must be distinct: each draft id maps to one token")
         self.draft_vocab_ids = ids
+
+
+def _refuse_target(folder: pathlib.Path) -> None:
+    """Raises ValueError where config.json is that of a transformers model."""
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return  # said by those who need the file
+    if isinstance(values, dict) and ("model_type" in values or "architectures" in values):
+        raise ValueError(f"{folder} is a target (model_type {values.get('model_type')!r}), not a drafter")
