@@ -50,7 +50,9 @@ def test_ragged_rounds(tiny, greedy):
     cache = target.new_cache(11 + 2 * LENGTH + SHAPE.nodes)
     positions = torch.arange(11).expand(3, 11)
     with torch.no_grad():
-        prefill = target.prefill(prompts, {"past_key_values": cache, "position_ids": positions, "use_cache": True}, 0)
+        prefill = target.prefill(
+            prompts, {target.cache_argument: cache, "position_ids": positions, "use_cache": True}, 0
+        )
     sampler = Sampler(SamplingRules(), prompts, target.vocab_size)
     state = DecodeState(
         cache, sampler.first(prefill.logits, prompts), torch.full((3,), 12), prefill.next_position,

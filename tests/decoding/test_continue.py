@@ -6,6 +6,7 @@ import torch
 import sparrow
 from sparrow.targets.adapter import MROPE_FAMILIES, Target
 from sparrow.targets.positions import prompt_positions
+from sparrow.targets.versions import cache_argument
 from sparrow.tree import TreeConfig
 from tests.decoding.scripted import ScriptedDrafter
 from tests.videos import FAMILIES, sample_inputs
@@ -31,7 +32,12 @@ def next_turn(model, sequences, cache, mask=None):
         mask = torch.ones_like(ids[:, :0])
     mask = torch.cat([mask, torch.ones_like(ids[:, mask.shape[1] :])], dim=1)
     return model.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=12, do_sample=False, eos_token_id=None
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        **{cache_argument(model): cache},
     )
 
 
@@ -62,7 +68,7 @@ def test_next_turn(tiny, greedy, family, videos, stop):
     )
     assert torch.equal(out.sequences, truth[:, : out.sequences.shape[1]])
     assert stop == "one token" or out.stats.emitted[-1] < out.stats.accepted[-1] + 1  # the stop cuts a path
-    got = next_turn(model, out.sequences, out.past_key_values)
+    got = next_turn(model, out.sequences, out.cache)
     whole = longer(inputs, torch.cat([out.sequences, QUESTION], dim=1))
     assert torch.equal(got, greedy(model, whole, 12))
 
@@ -92,8 +98,8 @@ def test_goes_on_from_the_positions_given(tiny, family):
         model.model.rope_deltas = None
         out = sparrow.generate(model, None, **inputs, **given, max_new_tokens=10, eos_token_id=None)
         rest = model.generate(
-            input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences), past_key_values=out.past_key_values,
-            do_sample=False, max_new_tokens=14, eos_token_id=None,
+            input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences), do_sample=False, max_new_tokens=14,
+            eos_token_id=None, **{cache_argument(model): out.cache},
         )  # fmt: skip
         assert torch.equal(rest, want)
 
@@ -120,7 +126,7 @@ def test_padding_tokens_in_the_prompt(tiny, greedy, family, videos, where):
     first = model.generate(
         **inputs, do_sample=False, max_new_tokens=24, eos_token_id=None, return_dict_in_generate=True
     )
-    turn = next_turn(model, want, first.past_key_values, mask)
+    turn = next_turn(model, want, first[cache_argument(model)], mask)
     target = Target(model)
     visual = {"visual": "compressed", "positions": "sequence"}
     drafters = [None, ScriptedDrafter(want[0], lambda r: r % 6), sparrow.SpecVLM(keep=0.5)]
@@ -129,7 +135,7 @@ def test_padding_tokens_in_the_prompt(tiny, greedy, family, videos, where):
         tree = SHAPE if isinstance(drafter, ScriptedDrafter) else None
         out = sparrow.generate(model, drafter, **inputs, max_new_tokens=24, eos_token_id=None, tree=tree)
         assert torch.equal(out.sequences, want)
-        assert torch.equal(next_turn(model, out.sequences, out.past_key_values, mask), turn)
+        assert torch.equal(next_turn(model, out.sequences, out.cache, mask), turn)
 
 
 def test_padding_token_that_ends_too_is_text(tiny, greedy):

@@ -11,6 +11,7 @@ import sparrow
 from sparrow.decoding import generate as generation
 from sparrow.decoding import loop as decode
 from sparrow.targets.adapter import Target
+from sparrow.targets.versions import cache_argument
 from sparrow.tree import TreeConfig
 from tests.decoding.scripted import ScriptedDrafter
 from tests.videos import sample_inputs
@@ -30,6 +31,7 @@ SHAPE = TreeConfig(15, 5, 3)
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
         ({"assistant_model": object()}, "assistant_model"),
         ({"past_key_values": object()}, "past_key_values"),
+        ({"cache": object()}, "cache"),
         ({"positions": "mine"}, "positions must be"),
         ({"stop_strings": ["a"]}, "needs tokenizer="),
         ({"no_such_option": 1}, "no_such_option"),
@@ -144,8 +146,9 @@ def test_returned_cache_continues_in_transformers(tiny, greedy, family, n):
         text_axis = torch.arange(out.sequences.shape[1])[None, None]
         rest["position_ids"] = torch.cat([text_axis, torch.cat([ids, more], dim=-1)])
     final = model.generate(
-        input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences), past_key_values=out.past_key_values,
-        do_sample=False, max_new_tokens=20, eos_token_id=None, **{k: v for k, v in rest.items() if v is not None},
+        input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences),
+        do_sample=False, max_new_tokens=20, eos_token_id=None, **{cache_argument(model): out.cache},
+        **{k: v for k, v in rest.items() if v is not None},
     )  # fmt: skip
     assert torch.equal(final, want)
 

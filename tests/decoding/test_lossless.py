@@ -163,8 +163,8 @@ def test_stopping_criteria_run_after_every_token(tiny, greedy):
     assert ours.seen == theirs.seen
 
 
-@pytest.mark.parametrize("where", ["argument", "generation config"])
-def test_stop_strings(tiny, greedy, where):
+@pytest.mark.parametrize("where", ["argument", "generation config", "the model's own"])
+def test_stop_strings(tiny, greedy, monkeypatch, where):
     tokenizer = build_tokenizer(vocab_size=300)
     model, inputs = tiny("llava_onevision"), sample_inputs("llava_onevision")
     prompt = inputs["input_ids"].shape[1]
@@ -172,13 +172,15 @@ def test_stop_strings(tiny, greedy, where):
     stop = next(word for token in free[0, prompt + 6 :] if (word := tokenizer.decode([int(token)])).strip().isalnum())
     want = greedy(model, inputs, 40, stop_strings=[stop], tokenizer=tokenizer)
     assert prompt + 2 <= want.shape[1] < prompt + 40
-    given = {"stop_strings": [stop]}
+    given = {"stop_strings": [stop], "max_new_tokens": 40, "eos_token_id": None}
     if where == "generation config":
-        given = {"generation_config": GenerationConfig(stop_strings=[stop], eos_token_id=None, pad_token_id=2)}
+        config = GenerationConfig(stop_strings=[stop], eos_token_id=None, pad_token_id=2, max_new_tokens=40)
+        given = {"generation_config": config}
+    elif where == "the model's own":
+        monkeypatch.setattr(model.generation_config, "stop_strings", given.pop("stop_strings"))
     out = sparrow.generate(
-        model, ScriptedDrafter(free[0], lambda r: 5), **inputs, max_new_tokens=40, eos_token_id=None, tree=SHAPE,
-        tokenizer=tokenizer, **given,
-    )  # fmt: skip
+        model, ScriptedDrafter(free[0], lambda r: 5), **inputs, tree=SHAPE, tokenizer=tokenizer, **given
+    )
     check(out.sequences, want, prompt)
 
 

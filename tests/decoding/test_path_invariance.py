@@ -37,7 +37,7 @@ class Text:
     def start(self, nodes):
         """A cache that holds the prompt, with room for `nodes` more, and the position of the next token."""
         cache = self.target.new_cache(self.ids.shape[1] + nodes)
-        inputs = {"past_key_values": cache, "position_ids": self.positions}
+        inputs = {self.target.cache_argument: cache, "position_ids": self.positions}
         return cache, self.target.prefill(self.ids, inputs, None).next_position
 
     def tree(self, tokens, parent):

@@ -12,6 +12,7 @@ from sparrow.evaluation.evaluate import Evaluation, Plan
 from sparrow.evaluation.systems import SPECVLM
 from sparrow.miniature.model import SETTINGS
 from sparrow.targets.adapter import Target
+from sparrow.targets.versions import cache_argument
 from tests.pairs import miniature_pair
 from tests.videos import FAMILIES, sample_inputs
 
@@ -174,7 +175,8 @@ def test_tree_is_the_pruned_target_s(tiny, family):
             if family == "qwen2_5_vl":
                 places = places.expand(3, 1, -1)
             with torch.no_grad():
-                logits = model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True).logits[0, -1]
+                out = model(input_ids=ids, position_ids=places, use_cache=True, **{cache_argument(model): cache})
+                logits = out.logits[0, -1]
             children = [tokens[i] for i in range(26) if parents[i] == node]
             assert children == logits.topk(len(children)).indices.tolist()
 

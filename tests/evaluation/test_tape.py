@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import sparrow
-from sparrow.decoding import loop as decode
+from sparrow.drafters import text
 from sparrow.evaluation import tape
 from sparrow.evaluation.questions import question
 from sparrow.evaluation.tape import model_hash
@@ -45,7 +45,7 @@ def test_the_drafter_has_the_same_rows(monkeypatch, kind):
     inputs, options = question(SETTINGS, tokenizer, 64, 0, split="dev").inputs, {"max_new_tokens": 24}
     made = tape.record(model, inputs, drafter.config.state_layers, options, 0, drafter.config.seen_layer)
     live, out = caches(
-        monkeypatch, decode, lambda: sparrow.generate(model, drafter, **inputs, **options, tree=TREE)
+        monkeypatch, text, lambda: sparrow.generate(model, drafter, **inputs, **options, tree=TREE)
     )  # fmt: skip
     replayed, emitted = caches(monkeypatch, tape, lambda: tape.replay(made, drafter, TreeConfig.parse(TREE)))
     assert emitted == out.stats.emitted and len(live) == len(replayed) > 3

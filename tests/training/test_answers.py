@@ -1,14 +1,21 @@
 """The first stages of training: the target's answers and its states along them."""
 
+import multiprocessing
+import pathlib
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import sparrow
+from sparrow.files import lock
 from sparrow.targets.adapter import Target
 from sparrow.training import trainer as training
 from sparrow.training.answers import read_answers
 from sparrow.training.recipe import Recipe
+from sparrow.training.states import CachedStates
 from tests.training.cases import RandomClips, log, settings
 from tests.videos import sample_inputs
 
@@ -83,6 +90,137 @@ def test_answers_and_states_go_on(tiny, tmp_path):
     assert len(list((tmp_path / "states").rglob("*.safetensors"))) == 4
     with pytest.raises(ValueError, match="visual_layer=2, now it is 1: choose another folder"):
         training.train(target, clips, replace(config, run=str(tmp_path / "other"), recipe=Recipe(visual_layer=1)))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """(target, clips, settings, folder) of a finished run whose answers and states lie in its own folder."""
+    target, clips = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 4)
+    folder = tmp_path_factory.mktemp("finished")
+    training.train(target, clips, _own(folder))
+    return target, clips, folder
+
+
+def _own(folder: pathlib.Path, **sections):
+    """Answers and states in <run>."""
+    return settings(folder, **{name: {"folder": None, **sections.get(name, {})} for name in ("answers", "states")})
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run in another place."""
+    target, clips, folder = finished
+    shutil.copytree(folder / "run", tmp_path / "run")
+    return target, clips, _own(tmp_path), tmp_path / "run"
+
+
+def contents(run: pathlib.Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_finished_run_can_be_moved(copy, finished):
+    """Started again in its new place it has nothing to do, and all is as it was but for the place in config.yaml."""
+    target, clips, config, run = copy
+    before = contents(run)
+    training.train(target, clips, config)
+    after = contents(run)
+    assert str(run).encode() in after.pop("config.yaml") and str(run).encode() not in before.pop("config.yaml")
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in before)
+    assert not any(str(finished[2]).encode() in text for text in after.values())
+
+
+def test_a_lost_or_damaged_drafter_comes_back(copy):
+    target, clips, config, run = copy
+    before = contents(run / "drafter")
+    (run / "drafter" / "config.json").unlink()
+    (run / "drafter" / "model.safetensors").write_bytes(b"")
+    training.train(target, clips, config)
+    assert contents(run / "drafter") == before
+
+
+@pytest.mark.parametrize("name", ["answers", "states"])
+@pytest.mark.parametrize("text", ["", '{"target": ', "[1]"])
+def test_damaged_settings_of_answers_and_states(copy, name, text):
+    """They cannot be made up: refused by name; removed by the user they are written again."""
+    target, clips, config, run = copy
+    file = run / name / "settings.json"
+    before = contents(run)
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"{file} is damaged.+ says what .+ remove this file alone"):
+        training.train(target, clips, config)
+    assert file.read_text() == text
+    file.unlink()
+    training.train(target, clips, config)
+    assert contents(run)[f"{name}/settings.json"] == before[f"{name}/settings.json"]
+
+
+@pytest.mark.parametrize("bad", ["\x00" * 40, "{", '{"clip": 1}', "3", '{"clip": 1, "ids": 4}'])
+def test_a_damaged_answer_is_named_by_its_line(copy, bad):
+    """Removed, as the message says, its clip is answered again."""
+    target, clips, config, run = copy
+    file = run / "answers" / "answers-0.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    wanted = read_answers(run / "answers")
+    file.write_text("".join([lines[0], bad + "\n", *lines[2:]]))
+    with pytest.raises(ValueError, match=rf"^{file}, line 2 is damaged: .+\. Remove this line: its clip is answered"):
+        training.train(target, clips, config)
+    file.write_text("".join([lines[0], *lines[2:]]))
+    training.train(target, clips, config)
+    assert read_answers(run / "answers") == wanted
+
+
+@pytest.mark.parametrize("how", ["emptied", "torn", "zeros"])
+def test_damaged_states_are_computed_again(copy, capsys, how):
+    target, clips, config, run = copy
+    file = sorted((run / "states").rglob("*.safetensors"))[1]
+    whole = file.read_bytes()
+    file.write_bytes({"emptied": b"", "torn": whole[:-50], "zeros": bytes(len(whole))}[how])
+    training.train(target, clips, config)
+    assert file.read_bytes() == whole
+    assert f"{file.name} is damaged" in "".join(capsys.readouterr().err.split("\n"))
+
+
+def test_states_of_another_answer_are_named(copy):
+    run = copy[-1]
+    answers = read_answers(run / "answers")
+    states = CachedStates(run / "states")
+    assert states.load(answers[1])["tokens"][-len(answers[1].ids) :].tolist() == list(answers[1].ids)
+    other = replace(answers[1], ids=(*answers[1].ids[:-1], answers[1].ids[-1] + 1))
+    with pytest.raises(ValueError, match=rf"^{states.file(other)} holds the states of another answer\. Remove this"):
+        states.load(other)
+    file = states.file(answers[1])
+    save_file({"tokens": torch.arange(3)}, file)
+    with pytest.raises(ValueError, match=rf"^{file} is damaged: .first.\. Remove this file"):
+        states.load(answers[1])
+
+
+@pytest.mark.parametrize("name", ["answers", "states"])
+def test_a_folder_that_another_process_fills_is_refused(copy, name):
+    """What is whole can be read meanwhile."""
+    target, clips, config, run = copy
+    context = multiprocessing.get_context("fork")
+    locked, done = context.Event(), context.Event()
+
+    def fill():
+        with lock(run / name):
+            locked.set()
+            done.wait(60)
+
+    child = context.Process(target=fill)
+    child.start()
+    assert locked.wait(60)
+    training.train(target, clips, config)
+    file = next((run / name).rglob("answers-0.jsonl" if name == "answers" else "*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    with pytest.raises(BlockingIOError, match=rf"^{run / name} is in use by process {child.pid} on "):
+        training.train(target, clips, config)
+    assert file.read_bytes() == whole[:-20]
+    done.set()
+    child.join()
+    training.train(target, clips, config)
+    assert file.read_bytes() == whole
 
 
 def test_states_on_disk_and_on_the_fly_train_alike(tiny, tmp_path):

@@ -2,13 +2,17 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import pathlib
 import random
 
 import pytest
 import torch
+import yaml
 
 from sparrow.training.config import ConfigError, load_config
-from sparrow.training.run import CHECKPOINT, Run, learning_rate
+from sparrow.training.run import CHECKPOINT, CONFIG, LOG, Run, learning_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +135,137 @@ def test_a_broken_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         run.save(step=2)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+ROWS = [{"step": step, "loss": 1 / (1 + step)} for step in range(3)]
+
+
+@pytest.fixture
+def saved(tmp_path) -> pathlib.Path:
+    """A run with a checkpoint behind the third line of its log, and a fourth line."""
+    run = Run(tmp_path / "run", Outer())
+    for row in ROWS:
+        run.log(**row)
+    run.save(step=3, weights=torch.arange(4.0))
+    run.log(step=3, loss=9.0)
+    return tmp_path / "run"
+
+
+def resumed(folder: pathlib.Path, **settings) -> tuple[Run, dict]:
+    run = Run(folder, Outer(**settings))
+    state = run.load()
+    assert state is not None and state["step"] == 3 and torch.equal(state["weights"], torch.arange(4.0))
+    return run, state
+
+
+def damage(file: pathlib.Path, how: str) -> None:
+    whole = file.read_bytes()
+    if how == "lost":
+        file.unlink()
+    else:
+        damaged = {"emptied": b"", "torn": whole[: len(whole) // 2], "zeros": bytes(len(whole)), "text": b"rubbish\n"}
+        file.write_bytes(damaged[how])
+
+
+@pytest.mark.parametrize("how", ["lost", "emptied", "torn", "zeros", "text"])
+@pytest.mark.parametrize("name", [LOG, CONFIG])
+def test_log_and_settings_come_back_from_the_checkpoint(saved, capsys, name, how):
+    before = (saved / CONFIG).read_bytes()
+    damage(saved / name, how)
+    if name == CONFIG:  # settings are still compared, and a refusal changes nothing
+        with pytest.raises(ValueError, match=r"other settings \(rate=0.001\)"):
+            Run(saved, Outer(rate=1.0))
+        assert (f"{saved / CONFIG} is damaged" in capsys.readouterr().err) == (how != "lost")
+    run, _ = resumed(saved)
+    assert run.history() == ROWS and (saved / CONFIG).read_bytes() == before
+    assert yaml.safe_load(before)["inner"] == {"depth": 1, "weights": [1.0]}
+    run.log(step=3)
+    assert run.history()[-1] == {"step": 3}
+
+
+@pytest.mark.parametrize("how", ["emptied", "torn", "zeros", "text"])
+def test_a_damaged_checkpoint_is_named_and_nothing_is_touched(saved, how):
+    damage(saved / CHECKPOINT, how)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^{saved}/checkpoint.pt is damaged, or .+\. Restore it; or remove it"):
+            Run(saved, Outer()).load()
+    assert len(Run(saved, Outer()).history()) == 4
+
+
+def test_a_checkpoint_of_another_program_is_named(saved):
+    torch.save({"step": 3}, saved / CHECKPOINT)
+    with pytest.raises(ValueError, match=rf"^{saved}/checkpoint.pt is damaged, or .+it has no settings"):
+        Run(saved, Outer()).load()
+
+
+def test_settings_and_checkpoint_damaged_together(saved):
+    """Nothing says what the checkpoint was made with."""
+    damage(saved / CONFIG, "emptied")
+    damage(saved / CHECKPOINT, "torn")
+    with pytest.raises(ValueError, match=rf"^{saved}/checkpoint.pt is damaged"):
+        Run(saved, Outer())
+
+
+class Evil:
+    def __init__(self, file: pathlib.Path):
+        self.file = file
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (self.file,)
+
+
+def test_resuming_runs_no_code(saved, tmp_path):
+    state = torch.load(saved / CHECKPOINT, weights_only=True)
+    for pickled in (Evil(tmp_path / "ran"), state | {"weights": Evil(tmp_path / "ran")}):
+        torch.save(pickled, saved / CHECKPOINT)
+        with pytest.raises(ValueError, match=rf"^{saved}/checkpoint.pt is damaged, or no checkpoint of this program"):
+            Run(saved, Outer()).load()
+    assert not (tmp_path / "ran").exists()
+    torch.load(saved / CHECKPOINT, weights_only=False)
+    assert (tmp_path / "ran").exists()  # it would have run
+
+
+def test_a_run_can_be_moved(saved):
+    """Settings that are places may change with it; others may not."""
+    where = ["name", "inner.depth"]
+    run = Run(saved.parent / "placed", Outer(name="/old/a", inner=Inner(1)), places=where)
+    run.save(step=1)
+    new = saved.parent / "elsewhere" / "run"
+    new.parent.mkdir()
+    (saved.parent / "placed").rename(new)
+    for lost in (False, True):
+        moved = Run(new, Outer(name="/new/a", inner=Inner(2)), places=where)
+        assert moved.load() == {"step": 1}
+        assert yaml.safe_load((new / CONFIG).read_text())["name"] == "/new/a"
+        with pytest.raises(ValueError, match=r"other settings \(inner={'weights': \[1.0\]}\)"):
+            Run(new, Outer(name="/new/a", inner=Inner(2, (2.0,))), places=where)
+        if not lost:
+            (new / CONFIG).unlink()
+
+
+def test_a_run_in_use_is_refused_to_others(saved):
+    """One clear line with folder and process; this process' own runs share it, and the last one lets go."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+
+    def use():
+        try:
+            theirs.send(Run(saved, Outer()).load()["step"])
+        except BlockingIOError as error:
+            theirs.send(str(error))
+
+    def asked():
+        child = context.Process(target=use)
+        child.start()
+        child.join(60)
+        return ours.recv()
+
+    run = Run(saved, Outer())
+    Run(saved, Outer())
+    assert asked().startswith(f"{saved} is in use by process {os.getpid()} on ")
+    assert len(run.history()) == 4
+    del run
+    assert asked() == 3
 
 
 def test_learning_rate():

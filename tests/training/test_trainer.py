@@ -1,9 +1,15 @@
 """Training runs: they learn, decode as they were trained, resume exactly, and split over processes."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import pathlib
+import random
+import resource
+import signal
 import socket
+import time
 
 import pytest
 import torch
@@ -175,6 +181,128 @@ def test_a_killed_run_goes_on_exactly(tiny, tmp_path, monkeypatch, recipe, optim
         training.train(
             target, clips, settings(tmp_path / "b", recipe=recipe, optimisation={"optimiser": optimiser, "steps": 7})
         )
+
+
+KILLS = 5
+
+
+def _train_until_killed(folder: pathlib.Path, model, at_sync: int | None, counted=None) -> None:
+    """A run in a process of its own; at the given call of fsync, in the middle of writing a file, it kills itself."""
+    calls, real = itertools.count(1), os.fsync
+
+    def sync(descriptor):
+        real(descriptor)
+        call = next(calls)
+        if counted is not None:
+            counted.value = call
+        if call == at_sync:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = sync
+    training.train(Target(model), RandomClips("qwen2_5_vl", 4), settings(folder))
+
+
+@pytest.mark.parametrize("moment", ["while a file is written", "at any time"])
+def test_a_run_killed_again_and_again_ends_as_if_it_never_was(tiny, tmp_path, moment):
+    model, context, rng = tiny("qwen2_5_vl"), multiprocessing.get_context("fork"), random.Random(moment)
+    counted, kills, began = context.Value("i", 0), 0, time.monotonic()
+
+    def start(*arguments):
+        child = context.Process(target=_train_until_killed, args=arguments)
+        child.start()
+        return child
+
+    whole = start(tmp_path / "whole", model, None, counted)
+    whole.join()
+    seconds, syncs = time.monotonic() - began, counted.value
+    assert whole.exitcode == 0 and syncs > 20
+    for _ in range(KILLS):
+        if moment == "at any time":
+            child = start(tmp_path / "killed", model, None)
+            child.join(rng.uniform(0.1, 0.5) * seconds)
+            child.kill()
+        else:
+            child = start(tmp_path / "killed", model, rng.randint(1, syncs // 2))
+        child.join()
+        assert child.exitcode in (-signal.SIGKILL, 0)  # never an error
+        kills += child.exitcode != 0
+    last = start(tmp_path / "killed", model, None)
+    last.join()
+    assert last.exitcode == 0 and kills >= 1
+    names = ("step", "loss", "learning_rate", "rows", "agreement")
+    assert log(tmp_path / "whole/run", *names) == log(tmp_path / "killed/run", *names)
+    found = [{str(p.relative_to(tmp_path / name)): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+             for name in ("whole", "killed")]  # fmt: skip
+    for files in found:  # times and places differ, and the archive's
+        for name in ("run/log.jsonl", "run/config.yaml", "run/curves.png", "run/checkpoint.pt"):
+            assert files.pop(name)
+        for name in [name for name in files if name.endswith(".lock")]:
+            del files[name]
+    assert found[0] == found[1]
+
+
+def test_two_processes_on_one_run(tiny, tmp_path):
+    """The second is refused while the first is at work, with its number, and disturbs nothing."""
+    model, context = tiny("qwen2_5_vl"), multiprocessing.get_context("fork")
+    ready, ours, theirs = context.Event(), *context.Pipe()
+
+    def first():
+        plain = Run.log
+
+        def waits(self, **values):
+            plain(self, **values)
+            if values.get("step") == 3:
+                ready.set()
+                theirs.recv()
+
+        Run.log = waits  # type: ignore[method-assign]
+        training.train(Target(model), RandomClips("qwen2_5_vl", 4), settings(tmp_path))
+
+    child = context.Process(target=first)
+    child.start()
+    assert ready.wait(120)
+    with pytest.raises(BlockingIOError, match=rf"^{tmp_path}/run is in use by process {child.pid} on .+: wait for it"):
+        training.train(Target(model), RandomClips("qwen2_5_vl", 4), settings(tmp_path))
+    ours.send("go on")
+    child.join()
+    assert child.exitcode == 0
+    assert [step for step, _ in log(tmp_path / "run", "step", "loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
+    """Whichever file no longer fits is named, older ones are whole; in the end all is as if there had been room."""
+    model, context = tiny("qwen2_5_vl"), multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    target, clips = Target(model), RandomClips("qwen2_5_vl", 4)
+
+    def full(limit, work):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            work()
+        except OSError as error:
+            theirs.send(str(error))
+        else:
+            theirs.send("")
+
+    training.train(target, clips, settings(tmp_path / "a"))
+    config, ranks = settings(tmp_path / "b"), training.Ranks()
+    answer = lambda: training.prepare_answers(target, clips, config, ranks)  # noqa: E731
+    train = lambda: training.train(target, clips, config)  # noqa: E731
+    for name, work in (
+        ("answers/settings.json", answer), ("answers/answers-0.jsonl", answer), ("run/config.yaml", train),
+        ("states/0000/0000000-t0.safetensors", train), ("run/checkpoint.pt", train),
+    ):  # fmt: skip
+        child = context.Process(target=full, args=((tmp_path / "a" / name).stat().st_size - 1, work))
+        child.start()
+        said = ours.recv()
+        child.join()
+        assert str(tmp_path / "b" / name) in said and "File too large" in said
+    train()
+    names = ("step", "loss", "learning_rate", "rows", "agreement")
+    assert log(tmp_path / "a/run", *names) == log(tmp_path / "b/run", *names)
+    first, second = weights(tmp_path / "a/run"), weights(tmp_path / "b/run")
+    assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 @pytest.mark.parametrize(

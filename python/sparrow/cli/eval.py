@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import json
 import pathlib
 import shlex
 import sys
@@ -21,6 +20,7 @@ from sparrow.evaluation.evaluate import Evaluation, Known
 from sparrow.evaluation.report.render import render
 from sparrow.evaluation.systems import System
 from sparrow.evaluation.tables import TABLES, Arm, Plan, Table, grid, systems, table_of
+from sparrow.files import lock, read_json, write_text
 from sparrow.miniature.shipped import SHIPPED, drafter_folder, pair
 from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
@@ -64,14 +64,14 @@ def measure(table: Table, loaded: Loaded, arguments: argparse.Namespace) -> list
     """Measures one table into --out and shows it. Returns what was not as it must be."""
     folder, made = pathlib.Path(arguments.out), provenance("sparrow " + shlex.join(sys.argv[1:]))
     file = folder / f"{table.name}.json"
-    with progress() as bar:
+    with lock(file), progress() as bar:
         if table.visual:
             target_only = (loaded.settings, loaded.model, loaded.tokenizer)
             eval_visual.measure(table, file, made, target_only, arguments, bar)
         else:
             measure_systems(table, file, made, loaded, arguments, bar)
     show(file)
-    return faults(json.loads(file.read_text()))
+    return faults(read_json(file))
 
 
 def measure_systems(
@@ -182,8 +182,8 @@ def show(path: pathlib.Path) -> int:
     if not files:
         raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
     for file in files:
-        text = render(json.loads(file.read_text()), file.parent)
-        file.with_suffix(".md").write_text(text)
+        text = render(read_json(file), file.parent)
+        write_text(file.with_suffix(".md"), text)
         print(text)
         err.print(f"[dim]table and pictures beside {file}[/dim]")
     return 0

@@ -5,10 +5,11 @@ import functools
 import pathlib
 from typing import Any
 
-from sparrow.evaluation.evaluate import save_json, started
+from sparrow.evaluation.evaluate import started
 from sparrow.evaluation.tables import Table
 from sparrow.evaluation.tape import model_hash
 from sparrow.evaluation.visual import layer_cuts, watching
+from sparrow.files import write_json
 from sparrow.miniature.batches import Collator
 from sparrow.miniature.layer_cut import layer_cut
 from sparrow.miniature.model import trainable
@@ -45,4 +46,4 @@ def measure(
             cut = functools.partial(layer_cut, model)
             at = (table.lengths[0], settings["split"], settings["clips"])
             rows = layer_cuts(collator, forward, cut, layers, *at, tell)
-    save_json(file, result | {"rows": rows})
+    write_json(file, result | {"rows": rows}, indent=1)

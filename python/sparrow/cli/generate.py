@@ -1,9 +1,9 @@
 """`sparrow generate`: load, prepare, decode with progress, print a summary."""
 
 import argparse
-import json
 import math
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -18,8 +18,9 @@ from transformers import TextStreamer
 import sparrow
 from sparrow.cli.loading import load_target, pick_device, pick_drafter, target_folder
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.files import write_json
 from sparrow.targets.adapter import Target
-from sparrow.video import load_settings, prepare
+from sparrow.video import load_settings, load_video, prepare
 
 err = Console(stderr=True)
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             plain = generate(model, None, **inputs, **options, positions=arguments.positions)
     summarise(output, plain, compared)
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(json.dumps(output.stats.as_dict(), indent=2, allow_nan=False) + "\n")
+        write_json(arguments.json, output.stats.as_dict())
     exact = model.dtype == torch.float32
     return 1 if compared is not None and exact and not compared.lossless else 0
 
@@ -65,11 +66,17 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: argparse.Namespace, m
     columns = (TextColumn("reading the video"), BarColumn(), TextColumn("{task.completed}/{task.total} frames"))
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("frames", total=None)
-        inputs = prepare(
-            settings, tokenizer, arguments.prompt, arguments.video, num_frames=arguments.num_frames, fps=arguments.fps,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
-    return Target(model).inputs(inputs)
+        clips = [
+            load_video(
+                video, settings, num_frames=arguments.num_frames, fps=arguments.fps, on_damage=arguments.on_damage,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+            for video in arguments.video
+        ]  # fmt: skip
+    for video, (_, info) in zip(arguments.video, clips, strict=True):
+        for text in info.skipped:
+            print(f"sparrow: {video}: skipped: {text}", file=sys.stderr)
+    return Target(model).inputs(prepare(settings, tokenizer, arguments.prompt, clips))
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def _add_generate(commands, debug: argparse.ArgumentParser) -> None:
     p.add_argument("--prompt", required=True, help="the question")
     p.add_argument("--num-frames", type=_positive, default=None, help="frames to sample (default: the model's rule)")
     p.add_argument("--fps", type=float, default=None, help="frames per second to sample")
+    p.add_argument("--on-damage", choices=["raise", "skip"], default="raise",
+                   help="skip: sample the whole frames of a damaged video; what was left out is printed")  # fmt: skip
     p.add_argument("--max-new-tokens", type=_positive, default=256)
     p.add_argument("--tree", type=_tree, default=None, help=f"total-depth-width, such as {', '.join(PRESETS)}")
     p.add_argument("--temperature", type=float, default=0.0, help="0 = greedy (the default)")

@@ -6,6 +6,7 @@ import pathlib
 import textwrap
 
 from sparrow.evaluation.questions import form_of
+from sparrow.files import write_figure, write_text
 from sparrow.miniature.world import Clip, sample, write_video
 
 FRAMES_SHOWN = 8
@@ -26,16 +27,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def write_clips(clips: list[Clip], numbers: range, folder: pathlib.Path, length: int, split: str) -> None:
     """NUMBER.mp4 for every clip, and one line each in clips.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "clips.jsonl").open("w") as file:
-        for number, clip in zip(numbers, clips, strict=True):
-            name = f"{number:06d}.mp4"
-            write_video(folder / name, clip.frames, clip.fps)
-            line = {
-                "video": name, "number": number, "split": split, "visual_tokens": length, "fps": clip.fps,
-                "kind": clip.kind, "prompt": clip.prompt, "answer": clip.answer,
-            }  # fmt: skip
-            file.write(json.dumps(line) + "\n")
+    lines = []
+    for number, clip in zip(numbers, clips, strict=True):
+        name = f"{number:06d}.mp4"
+        write_video(folder / name, clip.frames, clip.fps)
+        line = {
+            "video": name, "number": number, "split": split, "visual_tokens": length, "fps": clip.fps,
+            "kind": clip.kind, "prompt": clip.prompt, "answer": clip.answer,
+        }  # fmt: skip
+        lines.append(json.dumps(line) + "\n")
+    write_text(folder / "clips.jsonl", "".join(lines))
     print(f"{len(clips)} clips in {folder}")
 
 
@@ -56,7 +57,6 @@ def contact_sheet(clips: list[Clip], numbers: range, file: pathlib.Path) -> None
             axis.axis("off")
         told = textwrap.fill(f"{number}: {clip.prompt} - {clip.answer}", 190)
         row[0].text(0, -0.08, told, transform=row[0].transAxes, fontsize=9, va="top")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=80)
+    write_figure(file, figure, dpi=80)
     plt.close(figure)
     print(file)

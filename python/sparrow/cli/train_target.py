@@ -7,6 +7,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from sparrow.files import replacing
 from sparrow.miniature.batches import Collator
 from sparrow.miniature.model import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer, trainable
 from sparrow.miniature.recipe import TargetRecipe
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def export(model: transformers.PreTrainedModel, tokenizer, folder: pathlib.Path) -> None:
     """Weights in bfloat16, config, tokenizer, chat template and preprocessing settings."""
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    save_settings(SETTINGS, folder)
+    with replacing(folder) as new:
+        model.to(torch.bfloat16).save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        save_settings(SETTINGS, new)

@@ -36,12 +36,18 @@ class GenerateOutput:
         sequences: int64 [1, P + new], prompt included, as transformers' generate.
         stats: tau, acceptance, times, memory.
         past_key_values: the target's cache, cut to len(sequences) - 1. transformers' generate goes on from it:
-            `model.generate(input_ids=longer, attention_mask=ones, past_key_values=...)`, in every family.
+            `model.generate(input_ids=longer, attention_mask=ones, past_key_values=...)` (cache=... from 5.24 on), in
+            every family.
     """
 
     sequences: Tensor
     stats: DecodeStats
     past_key_values: TargetCache
+
+    @property
+    def cache(self) -> TargetCache:
+        """past_key_values under the name it has in transformers from 5.24 on."""
+        return self.past_key_values
 
 
 OnRound = Callable[[list[int], int, float], Any]

@@ -39,7 +39,7 @@ def start(
         max_new_tokens, nodes: room in the caches, in tokens and for a tree.
     """
     cache = target.new_cache(tokens.shape[1] + max_new_tokens + nodes)
-    model_kwargs["past_key_values"] = cache
+    model_kwargs[target.cache_argument] = cache
     prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer)
     sampler = Sampler(rules, tokens, target.vocab_size)
     root = sampler.first(prefill.logits, tokens)

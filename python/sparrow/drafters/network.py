@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sparrow_ext
@@ -24,6 +24,7 @@ from sparrow.drafters.compressor import Compressor
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.layer import Layer, RMSNorm
 from sparrow.drafters.protocol import Drafter
+from sparrow.files import replacing, write_json, write_tensors
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 
@@ -225,10 +226,9 @@ class SparrowDrafter(nn.Module):
     # ---- storage ----
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Writes config.json and model.safetensors; the target's tables are not stored."""
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        with replacing(folder) as new:
+            write_json(new / CONFIG_FILE, asdict(self.config))
+            write_tensors(new / WEIGHTS_FILE, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | pathlib.Path, **overrides: object) -> "SparrowDrafter":

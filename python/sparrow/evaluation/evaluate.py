@@ -16,6 +16,7 @@ from sparrow.evaluation.systems import AUTO, Run, System
 from sparrow.evaluation.tables import Plan
 from sparrow.evaluation.tape import Key, Tapes, model_hash, replay
 from sparrow.evaluation.trees import CANDIDATES, CLIPS, TIMED, choose
+from sparrow.files import read_json, write_json
 from sparrow.miniature.shipped import drafter_folder, training_record
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
@@ -71,7 +72,7 @@ class Evaluation:
         for length, temperature in self.plan.points:
             if (length, temperature) not in done:
                 result["cells"] += self.cells(length, temperature)
-                save_json(file, result)
+                write_json(file, result, indent=1)
             else:
                 self.progress(f"{length} visual tokens, T={temperature:g}: done before", self.plan.clips)
         return result
@@ -178,17 +179,12 @@ def started(
     """
     if not file.exists():
         return {"provenance": [provenance], "settings": settings, **empty}
-    result = json.loads(file.read_text())
+    try:
+        result = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. Remove it: the table is measured again") from None
     for name, value in settings.items():
         if (old := result.get("settings", {}).get(name)) != value:
             raise ValueError(f"{file} holds an evaluation with {name}={old!r}, this one has {value!r}")
     result["provenance"].append(provenance)
     return result
-
-
-def save_json(file: pathlib.Path, value: Any) -> None:
-    """Writes the file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_name(file.name + ".new")
-    new.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    new.replace(file)

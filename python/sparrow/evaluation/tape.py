@@ -5,14 +5,15 @@ the tokens and states of one plain run decide how long every path of every draft
 """
 
 import hashlib
-import os
 import pathlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 import sparrow_ext
@@ -23,6 +24,7 @@ from sparrow.drafters.protocol import Pending, Prompt
 from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_rows
 from sparrow.drafters.visual import prompt_cache
 from sparrow.evaluation.questions import sampling
+from sparrow.files import write_tensors
 from sparrow.targets.adapter import Layers, Prefill
 from sparrow.tree import TreeConfig
 
@@ -202,12 +204,13 @@ class Tapes:
 
 
 def cached(file: pathlib.Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the file holds, or what `make()` gives, kept there; a file is written whole or not at all."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_suffix(f".{os.getpid()}.new")  # several evaluations may share a folder
-        save_file({name: value.contiguous() for name, value in make().items()}, new)
-        new.replace(file)
+    """What the file holds, or what `make()` gives, kept there; several evaluations may share a folder."""
+    if file.exists():
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            print(f"{file} is damaged ({error}): it is recorded again", file=sys.stderr)
+    write_tensors(file, make())
     return load_file(file)
 
 

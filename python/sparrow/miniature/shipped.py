@@ -1,9 +1,9 @@
 """What ships with the package: a small video LLM trained on the synthetic world, its drafter, and a clip."""
 
-import json
 import pathlib
 from typing import Any
 
+from sparrow.files import read_json
 from sparrow.miniature.world import Format, sample, write_video
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
@@ -49,7 +49,7 @@ def training_record(name: str) -> dict[str, Any] | None:
         name: as in drafter_folder.
     """
     file = drafter_folder(name) / "training.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def write_demo(file: str | pathlib.Path = DEMO) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.linear import DTYPES, skinny_linear_in
+from sparrow.targets.versions import cache_argument
 
 FAMILIES = {
     "qwen2_vl": "Qwen2-VL",
@@ -52,6 +53,9 @@ class Target:
     Args:
         model: one of FAMILIES, eager PyTorch, all of it on one device.
 
+    Attributes:
+        cache_argument: the name under which this release's model takes its KV cache.
+
     Raises:
         ValueError: an unsupported family, or a decoder with a feature tree_attention does not model.
     """
@@ -62,6 +66,7 @@ class Target:
         self.family = str(model.config.model_type)
         _refuse_what_is_not_modelled(model, self.family)
         self.decoder = model.model.language_model
+        self.cache_argument = cache_argument(model)
         self.num_layers = int(self.config.num_hidden_layers)
         self.vocab_size = int(self.embedding.shape[0])
 
@@ -143,7 +148,8 @@ class Target:
 
         Args:
             input_ids: int64 [B, P].
-            model_kwargs: what transformers' generate() prepared: past_key_values, position_ids, pixel values, ...
+            model_kwargs: what transformers' generate() prepared: the cache as `cache_argument`, position_ids, pixel
+                values, ...
             hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm);
                 None = no states wanted; several are joined along the last axis.
             visual_layer: the layer of Prefill.visual; None = not wanted.
@@ -193,12 +199,11 @@ class Target:
                     input_ids=tokens,
                     attention_mask=anc.unsqueeze(1),
                     position_ids=position_ids,
-                    past_key_values=cache,
                     use_cache=True,
                     return_dict=True,
                     sparrow_lengths=cache.lengths,
                     sparrow_max_length=cache.get_seq_length(),
-                    **attention,
+                    **{self.cache_argument: cache, **attention},
                 )
         finally:
             cache.verifying = False

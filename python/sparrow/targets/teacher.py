@@ -80,9 +80,9 @@ class _Forced:
                 input_ids=self.answer,
                 attention_mask=torch.ones(1, input_ids.shape[1] + len(after), dtype=torch.int64, device=after.device),
                 position_ids=prefill.next_position + after,
-                past_key_values=model_kwargs["past_key_values"],
                 use_cache=True,
                 logits_to_keep=1,
+                **{self.target.cache_argument: model_kwargs[self.target.cache_argument]},
             )
         next_text = prefill.text_position[0, -1] + 1
         self.output = TeacherStates(

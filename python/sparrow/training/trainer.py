@@ -32,6 +32,8 @@ from sparrow.training.sequences import Batch, collate
 from sparrow.training.states import CachedStates, LiveStates, Sequences, batches, sequence_rows
 
 DRAFTER = "drafter"
+# Settings of a run that may change with the folders' places; what is in them is compared by their own settings.json.
+PLACES = ("run", "target", "data.clips", "answers.folder", "states.folder")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -55,7 +57,7 @@ def train(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks | 
     """
     ranks = ranks or Ranks()
     _check(target, clips, config)
-    run = Run(config.run, config, main=ranks.main)
+    run = Run(config.run, config, main=ranks.main, places=PLACES)
     target.model.requires_grad_(False)
     answers = [a for a in prepare_answers(target, clips, config, ranks) if len(a.ids) > 1]  # one token drafts nothing
     held_out = range(len(clips) - config.data.validation, len(clips))
@@ -103,9 +105,9 @@ def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], in
 
 
 def _data(config: DrafterTraining) -> dict[str, object]:
-    """What says which clip a number is; more clips may come, and the split may change."""
+    """What a clip's number means; more clips may come, a file of them may move, and the split may change."""
     values = {k: v for k, v in asdict(config.data).items() if k != "validation"}
-    names = ("clips", "num_frames", "fps") if config.data.clips else ("first", "kind", "frames", "side")
+    names = ("num_frames", "fps") if config.data.clips else ("first", "kind", "frames", "side")
     return {name: values[name] for name in names}
 
 
@@ -180,6 +182,8 @@ class Trainer:
         keys: Any = self._keys(training)  # DataLoader takes any iterable of lists
         loader = iter(DataLoader(training, batch_sampler=keys, collate_fn=collate, num_workers=self.o.workers))
         left = range(self.step, self.o.steps)
+        if not left:
+            self.write_drafter()  # it may be lost or damaged; the checkpoint has it
         for _ in track(left, "training", console=console, disable=not (self.ranks.main and left), transient=True):
             self._step(next(loader).to(self.device))
             last = self.step == self.o.steps

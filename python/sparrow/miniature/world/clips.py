@@ -8,6 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from sparrow.files import replacing
 from sparrow.miniature.world.language import converse
 from sparrow.miniature.world.render import render
 from sparrow.miniature.world.scene import Scene, sample_scene
@@ -98,7 +99,7 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, fps: float) -> Non
     if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(f"frames must be uint8 [T, even, even, 3], got {frames.dtype} {frames.shape}")
     rate = Fraction(fps).limit_denominator(1000)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    with replacing(path) as new, av.open(str(new), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "threads": "1"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
