@@ -46,7 +46,8 @@ def conversation(model, greedy, family, videos):
     for seed in range(5):
         inputs = sample_inputs(family, videos=videos, seed=seed)
         truth = greedy(model, inputs, 30)
-        if bool((truth[0, inputs["input_ids"].shape[1] :] < 290).all()):
+        new = truth[0, inputs["input_ids"].shape[1] :][:9]
+        if not bool(((new >= 290) & (new <= 293)).any()):
             return inputs, truth
     raise AssertionError("every answer holds a placeholder")
 

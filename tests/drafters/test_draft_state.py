@@ -261,6 +261,22 @@ def test_storage(tiny, tmp_path):
             sparrow.SparrowDrafter.from_pretrained(tmp_path / "d")
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_target_is_no_drafter(tiny, tmp_path, sharded):
+    tiny("qwen2_5_vl").save_pretrained(tmp_path, max_shard_size="200KB" if sharded else "1GB")
+    assert (tmp_path / "model.safetensors").exists() != sharded
+    with pytest.raises(ValueError, match=r"is a target \(model_type 'qwen2_5_vl'\), not a drafter"):
+        sparrow.SparrowDrafter.from_pretrained(tmp_path)
+
+
+def test_unbound(tiny, tmp_path):
+    drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")))
+    drafter.save_pretrained(tmp_path)
+    again = sparrow.SparrowDrafter.from_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"shares its target's embedding and head: call bind\(\) first"):
+        again.logits(torch.zeros(1, 64))
+
+
 def test_broken_weights(tiny, tmp_path):
     drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")))
     for value in (float("nan"), float("inf")):
