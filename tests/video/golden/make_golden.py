@@ -1,6 +1,6 @@
 """Writes tests/video/golden/video.json from transformers' own processors.
 
-Run from the repository's root, with Pillow installed: python -m tests.golden.make_golden
+Run from the repository's root, with Pillow installed: python -m tests.video.golden.make_golden
 
 Where torchvision is missing, a stand-in of the few functions the processors call takes its place; the file says which
 it was. Its compiled operators are not needed: a build of torchvision for another machine serves as well.
