@@ -1,6 +1,8 @@
 """The command line: what it prints, and one clear line with a non-zero exit for everything that goes wrong."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 
@@ -67,6 +69,19 @@ def test_one_token_has_no_rounds_to_report(checkpoint, capsys, tmp_path):
     shown = capsys.readouterr().err
     assert "1 in 0 rounds" in shown and "nan" not in shown and "end to end" in shown
     assert "NaN" not in stats.read_text() and json.loads(stats.read_text())["tau"] is None
+
+
+def test_statistics_that_find_no_room(checkpoint, capsys, tmp_path, monkeypatch):
+    """One line that names the file, and the older figures are still there."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "stats.json").write_text('{"precious": 1}')
+    monkeypatch.setattr(os, "fsync", full)
+    argv = arguments(checkpoint, "--max-new-tokens", "2", "--json", str(tmp_path / "stats.json"))
+    fails(capsys, argv, f"No space left on device: '{tmp_path}/stats.json'")
+    assert (tmp_path / "stats.json").read_text() == '{"precious": 1}' and os.listdir(tmp_path) == ["stats.json"]
 
 
 def test_text_follows_the_video(checkpoint, capsys, tmp_path):

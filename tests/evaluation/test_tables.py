@@ -1,6 +1,7 @@
 """The tables of `sparrow eval` at tiny size, end to end: arms, overrides, trees, figures, rendering, resuming."""
 
 import json
+import multiprocessing
 import pathlib
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from sparrow.evaluation import trees
 from sparrow.evaluation.cells import interval, speed_ratio
 from sparrow.evaluation.report.pivots import paired_tau
 from sparrow.evaluation.tables import TABLES, Arm, grid, systems, table_of
+from sparrow.files import lock
 from sparrow.miniature import shipped as miniature
 from sparrow.targets.adapter import Target
 from tests.drafters.visual_cases import random_drafter
@@ -222,6 +224,31 @@ def test_a_killed_table_goes_on(small, tmp_path, capsys, monkeypatch):
     fails(capsys, [*argv, "--seed", "1"], "options.json", "seed=0, this one has 1")
     (tmp_path / "length.json").write_text(json.dumps(half))
     fails(capsys, [*argv, "--table", "length"], "table='options', this one has 'length'")
+
+
+def test_two_evaluations_of_one_table_at_once(small, tmp_path, capsys):
+    """The second is refused with the first one's number; another table of the same folder is not."""
+    context = multiprocessing.get_context("fork")
+    locked, done = context.Event(), context.Event()
+
+    def first():
+        with lock(tmp_path / "options.json"):
+            locked.set()
+            done.wait(120)
+
+    child = context.Process(target=first)
+    child.start()
+    assert locked.wait(60)
+    more = ["--lengths", "64", "--temperature", "0", "--tree", "8-4-4"]
+    argv = ["eval", "--out", str(tmp_path), *SIZES, *more, "--table"]
+    fails(capsys, [*argv, "options"], f"{tmp_path}/options.json is in use by process {child.pid} on ")
+    assert not (tmp_path / "options.json").exists()
+    assert cli.main([*argv, "length"]) == 0 and (tmp_path / "length.json").exists()
+    done.set()
+    child.join()
+    (tmp_path / "options.json").write_text('{"settings"')
+    fails(capsys, [*argv, "options"], f"{tmp_path}/options.json is damaged: ")
+    fails(capsys, ["eval", "--render", str(tmp_path / "options.json")], f"{tmp_path}/options.json is damaged: ")
 
 
 def test_a_ratio_by_hand():

@@ -136,6 +136,15 @@ def test_imports_go_one_way():
     assert not faults, faults
 
 
+def test_the_loop_knows_no_rival():
+    """A drafter enters by in_loop(); decoding/ names what every drafter is, and none but plain decoding."""
+    allowed = {"sparrow.drafters.protocol", "sparrow.drafters.text"}
+    named = {m for path in files("python/sparrow/decoding", ".py") for m in imported(path)}
+    modules = {m for m in named if m.startswith("sparrow.drafters.") and m.count(".") == 2}
+    assert modules == allowed
+    assert {m for m in named if m.startswith("sparrow.drafters.text.")} == {"sparrow.drafters.text.NoDrafter"}
+
+
 def test_transformers_stays_in_its_rooms():
     faults = [
         name(path)

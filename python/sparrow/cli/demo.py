@@ -1,7 +1,6 @@
 """`sparrow demo`: the shipped pair describes the shipped clip; speed and identity beside plain decoding."""
 
 import contextlib
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,9 +10,10 @@ from sparrow.cli.arguments import Demo
 from sparrow.cli.loading import load_drafter, load_target, quiet
 from sparrow.cli.stream import Stream
 from sparrow.decoding.generate import generate
-from sparrow.evaluation.questions import sampling, to_model
+from sparrow.evaluation.questions import sampling
 from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
 from sparrow.miniature.shipped import DEMO, pair
+from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 from sparrow.video import load_settings, prepare
 
@@ -30,7 +30,7 @@ def run(arguments: Demo) -> int:
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
     drafter = load_drafter(str(drafter_folder), model)
     tree = arguments.tree or TreeConfig.parse(drafter.config.tree)
-    inputs: dict[str, Any] = to_model(prepare(load_settings(target), tokenizer, PROMPT, [DEMO]), model)
+    inputs = Target(model).inputs(prepare(load_settings(target), tokenizer, PROMPT, [DEMO]))
     options = sampling(0.0, arguments.max_new_tokens)
     print(f"{DEMO.name}, {int((inputs['input_ids'] == model.config.video_token_id).sum())} visual tokens. {PROMPT}\n")
     stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens)

@@ -17,9 +17,10 @@ from sparrow.cli.loading import quiet, target_folder
 from sparrow.progress import track
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.targets.tiny import tiny_target
+from sparrow.targets.versions import TESTED, outside_tested
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "av", "rich", "flash-attn")
-TESTED = ("qwen2_5_vl", "llava_onevision")
+SELF_TESTS = ("qwen2_5_vl", "llava_onevision")
 TRAINING = {"pyyaml": "yaml", "matplotlib": "matplotlib"}
 out = Console()
 
@@ -37,7 +38,7 @@ def run(arguments: Doctor) -> int:
     if arguments.target:
         table.add_row("target", _target(arguments.target))
     passed = True
-    for family in track(TESTED, "testing that small random models decode as with transformers", "families"):
+    for family in track(SELF_TESTS, "testing that small random models decode as with transformers", "families"):
         result = _self_test(family)
         passed &= result.lossless
         table.add_row(f"self-test {FAMILIES[family]}", result.summary())
@@ -71,7 +72,8 @@ def _next(passed: bool, target: str | None) -> list[str]:
 
 def _version(name: str) -> str:
     try:
-        return importlib.metadata.version(name)
+        release = importlib.metadata.version(name)
+        return (outside_tested(name, release) if name in TESTED else None) or release
     except importlib.metadata.PackageNotFoundError:
         return "not installed (optional)" if name == "flash-attn" else "not installed"
 
@@ -86,7 +88,7 @@ def _schemas() -> set[str]:
 
 def _cuda_kernels() -> str:
     built = [name for name in _operators() if sparrow_ext.has_cuda_kernels(name)]
-    return f"{len(built)} of {len(_operators())} operators" if built else "none in this build"
+    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report()
 
 
 def _gpu() -> str:

@@ -15,7 +15,6 @@ from sparrow.cli.stream import Stream
 from sparrow.decoding.compare import compare
 from sparrow.decoding.generate import GenerateOutput, generate
 from sparrow.drafters.specvlm import SpecVLM
-from sparrow.evaluation.questions import to_model
 from sparrow.evaluation.systems import PLAIN, SPECVLM, TRANSFORMERS, Run, System
 from sparrow.files import write_json
 from sparrow.progress import Progress, console
@@ -38,7 +37,7 @@ def run(arguments: Generate) -> int:
     inputs = read_video(folder, tokenizer, arguments)
     model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
     bind(drafter, model)
-    inputs = to_model(inputs, model)
+    inputs = Target(model).inputs(inputs)
     options = sampling_options(arguments)
     output = decode(model, drafter, inputs, tokenizer, options, arguments)
     summarise(output)

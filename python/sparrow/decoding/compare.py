@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
+from sparrow.targets.positions import prompt_positions
 
 NEAR_TIE = (
     1e-4  # a mismatch is a near tie where the reference's top-2 margin is below this share of its largest |logit|
@@ -122,7 +125,7 @@ def compare(model, drafter=None, *, max_restarts: int = 16, **kwargs: Any) -> Co
     `print` the result for a short report.
 
     Args:
-        model, drafter, kwargs: as for sparrow.generate, inputs and options; a streamer hears our first run.
+        model, drafter, kwargs: as for sparrow.generate, inputs and options; streamer and on_round hear our first run.
         max_restarts: mismatches looked at before giving up; a later one is not counted.
 
     Raises:
@@ -131,7 +134,14 @@ def compare(model, drafter=None, *, max_restarts: int = 16, **kwargs: Any) -> Co
     if kwargs.get("do_sample"):
         raise ValueError("compare is for greedy decoding: transformers samples with noise of its own")
     ours: dict[str, Any] = {name: kwargs.pop(name) for name in ("tree", "seed", "positions") if name in kwargs}
-    streamer, kwargs["do_sample"] = kwargs.pop("streamer", None), False
+    heard: dict[str, Any] = {name: kwargs.pop(name) for name in ("streamer", "on_round") if name in kwargs}
+    with lock_of(model):
+        return _compare(model, drafter, max_restarts, ours, heard, {**kwargs, "do_sample": False})
+
+
+def _compare(
+    model, drafter, max_restarts: int, ours: dict[str, Any], heard: dict[str, Any], kwargs: dict[str, Any]
+) -> Comparison:
     start = time.perf_counter()
     with torch.no_grad():
         reference = model.generate(
@@ -139,7 +149,7 @@ def compare(model, drafter=None, *, max_restarts: int = 16, **kwargs: Any) -> Co
         )
     seconds = time.perf_counter() - start
     ids, prompt = reference.sequences, kwargs["input_ids"].shape[1]
-    first = output = generate(model, drafter, **kwargs, **ours, streamer=streamer)
+    first = output = generate(model, drafter, **kwargs, **ours, **heard)
     mismatches: list[Mismatch] = []
     while (at := _first_difference(ids, output.sequences)) is not None and len(mismatches) < max_restarts:
         mismatches.append(_mismatch(ids, output.sequences, at, prompt, reference.logits))
@@ -160,9 +170,6 @@ def compare(model, drafter=None, *, max_restarts: int = 16, **kwargs: Any) -> Co
 
 def _positions(model, inputs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The reference run numbers the prompt by the same rule as ours."""
-    from sparrow.targets.adapter import Target
-    from sparrow.targets.positions import prompt_positions
-
     ids = prompt_positions(Target(model), dict(inputs), str(ours.get("positions", "hf")))
     return {} if ids is None else {"position_ids": ids}
 

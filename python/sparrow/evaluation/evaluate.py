@@ -11,13 +11,14 @@ from typing import Any
 from sparrow.drafters.network import WEIGHTS_FILE, SparrowDrafter
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.cells import LEVEL, RESAMPLES, SEED, Runs, cell
-from sparrow.evaluation.questions import Question, question, sampling, to_model
+from sparrow.evaluation.questions import Question, question, sampling
 from sparrow.evaluation.systems import AUTO, Run, System
 from sparrow.evaluation.tables import Plan
 from sparrow.evaluation.tape import Key, Tapes, model_hash, replay
 from sparrow.evaluation.trees import CANDIDATES, CLIPS, TIMED, choose
 from sparrow.files import read_json, write_json
 from sparrow.miniature.shipped import drafter_folder, training_record
+from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 
 Progress = Callable[[str, int], None]  # what is done now, and how many clips are done since the last call
@@ -115,7 +116,7 @@ class Evaluation:
     def ask(self, length: int, number: int, split: str) -> Question:
         """The question, its inputs where the model is."""
         asked = question(self.settings, self.tokenizer, length, number, split=split)
-        return replace(asked, inputs=to_model(asked.inputs, self.model))
+        return replace(asked, inputs=Target(self.model).inputs(asked.inputs))
 
     def _replay(self, key: Key, system: System, asked: Callable[[], Question]) -> list[int]:
         """Tokens per round."""

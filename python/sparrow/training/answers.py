@@ -12,6 +12,7 @@ from torch import Tensor
 from sparrow.files import append_lines, lock, read_json, read_json_lines, write_json
 from sparrow.progress import track
 from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
 from sparrow.targets.positions import prompt_positions
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
@@ -151,12 +152,6 @@ def _batches(clips: Clips, jobs, size: int) -> Iterator[list[Job]]:
     yield from waiting.values()
 
 
-def to_device(inputs: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-    """Inputs on the target's device; pixels in its dtype."""
-    dtype = target.embedding.dtype
-    return {k: v.to(target.device, dtype if k.startswith("pixel") else v.dtype) for k, v in inputs.items()}
-
-
 @torch.no_grad()
 def generate_answers(
     target: Target, clips: Clips, jobs: Sequence[Job], config: Answers, positions: str
@@ -171,18 +166,18 @@ def generate_answers(
         options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     inputs: dict[str, object] = {k: torch.cat([job[2][k] for job in jobs]) for k in jobs[0][2]}
     ids = [prompt_positions(target, dict(job[2]), positions) for job in jobs]
-    inputs = dict(to_device(inputs, target))  # type: ignore[arg-type]
+    inputs = target.inputs(inputs)
     if ids[0] is not None:
         inputs["position_ids"] = torch.cat([x for x in ids if x is not None], dim=1).to(target.device)
     devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with lock_of(target.model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed * 1_000_003 + jobs[0][0])
         out = target.model.generate(**inputs, **options, max_new_tokens=config.max_new_tokens)
     prompt = jobs[0][2]["input_ids"]
-    is_visual = torch.isin(prompt, torch.tensor(sorted(target.visual_tokens())))
+    is_text = target.is_text(prompt[0])
     ends = target.model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
-    text, visual = int((~is_visual[0]).sum()), int(is_visual[0].sum())
+    text, visual = int(is_text.sum()), int((~is_text).sum())
     return [
         Answer(clip, temperature, _until_end(row, ends), text, visual, clips.describe(clip))
         for (clip, _, _), row in zip(jobs, out[:, prompt.shape[1] :].tolist(), strict=True)

@@ -13,7 +13,7 @@ from sparrow.files import lock, sweep, write_tensors
 from sparrow.progress import console, track
 from sparrow.targets.adapter import Target
 from sparrow.targets.teacher import teacher_states
-from sparrow.training.answers import Answer, keep_settings, to_device
+from sparrow.training.answers import Answer, keep_settings
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.recipe import DrafterTraining, States
@@ -44,7 +44,7 @@ class LiveStates:
         Raises:
             ValueError: the clip is not the one that was answered: its prompt has another length.
         """
-        inputs = to_device(self.clips.inputs(answer.clip), self.target)
+        inputs = self.target.inputs(self.clips.inputs(answer.clip))
         if inputs["input_ids"].shape[1] != answer.text_tokens + answer.visual_tokens:
             raise ValueError(
                 f"clip {answer.clip} has a prompt of {inputs['input_ids'].shape[1]} tokens; it was answered with "

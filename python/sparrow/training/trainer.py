@@ -22,7 +22,7 @@ from sparrow.decoding.generate import generate
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.progress import console, track
 from sparrow.targets.adapter import Target
-from sparrow.training.answers import Answer, to_device, write_answers
+from sparrow.training.answers import Answer, write_answers
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.passes import METRICS, Passes
@@ -297,7 +297,7 @@ def measure_tau(
         options: dict[str, Any] = {"do_sample": False}
         if answer.temperature > 0:
             options = {"do_sample": True, "temperature": answer.temperature, "top_k": 0, "top_p": 1.0, "seed": 0}
-        options |= to_device(clips.inputs(answer.clip), target)
+        options |= target.inputs(clips.inputs(answer.clip))
         out = generate(
             target.model, drafter, **options, positions=config.states.positions,
             max_new_tokens=config.answers.max_new_tokens,

@@ -54,7 +54,7 @@ def decode_file(
     if source_fps is not None and packets.fps is not None:
         raise VideoError(f"source_fps must not be given for a video with its own rate, {path} has {packets.fps:.3f}")
     fps = packets.fps or source_fps
-    skipped = () if packets.cut is None else (packets.cut,)
+    skipped: tuple[str, ...] = () if packets.cut is None else (packets.cut,)
     try:
         frames, total, indices = _decode_chosen(path, packets, choose, fps, progress)
     except Damage:
