@@ -29,7 +29,8 @@ def find_whole(path: Path, packets: Packets) -> tuple[list[int], int, tuple[str,
         VideoError: no frame is whole.
     """
     keys: dict[int, int] = {}
-    bad: set[int] = set()
+    # what is lost before a packet lies between it and the one before
+    bad: set[float] = {gap.before - 0.5 for gap in packets.gaps}
     doubted: set[int] = set()
     came: dict[int, tuple[int, int]] = {}
     for number, packet, frames, fault in _decoded(path, packets):
@@ -87,7 +88,7 @@ def _decoded(path: Path, packets: Packets) -> Iterator[tuple[int, Any, list[tupl
             yield number, packet, list(zip(at.tolist(), frames, strict=True)), fault
 
 
-def _spoiled(number: int, pts: int, bad: set[int], keys: dict[int, int]) -> bool:
+def _spoiled(number: int, pts: int, bad: set[float], keys: dict[int, int]) -> bool:
     """Whether a frame is damaged, or may be drawn from one that is.
 
     It may be drawn from any packet since the last key; and since the key before that, if it shows before the last.
@@ -99,8 +100,8 @@ def _spoiled(number: int, pts: int, bad: set[int], keys: dict[int, int]) -> bool
 
 
 def _sentences(lost: list[int], packets: Packets, bad: int) -> tuple[str, ...]:
+    sentences = [f"what follows at {gap.second:.2f} s is damaged, some of it may be lost" for gap in packets.gaps]
     breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(lost)) if b > a + 1), len(lost)]
-    sentences = []
     for i, j in pairwise(breaks):
         if i == j:
             continue

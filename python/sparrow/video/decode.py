@@ -56,6 +56,8 @@ def decode_file(
     fps = packets.fps or source_fps
     skipped = () if packets.cut is None else (packets.cut,)
     try:
+        if packets.gaps:
+            raise Damage(f"{path} is truncated or corrupt: what follows at {packets.gaps[0].second:.2f} s is damaged")
         frames, total, indices = _decode_chosen(path, packets, choose, fps, progress)
     except Damage:
         if on_damage == "raise":
