@@ -13,7 +13,7 @@ from sparrow.video import FAMILIES, VideoError, load_video, prepare
 from tests.video.encode import decoded, encode
 
 # groups of ten in which every frame is drawn from the one before
-GOP = {"g": "10", "bf": "0", "x264-params": "scenecut=0"}
+GOP: dict[str, Any] = {"g": "10", "bf": "0", "x264-params": "scenecut=0"}
 
 
 def textured(count: int) -> np.ndarray:

@@ -21,7 +21,7 @@ NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 BOXES = (b"mdat", b"moov", b"moof", b"free", b"skip", b"wide", b"ftyp", b"styp", b"sidx", b"mfra", b"uuid", b"udta")
 
 
-class Damage(VideoError):
+class DamagedVideoError(VideoError):
     """The file is damaged: reading past it may help."""
 
 
@@ -40,7 +40,7 @@ def opened(path: Path, formats: str, kind: str) -> Iterator[tuple[Any, Any]]:
             stream.thread_type = "AUTO"
             yield container, stream
     except av.FFmpegError as error:
-        raise Damage(f"{path} is truncated or corrupt: {reason(error)}") from error
+        raise DamagedVideoError(f"{path} is truncated or corrupt: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
