@@ -122,6 +122,16 @@ def test_joined_recordings_take_both_times(tmp_path: Path) -> None:
     assert info.total_frames == 180 and info.fps == pytest.approx(30.0)
 
 
+def test_a_jump_of_the_clock_is_no_time_and_slides_are(tmp_path: Path) -> None:
+    recordings = [encode(tmp_path / "early.ts"), encode(tmp_path / "late.ts", times=range(90000, 90060))]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(path.read_bytes() for path in recordings))
+    assert load_video(joined)[1].fps == pytest.approx(30.0)
+    slides = encode(tmp_path / "slides.ts", times=range(0, 300, 15), count=20, base=Fraction(1), rate=1, bf="0")
+    _, info = load_video(slides)
+    assert info.total_frames == 20 and info.fps == pytest.approx(1 / 15, rel=0.06)
+
+
 def test_indices_are_those_of_the_family_at_the_true_rate(tmp_path: Path) -> None:
     path = without_default_duration(encode(tmp_path / "a.mkv", times=SCREEN, base=MS, count=len(SCREEN)))
     for name, settings in FAMILIES.items():

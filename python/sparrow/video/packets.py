@@ -18,8 +18,9 @@ SEEKABLE = frozenset(
     {"av1", "ffv1", "flv1", "h263", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3"}
     | {"theora", "vp8", "vp9", "wmv1", "wmv2"}
 )
-# Where FFmpeg itself sees a new clock in a stream that may have several (seconds).
-BACK, AHEAD = -0.1, 10.0
+# Where FFmpeg itself sees a new clock in a stream that may have several (seconds); and how many times the usual step
+# that must be, so that slides are no new clocks.
+BACK, AHEAD, UNUSUAL = -0.1, 10.0, 100
 
 
 class Key(NamedTuple):
@@ -202,7 +203,8 @@ class _Clock:
             return [table] if len(table) else []
         times = np.where(table[:, DTS] != UNKNOWN, table[:, DTS], table[:, PTS])
         steps = np.diff(times) * float(self.base)
-        return np.split(table, np.flatnonzero((steps < BACK) | (steps > AHEAD)) + 1)
+        ahead = max(AHEAD, UNUSUAL * float(np.median(np.abs(steps)))) if len(steps) else AHEAD
+        return np.split(table, np.flatnonzero((steps < BACK) | (steps > ahead)) + 1)
 
     def _span(self, table: np.ndarray) -> tuple[float, float]:
         """Seconds from the first frame to the end of the last."""
