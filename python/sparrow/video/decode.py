@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from sparrow.video.container import CONTAINERS, PICTURES, Damage, opened, reason
+from sparrow.video.container import CONTAINERS, PICTURES, DamagedVideoError, opened, reason
 from sparrow.video.damage import be_careful, find_whole, frames_past_damage
 from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.packets import Key, Packets, read_packets
@@ -56,8 +56,12 @@ def decode_file(
     fps = packets.fps or source_fps
     skipped: tuple[str, ...] = () if packets.cut is None else (packets.cut,)
     try:
+        if packets.gaps:
+            raise DamagedVideoError(
+                f"{path} is truncated or corrupt: what follows at {packets.gaps[0].second:.2f} s is damaged"
+            )
         frames, total, indices = _decode_chosen(path, packets, choose, fps, progress)
-    except Damage:
+    except DamagedVideoError:
         if on_damage == "raise":
             raise
         whole, total, lost = find_whole(path, packets)
@@ -207,10 +211,10 @@ def _decode(path: Path, packet: Any, second: float, decoded: int, lead: bool) ->
                 yield frame
             elif not lead:
                 at = second if frame.time is None else frame.time
-                raise Damage(f"{path} is truncated or corrupt: the frame at {at:.2f} s is damaged")
+                raise DamagedVideoError(f"{path} is truncated or corrupt: the frame at {at:.2f} s is damaged")
     except av.FFmpegError as error:
         if not lead:
-            raise Damage(
+            raise DamagedVideoError(
                 f"{path} is truncated or corrupt: a packet at {second:.2f} s is damaged, after {decoded} frames: "
                 f"{reason(error)}"
             ) from error
@@ -220,9 +224,9 @@ def _all_came(path: Path, doubted: dict[int | None, float], last: int | None, de
     """`decoded`, if no doubted packet before `last` stayed without a frame: a decoder may drop one without a word."""
     late = [at for pts, at in doubted.items() if last is None or pts is None or pts < last]
     if late:
-        raise Damage(f"{path} is truncated or corrupt: a packet at {late[0]:.2f} s is damaged")
+        raise DamagedVideoError(f"{path} is truncated or corrupt: a packet at {late[0]:.2f} s is damaged")
     if decoded == 0:
-        raise Damage(f"{path} holds no decodable video frame, or is truncated")
+        raise DamagedVideoError(f"{path} holds no decodable video frame, or is truncated")
     return decoded
 
 
