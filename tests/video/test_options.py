@@ -50,6 +50,9 @@ def test_fps_and_nframes(words: Any) -> None:
     # the part's own goes before the caller's
     messages = [{"role": "user", "content": [{"type": "video", "video": DEMO, "nframes": 4}]}]
     assert prepare(SMALL, words, messages, fps=1.0)["video_grid_thw"][0, 0] == 2
+    messages = [{"role": "user", "content": [{"type": "video", "video": DEMO, "fps": 1.0}]}]
+    for caller in ({"fps": 2.0}, {"num_frames": 2}):
+        assert prepare(SMALL, words, messages, **caller)["video_grid_thw"][0, 0] == 4
     two = [{"role": "user", "content": [{"type": "video", "video": DEMO, "nframes": n} for n in (4, 8)]}]
     assert prepare(SMALL, words, two)["video_grid_thw"][:, 0].tolist() == [2, 4]
 
@@ -120,6 +123,8 @@ def test_pictures_with_a_rate(words: Any) -> None:
     rated = asked(SMALL, words, frames, sample_fps=4.0)
     assert rated["second_per_grid_ts"].item() == 0.5 and rated["video_grid_thw"].tolist() == [[3, 4, 4]]
     assert same(rated, asked(SMALL, words, list(frames), fps=4.0))
+    odd = asked(SMALL, words, list(frames[:5]), fps=4.0)
+    assert odd["video_grid_thw"][0, 0] == 3 and odd["second_per_grid_ts"].item() == 0.5
     resampled = asked(SMALL, words, frames, sample_fps=3.0, fps=2.0)
     assert resampled["video_grid_thw"][0, 0] == 2 and resampled["second_per_grid_ts"].item() == 1.0
     part = asked(SMALL, words, frames, sample_fps=1.0, video_start=1.0, video_end=4.0)
@@ -141,6 +146,9 @@ def test_pictures_with_a_rate(words: Any) -> None:
         ("qwen2_5_vl", (8, 60, 100), {"total_pixels": 100 * 28 * 28, "min_pixels": 16 * 28 * 2}, (56, 112)),
         ("qwen3_vl", (8, 720, 1280), {"max_pixels": 256 * 32 * 32, "min_pixels": 4 * 32 * 32}, (384, 672)),
         ("qwen3_vl", (7, 720, 1280), {"max_pixels": 256 * 32 * 32}, (384, 672)),
+        # a bound beyond the settings' other one moves it; Qwen3-VL's settings count the clip, 128 tokens for 16 frames
+        ("qwen2_5_vl", (8, 28, 28), {"max_pixels": 28 * 28}, (28, 28)),
+        ("qwen3_vl", (16, 64, 64), {"max_pixels": 256 * 32 * 32}, (96, 96)),
         ("qwen2_5_vl", (8, 60, 100), {"resized_height": 280, "resized_width": 430}, (280, 420)),
         ("qwen3_vl", (8, 60, 100), {"resized_height": 280, "resized_width": 5}, (288, 32)),
     ],
