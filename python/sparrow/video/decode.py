@@ -18,7 +18,7 @@ from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.packets import Key, Packets, read_packets
 from sparrow.video.upright import upright_rgb
 
-Choose = Callable[[int, float | None], tuple[int, ...]]
+Choose = Callable[[int, float | None, np.ndarray], tuple[int, ...]]
 Progress = Callable[[int, int], None]
 
 MAX_BYTES = 16 << 30
@@ -37,7 +37,8 @@ def decode_file(
 
     Args:
         path: an existing file.
-        choose: (number of frames, frames per second or None) -> ascending indices.
+        choose: (number of frames, frames per second or None, when each shows in seconds from the first on, float64, or
+            an empty array) -> ascending indices.
         source_fps: frames per second of a file that does not say.
         progress: called with (frames kept, frames wanted) after each kept frame.
         on_damage: "raise"; or "skip": `choose` picks among the frames that can be decoded whole.
@@ -65,7 +66,9 @@ def decode_file(
         if on_damage == "raise":
             raise
         whole, total, lost = find_whole(path, packets)
-        indices, skipped = tuple(whole[i] for i in choose(len(whole), fps)), lost + skipped
+        seconds = packets.seconds if whole[-1] < len(packets.pts) else np.empty(0)
+        chosen = choose(len(whole), fps, seconds[whole] if len(seconds) else seconds)
+        indices, skipped = tuple(whole[i] for i in chosen), lost + skipped
         frames = _whole(path, packets, indices, progress)
     return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2], skipped)
 
@@ -74,16 +77,16 @@ def _decode_chosen(
     path: Path, packets: Packets, choose: Choose, fps: float | None, progress: Progress | None
 ) -> tuple[np.ndarray, int, tuple[int, ...]]:
     """(frames, frames of the file, indices) of a file without damage."""
-    total = packets.total
+    total, seconds = packets.total, packets.seconds
     if packets.lead:
         _, total = _from_start(path, packets, None, None)
-    indices = choose(total, fps)
+    indices = choose(total, fps, seconds if len(seconds) == total else seconds[:0])
     frames = _sought(path, packets, indices, progress) if packets.seekable else None
     if frames is None:
         frames, decoded = _from_start(path, packets, indices, progress)
         if decoded <= indices[-1]:
             # not every packet gives a frame; decoding ended in good order, so this number is true
-            total, indices = decoded, choose(decoded, fps)
+            total, indices = decoded, choose(decoded, fps, seconds[:0])
             frames, _ = _from_start(path, packets, indices, progress)
     return frames, total, indices
 

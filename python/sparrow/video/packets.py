@@ -84,6 +84,11 @@ class Packets:
     gaps: tuple[Gap, ...]
     cut: str | None
 
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64 [total], when each frame shows, counted from the first; empty as `pts`."""
+        return (self.pts - self.pts[:1]) * float(self.time_base)
+
 
 def read_packets(path: Path) -> Packets:
     """Reads all packets of a file's film.
