@@ -271,7 +271,7 @@ def test_no_space_left_for_standard_output(argv, buffered):
             [sys.executable, "-m", "sparrow", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
             env={**os.environ, "PYTHONUNBUFFERED": buffered},
         )  # fmt: skip
-    assert (done.returncode, done.stderr) == (1, "sparrow: No space left on device: standard output\n")
+    assert (done.returncode, done.stderr) == (1, "sparrow: No space left on device: 'standard output'\n")
 
 
 def test_a_reader_that_has_enough():
@@ -296,7 +296,7 @@ STACK = "\nException raised from f at /build/x.cpp:3 (most recent call first):\n
         (ValueError(), "ValueError in test_start.py, line "),
         (AssertionError(), "AssertionError in test_start.py, line "),
         (MemoryError(), "out of memory: "),
-        (OSError(28, "No space left on device", "/a/b.json"), "No space left on device: /a/b.json"),
+        (OSError(28, "No space left on device", "/a/b.json"), "No space left on device: '/a/b.json'"),
         (RuntimeError(f"tree: wrong{STACK}"), "RuntimeError: tree: wrong ("),
     ],
 )  # fmt: skip

@@ -81,11 +81,11 @@ class _Stdout(io.FileIO):
 
 def _named(stdout: TextIO) -> TextIO:
     """The process' own stdout with errors that name it; any other as it is."""
-    if stdout is None or stdout is not sys.__stdout__ or stdout.fileno() != 1:
+    if not isinstance(stdout, io.TextIOWrapper) or stdout is not sys.__stdout__ or stdout.fileno() != 1:
         return stdout
-    how = {"line_buffering": stdout.isatty(), "write_through": stdout.write_through}  # type: ignore[attr-defined]
-    buffer = io.BufferedWriter(_Stdout(1, "w", closefd=False))
-    return io.TextIOWrapper(buffer, encoding=stdout.encoding, errors=stdout.errors, **how)
+    raw = io.BufferedWriter(_Stdout(1, "w", closefd=False))
+    line, through = stdout.line_buffering, stdout.write_through
+    return io.TextIOWrapper(raw, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
 
 
 def _failed(error: Exception, code: int) -> int:
@@ -103,7 +103,7 @@ def _one_line(error: Exception) -> str:
     if not text:
         return f"{name} in {_place(error)}, without a message (--debug shows more)"
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
+        return f"{error.strerror}: {error.filename!r}"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return text
     return f"{name}: {text} (--debug shows where)"
