@@ -1,6 +1,7 @@
 """What a clone installs and builds: the lock file, the choice of torch, the architectures, and what is said of it."""
 
 import contextlib
+import json
 import os
 import pathlib
 import runpy
@@ -184,3 +185,38 @@ def test_build_report(monkeypatch, kernels, cuda, gpu, said, loud):
     assert first.startswith(f"built: CPU kernels ({sparrow_ext.cpu_isa()})") and said in first
     assert bool(more) == bool(loud)
     assert not loud or (more[0].startswith("WARNING: THIS MACHINE HAS A GPU") and loud in more[0])
+
+
+REPORT = json.dumps({"install": [{"metadata": {"name": "transformers", "version": "9.1"}}]})
+FAILURE = "E   TypeError: no cache\nFAILED tests/test_lossless.py::test_x - TypeError: no cache\n1 failed"
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        (
+            [(1, "", "WARNING: retrying\nERROR: No matching distribution")],
+            "not checked (ERROR: No matching distribution)",
+        ),
+        ([(0, '{"install": []}', "")], "none (the newest transformers is the one that was tested)"),
+        ([(0, REPORT, ""), (1, "", "")], "not checked (pip cannot install transformers==9.1)"),
+        ([(0, REPORT, ""), (0, "", ""), (0, "31 passed", "")], "none (under transformers==9.1)"),
+        (
+            [(0, REPORT, ""), (0, "", ""), (1, FAILURE, "")],
+            "under transformers==9.1: FAILED tests/test_lossless.py::test_x - TypeError: no cache",
+        ),
+        ([(0, REPORT, ""), (0, "", ""), (2, "", "")], "under transformers==9.1: the run ended early"),
+        ([None], "not checked (more than 90 s: -m pip install ...)"),
+    ],
+)
+def test_drift_is_one_line(steps, line):
+    drift = runpy.run_path(str(ROOT / "tools" / "versions.py"))["drift"]
+    script = iter(steps)
+
+    def run(*command, timeout, check, **more):
+        if (step := next(script)) is None:
+            raise subprocess.TimeoutExpired([str(c) for c in command], timeout)
+        return subprocess.CompletedProcess(command, *step)
+
+    drift.__globals__["run"] = run
+    assert drift() == line and next(script, None) is None
