@@ -18,6 +18,8 @@ import sys
 import time
 from xml.etree import ElementTree
 
+from sparrow.files import write_json
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -37,9 +39,9 @@ TESTS = {  # file in tests/, wherever it lies there: -k
     "test_lossless.py": "",
     "test_video.py": "",
     "test_draft_state.py": "",
-    "test_training_sequences.py": "",
-    "test_training_drafter.py": "test_decoding_gives_the_logits_of_training",
-    "test_training_target.py": "test_training_forward_is_the_models_own",
+    "test_sequences.py": "",
+    "test_trainer.py": "test_decoding_gives_the_logits_of_training",
+    "test_training.py": "test_training_forward_is_the_models_own",
     "test_versions.py": "",
 }
 SHORT = "test_random_drafter or test_stop_strings or test_end_of_sequence"
@@ -105,8 +107,8 @@ def environment_of(torch: str, transformers: str, source: pathlib.Path) -> pathl
 def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
     """The golden tensors made anew, then TESTS; counts, and the names of what did not pass."""
     start, failures = time.monotonic(), []
-    if run(python, "-m", "tests.golden.make_golden", folder=source, check=False).returncode:
-        failures.append("tests.golden.make_golden")
+    if run(python, "-m", "tests.video.golden.make_golden", folder=source, check=False).returncode:
+        failures.append("tests.video.golden.make_golden")
     report = WORK / "report.xml"
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for file, chosen in TESTS.items():
@@ -154,9 +156,7 @@ def all_versions(chosen: str | None) -> int:
             say(f"{row['passed']} passed, {len(row['failed'])} failed: {row['failed']}")
             failed += len(row["failed"])
             rows = [other for other in rows if other["asked"] != row["asked"]] + [row]
-            RESULT.write_text(
-                json.dumps({"command": "make test-versions", "tests": TESTS, "runs": rows}, indent=1) + "\n"
-            )
+            write_json(RESULT, {"command": "make test-versions", "tests": TESTS, "runs": rows}, indent=1)
         shutil.rmtree(WORK / f"torch-{torch}")
     return 1 if failed else 0
 

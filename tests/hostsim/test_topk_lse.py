@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import topk_lse as op
-from tests.checks import DTYPES, assert_close64, guarded_workspace, strided, topk_outputs
-from tests.test_topk_lse import INF, logits
+from tests.ops.checks import DTYPES, assert_close64, guarded_workspace, strided, topk_outputs
+from tests.ops.test_topk_lse import INF, logits
 
 NAN = float("nan")
 
