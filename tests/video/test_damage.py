@@ -200,6 +200,20 @@ def test_truncated_files_give_what_is_there(name: str, folder: Path, tmp_path: P
     assert np.array_equal(frames[:-1], whole[list(info.indices)][:-1])
 
 
+def test_bare_stream(folder: Path, tmp_path: Path) -> None:
+    source = encode(tmp_path / "a.h264", frames=textured(60), **GOP)
+    whole, path = decoded(source), tmp_path / "bad.h264"
+    data = bytearray(source.read_bytes())
+    _, at, size = [(p.pts, p.pos, p.size) for p in av.open(str(source)).demux(video=0) if p.size][23]
+    data[at + 5 : at + size] = bytes(size - 5)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="truncated or corrupt"):
+        load_video(path)
+    frames, info = load_video(path, on_damage="skip")
+    assert info.skipped and 40 <= len(frames) < 60
+    assert all(any(np.array_equal(frame, other) for other in whole) for frame in frames)
+
+
 def test_nothing_whole(folder: Path, tmp_path: Path) -> None:
     source = encode(tmp_path / "one.mp4", frames=textured(10), **GOP)
     holed(source, tmp_path / "bad.mp4", 0)
