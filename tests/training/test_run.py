@@ -219,9 +219,7 @@ def test_resuming_runs_no_code(saved, tmp_path):
     state = torch.load(saved / CHECKPOINT, weights_only=True)
     for pickled in (Evil(tmp_path / "ran"), state | {"weights": Evil(tmp_path / "ran")}):
         torch.save(pickled, saved / CHECKPOINT)
-        with pytest.raises(
-            ValueError, match=rf"^{saved}/checkpoint.pt is damaged, .+ other things than numbers"
-        ):
+        with pytest.raises(ValueError, match=rf"^{saved}/checkpoint.pt is damaged, .+ other things than numbers"):
             Run(saved, Outer()).load()
     assert not (tmp_path / "ran").exists()
     torch.load(saved / CHECKPOINT, weights_only=False)
