@@ -76,7 +76,6 @@ HsrProjectParams make_params(const HsrArgs& a, const Tensor& out, int64_t valid,
   p.dtype = dtype_of(a.weight);
   p.vocab = a.embed.size(0), p.hidden_rows = a.hidden.size(0);
   p.num_rows = a.num_rows ? a.num_rows->const_data_ptr<int32_t>() : nullptr;
-  p.zero_rest = false;
   p.partial = static_cast<float*>(p.packed);
   p.error = take_error(kOp, a.error, {kOp, "weight", a.weight});
   return p;
@@ -134,29 +133,7 @@ void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
   }
 }
 
-void check_out(const HsrArgs& a, const Tensor& out, const Tensor& workspace) {
-  const Arg ids{kOp, "token_ids", a.token_ids}, weight{kOp, "weight", a.weight};
-  Arg{kOp, "out", out}
-      .same_device(ids)
-      .same_dtype(weight)
-      .dim(2)
-      .size(0, a.token_ids.size(0), "M")
-      .size(1, a.weight.size(0), "rows of weight")
-      .last_dense();
-  check_that(out.size(0) <= 1 || out.stride(0) >= out.size(1), kOp, "the rows of out must not overlap, got row stride ",
-             out.stride(0));
-  const int64_t bytes =
-      hsr_project_workspace_bytes(a.token_ids.size(0), a.embed.size(1), a.hidden.size(1), a.weight.size(0));
-  take_bytes(kOp, workspace, ids, bytes, /*alignment=*/1);  // aligned in make_params
-}
-
 }  // namespace
-
-int64_t hsr_project_workspace_size_op(int64_t rows, int64_t embed_width, int64_t hidden_width, int64_t outputs) {
-  check_that(rows >= 0 && embed_width >= 0 && hidden_width >= 0 && outputs >= 0, "hsr_project_workspace_size",
-             "M, E, H and O must not be negative, got ", rows, ", ", embed_width, ", ", hidden_width, ", ", outputs);
-  return hsr_project_workspace_bytes(rows, embed_width, hidden_width, outputs);
-}
 
 Tensor hsr_project_op_cpu(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
                           const Tensor& weight, const std::optional<Tensor>& bias,
@@ -175,24 +152,13 @@ Tensor hsr_project_op_cpu(const Tensor& token_ids, const Tensor& row_index, cons
   return out;
 }
 
-void hsr_project_out_op_cpu(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
-                            const Tensor& weight, const std::optional<Tensor>& bias,
-                            const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace,
-                            const std::optional<Tensor>& error) {
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
-  check_layout(a);
-  check_out(a, out, workspace);
-  run(a, out, check_values(a), workspace.mutable_data_ptr());
-}
-
 #if defined(SPARROW_CUDA)
 namespace {
 
 // The kernels take up to kSkinnyRows rows, in float32 any number; more go through the library, a chunk at a time. The
 // count of valid rows stays on the device, so all M rows are multiplied then and the valid ones kept.
-void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch, bool zero_rest) {
+void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch) {
   HsrProjectParams p = make_params(a, out, a.token_ids.size(0), scratch);
-  p.zero_rest = zero_rest;
   const cudaStream_t stream = current_stream(a.weight);
   if (p.dtype == DType::f32 || p.rows <= kSkinnyRows) return check_launch(kOp, hsr_project_cuda(p, stream));
   if (p.outputs == 0) return;
@@ -219,19 +185,8 @@ Tensor hsr_project_op_cuda(const Tensor& token_ids, const Tensor& row_index, con
   const Tensor out = empty(weight, {m, weight.size(0)}, weight.scalar_type());
   const int64_t bytes = hsr_project_workspace_bytes(m, embed.size(1), hidden.size(1), weight.size(0));
   const Tensor scratch = empty(weight, {bytes}, ScalarType::Byte);
-  run_cuda(a, out, scratch.mutable_data_ptr(), /*zero_rest=*/true);
+  run_cuda(a, out, scratch.mutable_data_ptr());
   return out;
-}
-
-void hsr_project_out_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed,
-                             const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                             const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace,
-                             const std::optional<Tensor>& error) {
-  const DeviceGuard guard(weight.get_device_index());
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
-  check_layout(a);
-  check_out(a, out, workspace);
-  run_cuda(a, out, workspace.mutable_data_ptr(), /*zero_rest=*/false);
 }
 #endif
 
@@ -241,19 +196,12 @@ SPARROW_LIBRARY(m) {
   m.def(
       "hsr_project(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias=None, "
       "Tensor? num_rows=None, Tensor(a!)? error=None) -> Tensor");
-  m.def(
-      "hsr_project_out(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor? num_rows, Tensor(a!) out, Tensor(b!) workspace, Tensor(c!)? error=None) -> ()");
-  m.def("hsr_project_workspace_size(int M, int E, int H, int O) -> int");
 }
 SPARROW_CPU_IMPL(m) {
   m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cpu));
-  m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cpu));
 }
-SPARROW_COMPOSITE_IMPL(m) { m.impl("hsr_project_workspace_size", TORCH_BOX(&sparrow::hsr_project_workspace_size_op)); }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) {
   m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cuda));
-  m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cuda));
 }
 #endif

@@ -119,14 +119,6 @@ std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const LmHeadA
   return result.tuple();
 }
 
-// The form into the caller's tensors.
-template <class Run>
-void check_and(const Run& run_on, const LmHeadArgs& a, const TopkResult& result, const Tensor& workspace) {
-  const Arg arg{kOp, "h", a.h};
-  check_outputs(kOp, arg, a.k, result);
-  run_on(a, result, take_bytes(kOp, workspace, arg, a.workspace_bytes(), kScratchAlignment));
-}
-
 #if defined(SPARROW_CUDA)
 // Up to kSkinnyRows rows: logits in registers only.
 void skinny_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch, cudaStream_t stream) {
@@ -164,20 +156,9 @@ void run_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
 
 }  // namespace
 
-int64_t lm_head_topk_workspace_size_op(int64_t rows, int64_t width, int64_t vocab, int64_t k) {
-  check_that(rows >= 0 && width >= 0 && vocab >= 1 && k >= 1, "lm_head_topk_workspace_size",
-             "M and E must be >= 0, V and k >= 1, got ", rows, ", ", width, ", ", vocab, ", ", k);
-  return lm_head_topk_workspace_bytes(rows, width, vocab, k);
-}
-
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Tensor& weight, int64_t k,
                                                        const std::optional<Tensor>& id_map) {
   return allocate_and(run, check_arguments(h, weight, k, id_map));
-}
-
-void lm_head_topk_out_op_cpu(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
-                             const Tensor& logp, const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  check_and(run, check_arguments(h, weight, k, id_map), {logp, ids, lse}, workspace);
 }
 
 #if defined(SPARROW_CUDA)
@@ -186,33 +167,18 @@ std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cuda(const Tensor& h, const T
   const DeviceGuard guard(h.get_device_index());
   return allocate_and(run_cuda, check_arguments(h, weight, k, id_map));
 }
-
-void lm_head_topk_out_op_cuda(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
-                              const Tensor& logp, const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  const DeviceGuard guard(h.get_device_index());
-  check_and(run_cuda, check_arguments(h, weight, k, id_map), {logp, ids, lse}, workspace);
-}
 #endif
 
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
   m.def("lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
-  m.def(
-      "lm_head_topk_out(Tensor h, Tensor weight, int k, Tensor? id_map, Tensor(a!) logp, Tensor(b!) ids, "
-      "Tensor(c!) lse, Tensor(d!) workspace) -> ()");
-  m.def("lm_head_topk_workspace_size(int M, int E, int V, int k) -> int");
 }
 SPARROW_CPU_IMPL(m) {
   m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu));
-  m.impl("lm_head_topk_out", TORCH_BOX(&sparrow::lm_head_topk_out_op_cpu));
-}
-SPARROW_COMPOSITE_IMPL(m) {
-  m.impl("lm_head_topk_workspace_size", TORCH_BOX(&sparrow::lm_head_topk_workspace_size_op));
 }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) {
   m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cuda));
-  m.impl("lm_head_topk_out", TORCH_BOX(&sparrow::lm_head_topk_out_op_cuda));
 }
 #endif

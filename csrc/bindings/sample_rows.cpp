@@ -80,33 +80,11 @@ Tensor allocate_and(const Run& run_on, const Tensor& logits, SampleRowsParams p)
   return out;
 }
 
-// The form into the caller's tensors.
-template <class Run>
-void check_and(const Run& run_on, const Tensor& logits, SampleRowsParams p, const Tensor& out,
-               const Tensor& workspace) {
-  const Arg arg{kOp, "logits", logits}, result{kOp, "out", out};
-  result.same_device(arg).dtype({ScalarType::Long}).dim(2).size(0, p.batch, "B").size(1, p.nodes, "N").contiguous();
-  p.out = out.mutable_data_ptr<int64_t>();
-  run_on(p, take_bytes(kOp, workspace, arg, workspace_bytes(p), kScratchAlignment));
-}
-
 }  // namespace
-
-int64_t sample_rows_workspace_size_op(int64_t batch, int64_t nodes, int64_t vocab) {
-  check_that(batch >= 0 && nodes >= 0 && vocab >= 1, "sample_rows_workspace_size",
-             "B and N must be >= 0 and V >= 1, got ", batch, ", ", nodes, ", ", vocab);
-  return sample_rows_workspace_bytes(batch * nodes, vocab);
-}
 
 Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
                           const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
   return allocate_and(run, logits, checked(logits, temperature, seed, position, top_k, top_p));
-}
-
-void sample_rows_out_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
-                            const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p, const Tensor& out,
-                            const Tensor& workspace) {
-  check_and(run, logits, checked(logits, temperature, seed, position, top_k, top_p), out, workspace);
 }
 
 #if defined(SPARROW_CUDA)
@@ -125,13 +103,6 @@ Tensor sample_rows_op_cuda(const Tensor& logits, const Tensor& temperature, cons
   const DeviceGuard guard(logits.get_device_index());
   return allocate_and(on_stream_of(logits), logits, checked(logits, temperature, seed, position, top_k, top_p));
 }
-
-void sample_rows_out_op_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& seed,
-                             const Tensor& position, const std::optional<Tensor>& top_k,
-                             const std::optional<Tensor>& top_p, const Tensor& out, const Tensor& workspace) {
-  const DeviceGuard guard(logits.get_device_index());
-  check_and(on_stream_of(logits), logits, checked(logits, temperature, seed, position, top_k, top_p), out, workspace);
-}
 #endif
 
 }  // namespace sparrow
@@ -140,19 +111,12 @@ SPARROW_LIBRARY(m) {
   m.def(
       "sample_rows(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k=None, "
       "Tensor? top_p=None) -> Tensor");
-  m.def(
-      "sample_rows_out(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k, Tensor? top_p, "
-      "Tensor(a!) out, Tensor(b!) workspace) -> ()");
-  m.def("sample_rows_workspace_size(int B, int N, int V) -> int");
 }
 SPARROW_CPU_IMPL(m) {
   m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu));
-  m.impl("sample_rows_out", TORCH_BOX(&sparrow::sample_rows_out_op_cpu));
 }
-SPARROW_COMPOSITE_IMPL(m) { m.impl("sample_rows_workspace_size", TORCH_BOX(&sparrow::sample_rows_workspace_size_op)); }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) {
   m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cuda));
-  m.impl("sample_rows_out", TORCH_BOX(&sparrow::sample_rows_out_op_cuda));
 }
 #endif

@@ -34,19 +34,6 @@ inline TopkResult topk_outputs(const Tensor& like, int64_t k) {
           empty(like, {a, b}, ScalarType::Float)};
 }
 
-// The caller's outputs: what topk_outputs makes.
-inline void check_outputs(const char* op, const Arg& like, int64_t k, const TopkResult& result) {
-  const int64_t last = like.t.dim() - 1;
-  const Arg logp{op, "logp", result.logp}, ids{op, "ids", result.ids}, lse{op, "lse", result.lse};
-  logp.same_device(like).dtype({ScalarType::Float}).dim(last + 1).size(last, k, "k");
-  ids.same_device(like).dtype({ScalarType::Long}).dim(last + 1).size(last, k, "k");
-  lse.same_device(like).dtype({ScalarType::Float}).dim(last);
-  for (const Arg* a : {&logp, &ids, &lse}) {
-    for (int64_t d = 0; d < last; ++d) a->size(d, like.t.size(d), "rows");
-    a->contiguous();
-  }
-}
-
 // The partial results of [rows, chunks] in topk_partial_bytes of scratch, 8-byte aligned.
 inline TopkPartials topk_partials(void* scratch, int64_t rows, int64_t chunks, int64_t k) {
   float* stat = static_cast<float*>(scratch);

@@ -48,33 +48,11 @@ std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor&
   return result.tuple();
 }
 
-// The form into the caller's tensors.
-template <class Run>
-void check_and(const Run& run_on, const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map,
-               const TopkResult& result, const Tensor& workspace) {
-  const Prepared a = prepare(logits, k, id_map);
-  const Arg arg{kOp, "logits", logits};
-  check_outputs(kOp, arg, k, result);
-  const int64_t bytes = topk_lse_workspace_bytes(a.rows, a.params.vocab, k);
-  run_on(a, k, id_map, result, take_bytes(kOp, workspace, arg, bytes, kScratchAlignment));
-}
-
 }  // namespace
-
-int64_t topk_lse_workspace_size_op(int64_t rows, int64_t vocab, int64_t k) {
-  check_that(rows >= 0 && vocab >= 1 && k >= 1, "topk_lse_workspace_size", "M must be >= 0, V and k >= 1, got ", rows,
-             ", ", vocab, ", ", k);
-  return topk_lse_workspace_bytes(rows, vocab, k);
-}
 
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t k,
                                                    const std::optional<Tensor>& id_map) {
   return allocate_and(run, logits, k, id_map);
-}
-
-void topk_lse_out_op_cpu(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map, const Tensor& logp,
-                         const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  check_and(run, logits, k, id_map, {logp, ids, lse}, workspace);
 }
 
 #if defined(SPARROW_CUDA)
@@ -94,31 +72,18 @@ std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_
   const DeviceGuard guard(logits.get_device_index());
   return allocate_and(run_cuda, logits, k, id_map);
 }
-
-void topk_lse_out_op_cuda(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map, const Tensor& logp,
-                          const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  const DeviceGuard guard(logits.get_device_index());
-  check_and(run_cuda, logits, k, id_map, {logp, ids, lse}, workspace);
-}
 #endif
 
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
   m.def("topk_lse(Tensor logits, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
-  m.def(
-      "topk_lse_out(Tensor logits, int k, Tensor? id_map, Tensor(a!) logp, Tensor(b!) ids, Tensor(c!) lse, "
-      "Tensor(d!) workspace) -> ()");
-  m.def("topk_lse_workspace_size(int M, int V, int k) -> int");
 }
 SPARROW_CPU_IMPL(m) {
   m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu));
-  m.impl("topk_lse_out", TORCH_BOX(&sparrow::topk_lse_out_op_cpu));
 }
-SPARROW_COMPOSITE_IMPL(m) { m.impl("topk_lse_workspace_size", TORCH_BOX(&sparrow::topk_lse_workspace_size_op)); }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) {
   m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cuda));
-  m.impl("topk_lse_out", TORCH_BOX(&sparrow::topk_lse_out_op_cuda));
 }
 #endif

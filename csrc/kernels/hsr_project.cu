@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
 template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_reduce_kernel(HsrProjectParams p, int splits) {
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, m = blockIdx.y, valid = valid_rows(p);
-  if (o >= p.outputs || (m >= valid && !p.zero_rest)) return;
+  if (o >= p.outputs) return;
   float sum = 0.f;
   if (m < valid) {
     for (int s = 0; s < splits; ++s) sum += p.partial[(s * p.rows + m) * p.outputs + o];
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) hsr_plain_kernel(HsrProjectParams p)
   if (first < valid)
     plain_gemm(static_cast<const float*>(p.weight) + o * p.weight_stride, o, p.embed_width + p.hidden_width,
                PlainGathered{p}, first, valid, store);
-  if (threadIdx.x % 32 != 0 || !p.zero_rest) return;
+  if (threadIdx.x % 32 != 0) return;
   for (int64_t m = first > valid ? first : valid; m < p.rows && m < first + kPlainRows; ++m)
     out[m * p.out_stride + o] = 0.f;
 }
@@ -159,7 +159,6 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_scatter_kernel(HsrProjectParams p, int64_t begin, const T* y) {
   const int64_t m = begin + blockIdx.x;
   const bool exists = m < valid_rows(p);
-  if (!exists && !p.zero_rest) return;
   T* out = static_cast<T*>(p.out) + m * p.out_stride;
   for (int64_t o = threadIdx.x; o < p.outputs; o += kThreads)
     out[o] = exists ? y[blockIdx.x * p.outputs + o] : from_float<T>(0.f);

@@ -18,10 +18,10 @@ struct HsrProjectParams {
   int64_t rows, embed_width, hidden_width, outputs;  // M (valid rows), E, H, O
   int64_t embed_stride, hidden_stride, weight_stride, out_stride;  // elements
   DType dtype;
-  // The CUDA kernels' own: they take `rows` as an upper bound and look at the count and the indices themselves.
+  // The CUDA kernels' own: they take `rows` as an upper bound and look at the count and the indices themselves;
+  // rows from num_rows on become zero.
   int64_t vocab, hidden_rows;  // V, R
   const int32_t* num_rows;     // [1] or null: all rows are valid
-  bool zero_rest;              // rows from num_rows on become zero; otherwise they are left alone
   float* partial;              // scratch: split_partial_bytes(M, E + H, O)
   int32_t* error;              // the error word or null
 };

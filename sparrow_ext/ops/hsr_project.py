@@ -15,8 +15,6 @@ def hsr_project(
     weight: Tensor,
     bias: Tensor | None = None,
     num_rows: Tensor | None = None,
-    out: Tensor | None = None,
-    workspace: Tensor | None = None,
     error: Tensor | None = None,
 ) -> Tensor:
     """out[m] = weight @ concat(embed[token_ids[m]], hidden[row_index[m]]) + bias, without the gathered copies.
@@ -33,39 +31,20 @@ def hsr_project(
         weight: [O, E + H], the dtype of embed; rows dense; the first E columns multiply the embedding.
         bias: [O] or None.
         num_rows: int32 [1], in [0, M], or None for M. Rows from num_rows on are not computed and their indices not
-            looked at: zero in the returned tensor, left as they are in `out`.
-        out: [M, O] of the same dtype, rows dense and not overlapping; mutated and returned. None allocates.
-        workspace: uint8 [bytes], bytes >= hsr_project_workspace_size(M, E, H, O); mutated; only with `out`, where None
-            allocates it.
+            looked at; they are zero.
         error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
-        [M, O] in the dtype of weight: `out` where given.
+        [M, O] in the dtype of weight.
 
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; on the CPU also an index outside its table or num_rows
             outside [0, M]. The CUDA kernel takes zeros, clamps, and sets bits 4 and 2 of `error`.
-        ValueError: `workspace` without `out`.
 
     Source: the input fusion of EAGLE's drafter (arXiv 2401.15077), here with the rows gathered inside the product.
     """
     require_backend("hsr_project", token_ids)
-    if out is None:
-        if workspace is not None:
-            raise ValueError("sparrow.hsr_project: workspace is used only together with out")
-        return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
-    if workspace is None:
-        size = hsr_project_workspace_size(token_ids.shape[0], embed.shape[-1], hidden.shape[-1], weight.shape[0])
-        workspace = torch.empty(size, dtype=torch.uint8, device=out.device)
-    torch.ops.sparrow.hsr_project_out(
-        token_ids, row_index, embed, hidden, weight, bias, num_rows, out, workspace, error
-    )
-    return out
-
-
-def hsr_project_workspace_size(M: int, E: int, H: int, O: int) -> int:  # noqa: E741
-    """Bytes of scratch that hsr_project's `out` form needs for up to M rows; it depends on these numbers only."""
-    return torch.ops.sparrow.hsr_project_workspace_size(M, E, H, O)
+    return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
 
 
 @torch.library.register_fake("sparrow::hsr_project")
@@ -80,22 +59,6 @@ def _fake(
     error: Tensor | None = None,
 ) -> Tensor:
     return weight.new_empty((token_ids.shape[0], weight.shape[0]))
-
-
-@torch.library.register_fake("sparrow::hsr_project_out")
-def _fake_out(
-    token_ids: Tensor,
-    row_index: Tensor,
-    embed: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    num_rows: Tensor | None,
-    out: Tensor,
-    workspace: Tensor,
-    error: Tensor | None = None,
-) -> None:
-    return None
 
 
 def reference(

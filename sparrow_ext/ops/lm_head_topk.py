@@ -36,41 +36,6 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
     return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map)
 
 
-def lm_head_topk_out(
-    h: Tensor,
-    weight: Tensor,
-    k: int,
-    id_map: Tensor | None,
-    logp: Tensor,
-    ids: Tensor,
-    lse: Tensor,
-    workspace: Tensor,
-) -> None:
-    """`lm_head_topk` into given tensors; allocates nothing itself (the library's GEMM, beyond 64 rows, may).
-
-    Args:
-        h: see `lm_head_topk`.
-        weight: see `lm_head_topk`.
-        k: see `lm_head_topk`.
-        id_map: see `lm_head_topk`.
-        logp: written, float32 [..., k], contiguous.
-        ids: written, int64 [..., k], contiguous.
-        lse: written, float32 [...], contiguous.
-        workspace: overwritten, uint8 of at least `lm_head_topk_workspace_size` bytes, 16-byte aligned.
-
-    Raises:
-        RuntimeError: as `lm_head_topk`, and an output or a workspace that does not fit.
-    """
-    require_backend("lm_head_topk_out", h)
-    torch.ops.sparrow.lm_head_topk_out(h, weight, k, id_map, logp, ids, lse, workspace)
-
-
-@torch.compiler.assume_constant_result
-def lm_head_topk_workspace_size(M: int, E: int, V: int, k: int) -> int:
-    """Bytes of scratch `lm_head_topk_out` needs for up to M rows (the product of h's leading dimensions), any dtype."""
-    return torch.ops.sparrow.lm_head_topk_workspace_size(M, E, V, k)
-
-
 @torch.library.register_fake("sparrow::lm_head_topk")
 def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     lead = h.shape[:-1]
@@ -79,11 +44,6 @@ def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tu
         h.new_empty((*lead, k), dtype=torch.int64),
         h.new_empty(lead, dtype=torch.float32),
     )
-
-
-@torch.library.register_fake("sparrow::lm_head_topk_out")
-def _fake_out(*args):
-    return None
 
 
 def reference(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,41 +45,6 @@ def sample_rows(
     return torch.ops.sparrow.sample_rows(logits, temperature, seed, position, top_k, top_p)
 
 
-def sample_rows_out(
-    logits: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    position: Tensor,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
-    out: Tensor,
-    workspace: Tensor,
-) -> None:
-    """`sample_rows` into given tensors; allocates nothing.
-
-    Args:
-        logits: see `sample_rows`.
-        temperature: see `sample_rows`.
-        seed: see `sample_rows`.
-        position: see `sample_rows`.
-        top_k: see `sample_rows`.
-        top_p: see `sample_rows`.
-        out: written, int64 [B, N], contiguous.
-        workspace: overwritten, uint8 of at least `sample_rows_workspace_size` bytes, 16-byte aligned.
-
-    Raises:
-        RuntimeError: as `sample_rows`, and an output or a workspace that does not fit.
-    """
-    require_backend("sample_rows_out", logits)
-    torch.ops.sparrow.sample_rows_out(logits, temperature, seed, position, top_k, top_p, out, workspace)
-
-
-@torch.compiler.assume_constant_result
-def sample_rows_workspace_size(B: int, N: int, V: int) -> int:
-    """Bytes of scratch `sample_rows_out` needs for these shapes; grows with each argument."""
-    return torch.ops.sparrow.sample_rows_workspace_size(B, N, V)
-
-
 @torch.library.register_fake("sparrow::sample_rows")
 def _fake(
     logits: Tensor,
@@ -90,11 +55,6 @@ def _fake(
     top_p: Tensor | None = None,
 ) -> Tensor:
     return logits.new_empty(logits.shape[:-1], dtype=torch.int64)
-
-
-@torch.library.register_fake("sparrow::sample_rows_out")
-def _fake_out(*args):
-    return None
 
 
 def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
