@@ -1,9 +1,7 @@
 #include "ops/topk_lse.h"
 
 #include "bindings/checks.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#endif
 #include "bindings/topk.h"
 
 namespace sparrow {
@@ -17,14 +15,17 @@ struct Prepared {
 };
 
 Prepared prepare(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map) {
+  check_tensors(kOp, {{"logits", logits}, {"id_map", id_map}});
   const Arg arg{kOp, "logits", logits};
   arg.floating();
   const RowLayout rows = row_layout(arg);
   const int64_t vocab = logits.size(logits.dim() - 1);
-  check_topk(kOp, arg, vocab, k, id_map);
-  TopkLseParams p;
+  check_topk(kOp, vocab, k, id_map);
+  TopkLseParams p{};
   p.logits = logits.const_data_ptr();
-  p.inner = rows.inner, p.outer_stride = rows.outer_stride, p.inner_stride = rows.inner_stride;
+  p.inner = rows.inner;
+  p.outer_stride = rows.outer_stride;
+  p.inner_stride = rows.inner_stride;
   p.vocab = vocab;
   p.dtype = dtype_of(logits);
   return {p, rows.rows};
@@ -42,8 +43,8 @@ template <class Run>
 std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor& logits, int64_t k,
                                                 const std::optional<Tensor>& id_map) {
   const Prepared a = prepare(logits, k, id_map);
-  const TopkResult result = topk_outputs(logits, k);
-  const Tensor scratch = empty(logits, {topk_lse_workspace_bytes(a.rows, a.params.vocab, k)}, ScalarType::Byte);
+  const TopkResult result = topk_outputs(kOp, logits, k);
+  const Tensor scratch = empty(kOp, logits, {topk_lse_workspace_bytes(a.rows, a.params.vocab, k)}, ScalarType::Byte);
   run_on(a, k, id_map, result, scratch.mutable_data_ptr());
   return result.tuple();
 }
@@ -61,15 +62,15 @@ namespace {
 void run_cuda(const Prepared& a, int64_t k, const std::optional<Tensor>& id_map, const TopkResult& result,
               void* scratch) {
   if (a.rows == 0) return;
+  const OnDevice on(kOp, result.lse);
   const TopkPartials parts = topk_partials(scratch, a.rows, topk_cuda_lists(a.params.vocab), k);
-  topk_lse_rows_cuda(kOp, a.params, parts, id_map, result, 0, a.rows, current_stream(result.lse));
+  topk_lse_rows_cuda(kOp, a.params, parts, id_map, result, 0, a.rows, on.stream);
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_t k,
                                                     const std::optional<Tensor>& id_map) {
-  const DeviceGuard guard(logits.get_device_index());
   return allocate_and(run_cuda, logits, k, id_map);
 }
 #endif
@@ -79,11 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_
 SPARROW_LIBRARY(m) {
   m.def("topk_lse(Tensor logits, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
 }
-SPARROW_CPU_IMPL(m) {
-  m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu));
-}
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("topk_lse", &sparrow::topk_lse_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) {
-  m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cuda));
-}
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("topk_lse", &sparrow::topk_lse_op_cuda)); }
 #endif

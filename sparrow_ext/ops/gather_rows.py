@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def gather_rows(
     src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor, error: Tensor | None = None
 ) -> None:
@@ -28,7 +30,7 @@ def gather_rows(
     torch.ops.sparrow.gather_rows(src, index, count, dst, dst_start, error)
 
 
-@torch.library.register_fake("sparrow::gather_rows")
+@fake_kernel("gather_rows")
 def _fake(
     src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor, error: Tensor | None = None
 ) -> None:

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def hsr_project(
     token_ids: Tensor,
     row_index: Tensor,
@@ -47,7 +49,7 @@ def hsr_project(
     return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
 
 
-@torch.library.register_fake("sparrow::hsr_project")
+@fake_kernel("hsr_project")
 def _fake(
     token_ids: Tensor,
     row_index: Tensor,
@@ -103,6 +105,7 @@ def fold_embedding(embed: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return F.linear(embed, weight[:, : embed.shape[1]], bias)
 
 
+@operator
 def hsr_project_folded(token_ids: Tensor, row_index: Tensor, table: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """hsr_project with the embedding's half folded away: out[m] = table[token_ids[m]] + weight @ hidden[row_index[m]].
 

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops import topk_lse as _topk
 
 
+@operator
 def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """topk_lse(h @ weight.T): the head's weights are streamed once and the logits are never written to memory.
 
@@ -36,7 +38,7 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
     return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map)
 
 
-@torch.library.register_fake("sparrow::lm_head_topk")
+@fake_kernel("lm_head_topk")
 def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     lead = h.shape[:-1]
     return (

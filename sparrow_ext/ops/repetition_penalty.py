@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops.tree_mask import unpack_words
 
 
+@operator
 def repetition_penalty(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor, penalty: Tensor) -> None:
     """Divides positive and multiplies negative logits of seen tokens by the penalty, once per token; changes logits.
 
@@ -28,7 +30,7 @@ def repetition_penalty(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor
     torch.ops.sparrow.repetition_penalty(logits, tokens, anc, seen, penalty)
 
 
-@torch.library.register_fake("sparrow::repetition_penalty")
+@fake_kernel("repetition_penalty")
 def _fake(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor, penalty: Tensor) -> None:
     return None
 

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def rope_append(
     q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
 ) -> None:
@@ -34,7 +36,7 @@ def rope_append(
     torch.ops.sparrow.rope_append(q, k, v, cos_sin, slots, k_cache, v_cache)
 
 
-@torch.library.register_fake("sparrow::rope_append")
+@fake_kernel("rope_append")
 def _fake(q, k, v, cos_sin, slots, k_cache, v_cache):
     return None
 

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 STREAM = 0  # the last word of the Philox counter; a drafter that samples must use another one
 
 
+@operator
 def sample_rows(
     logits: Tensor,
     temperature: Tensor,
@@ -45,7 +47,7 @@ def sample_rows(
     return torch.ops.sparrow.sample_rows(logits, temperature, seed, position, top_k, top_p)
 
 
-@torch.library.register_fake("sparrow::sample_rows")
+@fake_kernel("sample_rows")
 def _fake(
     logits: Tensor,
     temperature: Tensor,

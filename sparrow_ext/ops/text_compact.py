@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def text_compact(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
     """Lists the text rows of each sequence.
 
@@ -26,7 +28,7 @@ def text_compact(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tens
     return torch.ops.sparrow.text_compact(is_text, seq_lens, max_text)
 
 
-@torch.library.register_fake("sparrow::text_compact")
+@fake_kernel("text_compact")
 def _fake(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
     b = is_text.shape[0]
     return is_text.new_empty((b, max_text), dtype=torch.int32), is_text.new_empty((b,), dtype=torch.int32)

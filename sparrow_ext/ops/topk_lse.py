@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 MAX_K = 32
 
 
+@operator
 def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k log-probabilities and log-sum-exp of rows of logits, in one pass and without writing probabilities.
 
@@ -35,7 +37,7 @@ def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tens
     return torch.ops.sparrow.topk_lse(logits, k, id_map)
 
 
-@torch.library.register_fake("sparrow::topk_lse")
+@fake_kernel("topk_lse")
 def _fake(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     lead = logits.shape[:-1]
     return (

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def tree_accept(
     tokens: Tensor,
     parent: Tensor,
@@ -45,7 +47,7 @@ def tree_accept(
     return torch.ops.sparrow.tree_accept(tokens, parent, target, num_nodes, max_path, error)
 
 
-@torch.library.register_fake("sparrow::tree_accept")
+@fake_kernel("tree_accept")
 def _fake(
     tokens: Tensor,
     parent: Tensor,

@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparrow_ext._arguments import check_dims, fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops.tree_mask import unpack_words
 
 
+@operator
 def tree_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -52,13 +54,16 @@ def tree_attention(
     FlashAttention-2 (arXiv 2307.08691).
     """
     require_backend("tree_attention", q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    check_dims("tree_attention", "q", q, 4)
+    check_dims("tree_attention", "k_cache", k_cache, 4)
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
     max_prefix_len = k_cache.shape[1] if max_prefix_len is None else max_prefix_len
     return torch.ops.sparrow.tree_attention(
         q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size
     )
 
 
+@operator
 def tree_attention_out(
     q: Tensor,
     k_cache: Tensor,
@@ -99,18 +104,19 @@ def tree_attention_out(
 
 
 @torch.compiler.assume_constant_result
+@operator
 def tree_attention_workspace_size(B: int, N: int, H: int, D: int, max_prefix_len: int, split_size: int = 0) -> int:
     """Bytes of scratch `tree_attention_out` needs for these shapes; grows with each argument but split_size."""
     return torch.ops.sparrow.tree_attention_workspace_size(B, N, H, D, max_prefix_len, split_size)
 
 
-@torch.library.register_fake("sparrow::tree_attention")
+@fake_kernel("tree_attention")
 def _fake(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size=0):
     b, n, h, d = q.shape
     return q.new_empty((b, n, h, d)), q.new_empty((b, n, h), dtype=torch.float32)
 
 
-@torch.library.register_fake("sparrow::tree_attention_out")
+@fake_kernel("tree_attention_out")
 def _fake_out(*args):
     return None
 

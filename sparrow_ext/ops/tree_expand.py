@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 Beam = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+@operator
 def tree_expand(
     logp: Tensor,
     ids: Tensor,
@@ -62,7 +64,7 @@ def tree_expand(
     )
 
 
-@torch.library.register_fake("sparrow::tree_expand")
+@fake_kernel("tree_expand")
 def _fake(
     logp: Tensor,
     ids: Tensor,

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 MAX_NODES = 128
 
 
+@operator
 def tree_mask(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ancestor words and depths of draft trees.
 
@@ -30,7 +32,7 @@ def tree_mask(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tens
     return torch.ops.sparrow.tree_mask(parent, error)
 
 
-@torch.library.register_fake("sparrow::tree_mask")
+@fake_kernel("tree_mask")
 def _fake(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     b, n = parent.shape
     return parent.new_empty((b, n, (n + 63) // 64), dtype=torch.int64), parent.new_empty((b, n), dtype=torch.int32)

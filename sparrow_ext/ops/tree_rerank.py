@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops import tree_mask
 
 Tree = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+@operator
 def tree_rerank(
     root_token: Tensor,
     hist_score: Tensor,
@@ -50,7 +52,7 @@ def tree_rerank(
     return torch.ops.sparrow.tree_rerank(root_token, hist_score, hist_id, hist_parent, num_nodes, error)
 
 
-@torch.library.register_fake("sparrow::tree_rerank")
+@fake_kernel("tree_rerank")
 def _fake(
     root_token: Tensor,
     hist_score: Tensor,
