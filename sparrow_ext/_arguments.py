@@ -27,9 +27,7 @@ def operator(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except Exception:
-            values = signature.bind(*args, **kwargs).arguments
-            annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-            for fault in _faults(function.__name__, values, annotations):
+            for fault in _faults(function.__name__, signature, args, kwargs):
                 raise fault from None
             raise
 
@@ -82,10 +80,14 @@ def _device_faults(op: str, values: dict[str, object]) -> Iterator[Exception]:
             )
 
 
-def _faults(op: str, values: dict[str, object], annotations: dict[str, object]) -> Iterator[Exception]:
+def _faults(op: str, signature: inspect.Signature, args: tuple, kwargs: dict[str, object]) -> Iterator[Exception]:
     """What is wrong with the kinds of the arguments, one after the other."""
+    try:
+        values = signature.bind(*args, **kwargs).arguments
+    except TypeError:  # too many or too few: Python has said so
+        return
     for name, value in values.items():
-        hint = annotations[name]
+        hint = signature.parameters[name].annotation
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         if not any(_is(value, kind) for kind in kinds):
             wanted = " or ".join(WORDS[kind] for kind in kinds)

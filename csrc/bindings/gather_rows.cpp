@@ -12,10 +12,12 @@ constexpr int64_t kBytesPerThread = 256 << 10;
 // Elements of one row: the dimensions behind the first two, which must be dense.
 int64_t row_elements(const Arg& a) {
   int64_t row = 1;
-  for (int64_t d = a.t.dim() - 1; d >= 2; --d) {
-    check_that(a.t.size(d) <= 1 || a.t.stride(d) == row, kOp, a.name,
+  for (int64_t d = 2; d < a.t.dim(); ++d) row = product(row, a.t.size(d));
+  int64_t step = 1;
+  for (int64_t d = a.t.dim() - 1; d >= 2 && row > 0; --d) {
+    check_that(a.t.size(d) == 1 || a.t.stride(d) == step, kOp, a.name,
                " must be dense behind its first two dimensions, got stride ", a.t.stride(d), " in dimension ", d);
-    row = product(row, a.t.size(d));
+    step *= a.t.size(d);
   }
   return row;
 }

@@ -95,7 +95,7 @@ def draft_attention_workspace_size(B: int, T: int, H: int, D: int, max_len: int)
                 f"sparrow::draft_attention_workspace_size: {name} must lie in [0, {2**31 - 1}], got {value}"
             )
     roped = (B * T * H * D * 4 + 63) // 64 * 64
-    splits = max(max_len // 1024 + 1, min(max_len // 128 + 1, 32))  # the CPU's and the GPU's
+    splits = max((max_len + 128) // 1024 + 1, min(max_len // 128 + 1, 32))  # the CPU's and the GPU's
     return roped + B * T * H * splits * ((D + 15) // 16 * 16 + 2) * 4
 
 
