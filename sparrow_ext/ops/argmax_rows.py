@@ -19,6 +19,10 @@ def argmax_rows(logits: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: wrong dtype, shape or stride.
+
+    Example:
+        >>> argmax_rows(torch.tensor([[1.0, 3.0, 3.0], [5.0, torch.nan, 7.0]]))
+        tensor([1, 1])
     """
     require_backend("argmax_rows", logits)
     return torch.ops.sparrow.argmax_rows(logits)

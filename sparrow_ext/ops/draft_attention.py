@@ -58,6 +58,17 @@ def draft_attention(
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; on the CPU also lengths out of range
             (nothing is changed then).
+
+    Example:
+        >>> qkv = torch.zeros(1, 1, 3 * 4)  # one row: a query, a key and a value of head_dim 4
+        >>> qkv[..., 8:] = 2.0
+        >>> cos_sin = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> keys, values = torch.zeros(1, 8, 1, 4), torch.ones(1, 8, 1, 4)
+        >>> length, start = torch.tensor([3], dtype=torch.int32), torch.tensor([0], dtype=torch.int32)
+        >>> draft_attention(qkv, cos_sin, keys, values, length, start)  # the mean of three ones and a two
+        tensor([[[[1.2500, 1.2500, 1.2500, 1.2500]]]])
+        >>> values[0, 3, 0]
+        tensor([2., 2., 2., 2.])
     """
     require_backend("draft_attention", qkv)
     check_dims("draft_attention", "qkv", qkv, 3)

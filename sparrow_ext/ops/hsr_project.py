@@ -44,6 +44,13 @@ def hsr_project(
             outside [0, M]. The CUDA kernel takes zeros, clamps, and sets bits 4 and 2 of `error`.
 
     Source: the input fusion of EAGLE's drafter (arXiv 2401.15077), here with the rows gathered inside the product.
+
+    Example:
+        >>> embed, hidden = torch.eye(3), 10 * torch.eye(3)
+        >>> weight = torch.cat([torch.eye(3), torch.eye(3)], dim=1)
+        >>> hsr_project(torch.tensor([2, 0]), torch.tensor([0, -1], dtype=torch.int32), embed, hidden, weight)
+        tensor([[10.,  0.,  1.],
+                [ 1.,  0.,  0.]])
     """
     require_backend("hsr_project", token_ids)
     return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)

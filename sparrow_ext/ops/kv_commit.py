@@ -34,6 +34,14 @@ def kv_commit(
         RuntimeError: wrong device, dtype, shape or stride, or overlapping arguments; on the CPU also a bad path, count
             or length. The checks come first: after an error nothing has moved. The CUDA kernel skips bad entries,
             clamps counts, and sets bits 4 and 2 of `error`.
+
+    Example:
+        >>> ints = lambda *x: torch.tensor(x, dtype=torch.int32)
+        >>> kv = torch.arange(6.0).repeat(2, 1).view(1, 2, 1, 6, 1, 1)  # two rows of prefix, four of the tree
+        >>> lengths = ints(0)
+        >>> kv_commit(kv, ints([0, 2, 3]), ints(3), ints(2), lengths)  # node 1 was not accepted
+        >>> kv[0, 0].flatten(), lengths
+        (tensor([0., 1., 2., 4., 5., 5.]), tensor([5], dtype=torch.int32))
     """
     require_backend("kv_commit", kv)
     torch.ops.sparrow.kv_commit(kv, path, num_path, base_lens, new_lens, error)
@@ -64,6 +72,13 @@ def kv_commit_layers(
     Raises:
         RuntimeError: as `kv_commit`; no layer, unequally many keys and values, one that differs, or
             one given twice.
+
+    Example:
+        >>> ints = lambda *x: torch.tensor(x, dtype=torch.int32)
+        >>> keys, values = ([torch.arange(6.0).view(1, 6, 1, 1)] for _ in range(2))
+        >>> kv_commit_layers(keys, values, ints([0, 2, 3]), ints(3), ints(2), ints(0))
+        >>> keys[0].flatten()
+        tensor([0., 1., 2., 4., 5., 5.])
     """
     require_backend("kv_commit_layers", path)
     torch.ops.sparrow.kv_commit_layers(keys, values, path, num_path, base_lens, new_lens, error)

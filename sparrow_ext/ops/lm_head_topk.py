@@ -33,6 +33,11 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
 
     Raises:
         RuntimeError: wrong dtype, shape, stride or k.
+
+    Example:
+        >>> logp, ids, lse = lm_head_topk(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0], [-9.0, 0.0]]), 2)
+        >>> ids, logp.exp()
+        (tensor([[1, 0]]), tensor([[0.8808, 0.1192]]))
     """
     require_backend("lm_head_topk", h)
     return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map)

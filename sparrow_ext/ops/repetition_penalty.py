@@ -25,6 +25,13 @@ def repetition_penalty(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor
         RuntimeError: wrong dtype, shape, stride, device or value; nothing is changed then.
 
     Source: the rule of transformers' RepetitionPenaltyLogitsProcessor (CTRL, arXiv 1909.05858, section 4.1).
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, -2.0, 2.0, 2.0]]])
+        >>> seen = torch.tensor([[False, True, False, True]])
+        >>> repetition_penalty(logits, torch.tensor([[0]]), torch.tensor([[[1]]]), seen, torch.tensor([2.0]))
+        >>> logits  # token 0 is the node's own
+        tensor([[[ 1., -4.,  2.,  1.]]])
     """
     require_backend("repetition_penalty", logits)
     torch.ops.sparrow.repetition_penalty(logits, tokens, anc, seen, penalty)

@@ -42,6 +42,14 @@ def sample_rows(
 
     Source: Gumbel-max: Maddison, Tarlow, Minka, "A* sampling" (arXiv 1411.0030), section 2; Philox: Salmon et al.,
         "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+
+    Example:
+        >>> logits, seed, position = torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([7]), torch.tensor([[12]])
+        >>> sample_rows(logits, torch.tensor([0.0]), seed, position)
+        tensor([[2]])
+        >>> drawn = sample_rows(logits, torch.tensor([1.0]), seed, position)
+        >>> bool((drawn == sample_rows(logits, torch.tensor([1.0]), seed, position)).all())
+        True
     """
     require_backend("sample_rows", logits)
     return torch.ops.sparrow.sample_rows(logits, temperature, seed, position, top_k, top_p)

@@ -39,6 +39,10 @@ def skinny_linear(
     Raises:
         RuntimeError: wrong device, dtype, shape or stride.
         ValueError: `workspace` without `out`.
+
+    Example:
+        >>> skinny_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([0.0, 1.0]))
+        tensor([[3., 5.]])
     """
     require_backend("skinny_linear", x)
     if out is None:

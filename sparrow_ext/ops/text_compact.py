@@ -23,6 +23,11 @@ def text_compact(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tens
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; on the CPU also a length outside [0, S] and more text rows
             than max_text.
+
+    Example:
+        >>> is_text = torch.tensor([[True, False, False, True, True]])
+        >>> text_compact(is_text, torch.tensor([4], dtype=torch.int32), 3)
+        (tensor([[ 0,  3, -1]], dtype=torch.int32), tensor([2], dtype=torch.int32))
     """
     require_backend("text_compact", is_text)
     return torch.ops.sparrow.text_compact(is_text, seq_lens, max_text)

@@ -32,6 +32,11 @@ def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tens
         RuntimeError: wrong dtype, shape, stride or k.
 
     The one-pass maximum and sum: "Online normalizer calculation for softmax" (arXiv 1805.02867).
+
+    Example:
+        >>> logp, ids, lse = topk_lse(torch.tensor([[0.0, 2.0, -9.0]]), 2)
+        >>> ids, logp.exp(), lse
+        (tensor([[1, 0]]), tensor([[0.8808, 0.1192]]), tensor([2.1269]))
     """
     require_backend("topk_lse", logits)
     return torch.ops.sparrow.topk_lse(logits, k, id_map)

@@ -52,6 +52,15 @@ def tree_attention(
 
     Source: tree attention of SpecInfer (arXiv 2305.09781), section 4.2; split keys and online softmax as in
     FlashAttention-2 (arXiv 2307.08691).
+
+    Example:
+        >>> q, keys = torch.zeros(1, 2, 1, 4), torch.zeros(1, 5, 1, 4)
+        >>> values = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 1, 4)
+        >>> values = values.contiguous()
+        >>> anc, _ = torch.ops.sparrow.tree_mask(torch.tensor([[-1, -1]], dtype=torch.int32))  # two roots
+        >>> out, lse = tree_attention(q, keys, values, torch.tensor([2], dtype=torch.int32), anc=anc)
+        >>> out[0, :, 0, 0]  # the means of values 0, 1 and 2, and of 0, 1 and 3
+        tensor([1.0000, 1.3333])
     """
     require_backend("tree_attention", q)
     check_dims("tree_attention", "q", q, 4)
@@ -96,6 +105,15 @@ def tree_attention_out(
 
     Raises:
         RuntimeError: as `tree_attention`, and a workspace that is too small.
+
+    Example:
+        >>> q, keys = torch.zeros(1, 2, 1, 4), torch.zeros(1, 5, 1, 4)
+        >>> out = torch.empty(1, 2, 1, 4)
+        >>> workspace = torch.empty(tree_attention_workspace_size(1, 2, 1, 4, 2), dtype=torch.uint8)
+        >>> prefix = torch.tensor([2], dtype=torch.int32)
+        >>> tree_attention_out(q, keys, torch.ones(1, 5, 1, 4), prefix, None, None, 0.5, 2, 0, out, None, workspace)
+        >>> out[0, 1, 0]
+        tensor([1., 1., 1., 1.])
     """
     require_backend("tree_attention_out", q)
     torch.ops.sparrow.tree_attention_out(

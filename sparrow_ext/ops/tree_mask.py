@@ -27,6 +27,11 @@ def tree_mask(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tens
             bad parent as -1 and sets bit 1 of `error`.
 
     Source: the ancestor mask of tree verification, SpecInfer (arXiv 2305.09781), section 4.2.
+
+    Example:
+        >>> anc, depth = tree_mask(torch.tensor([[-1, 0, 0, 1]], dtype=torch.int32))
+        >>> [f"{word:04b}" for word in anc.flatten().tolist()], depth
+        (['0001', '0011', '0101', '1011'], tensor([[0, 1, 1, 2]], dtype=torch.int32))
     """
     require_backend("tree_mask", parent)
     return torch.ops.sparrow.tree_mask(parent, error)
