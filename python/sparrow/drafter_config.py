@@ -106,7 +106,10 @@ class DrafterConfig:
     @classmethod
     def from_json(cls, text: str, **overrides: object) -> "DrafterConfig":
         """The config in `text` with `overrides` in it. Raises ValueError where a key is unknown or missing."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("a drafter's config.json is nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("a drafter's config.json holds one JSON object")
         values |= overrides
@@ -127,12 +130,14 @@ def _check(name: str, kind: object, value: object) -> None:
         for one in value:
             _check(name, int, one)
     elif kind in (int, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or (kind is int and not isinstance(value, int)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (isinstance(value, float) and math.isfinite(value))) or (kind is int and not whole):
             raise ValueError(f"{name} must be {'an integer' if kind is int else 'a finite number'}, got {value!r}")
         low, high = RANGES[name]
         if not low <= value <= high:  # type: ignore[operator]
-            raise ValueError(f"{name} must {f'lie in [{low}, {high}]' if low < high else f'be {low}'}, got {value}")
+            raise ValueError(
+                f"{name} must {f'lie in [{low}, {high}]' if low < high else f'be {low}'}, got {value!s:.40}"
+            )
     elif not isinstance(value, {bool: bool, str: str}.get(kind, dict)):  # type: ignore[call-overload]
         words = {bool: "true or false", str: "a string"}.get(kind, "an object")  # type: ignore[call-overload]
         raise ValueError(f"{name} must be {words}, got {value!r}")
