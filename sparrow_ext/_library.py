@@ -1,12 +1,14 @@
 """Loads libsparrow.so: its schemas and kernels register with torch's dispatcher."""
 
+import os
 import pathlib
 
 import torch
 
 from sparrow_ext._machine import has_gpu
 
-LIBRARY = pathlib.Path(__file__).with_name("libsparrow.so")
+# SPARROW_LIBRARY: another build of it, such as the sanitized one of `make fuzz`.
+LIBRARY = pathlib.Path(os.environ.get("SPARROW_LIBRARY") or pathlib.Path(__file__).with_name("libsparrow.so"))
 BUILD_COMMAND = "pip install -e . (in sparrow's source tree)"
 
 
