@@ -308,7 +308,7 @@ def test_low_precision_is_reported(tiny, family):
     model, inputs = tiny(family, 0, None, torch.bfloat16), sample_inputs(family)
     inputs = {k: v.bfloat16() if k.startswith("pixel") else v for k, v in inputs.items()}
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
-    result = sparrow.compare(model, drafter, inputs, max_new_tokens=48, eos_token_id=None)
+    result = sparrow.compare(model, drafter, **inputs, max_new_tokens=48, eos_token_id=None)
     assert 0.8 <= result.match_rate <= 1 and len(result.mismatches) == round((1 - result.match_rate) * 48)
     for m in result.mismatches:
         assert m.reference != m.ours and m.margin >= 0 and m.margin <= 0.05 * m.max_logit

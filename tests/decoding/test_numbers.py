@@ -159,7 +159,7 @@ def test_the_callers_default_dtype(tiny, default_dtype, name, dtype):
             want = model.generate(**options, **way)
         assert torch.equal(out.sequences, want), way
     if name == "none":
-        assert sparrow.compare(model, None, inputs, max_new_tokens=10).identical
+        assert sparrow.compare(model, None, **inputs, max_new_tokens=10).identical
 
 
 def test_a_float64_model_is_refused_before_it_runs(tiny):

@@ -87,7 +87,7 @@ def test_all_that_runs_a_model_waits(tiny, greedy):
         return sparrow.generate(model, None, **inputs, **options).sequences[0, prompt:].tolist()
 
     calls = [run_by(TRANSFORMERS), run_by(PLAIN), run_by(LOOKUP), ours]
-    calls += [lambda: sparrow.compare(model, None, inputs, **options).identical]
+    calls += [lambda: sparrow.compare(model, None, **inputs, **options).identical]
     calls += [lambda: torch.equal(teacher_states(Target(model), inputs, want[0, prompt:], [0, 4]).states[4], states)]
     assert together(*calls, *calls) == [*[answer] * 4, True, True] * 2
 

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 import sparrow
-from sparrow.cli.loading import pick_drafter
+from sparrow.cli.loading import read_drafter
 from sparrow.drafters.protocol import Prompt
 from sparrow.drafters.specvlm import STATIC_TREE, PrunedTarget, SpecVLM, kept_tokens
 from sparrow.evaluation.evaluate import Evaluation, Plan
@@ -219,7 +219,7 @@ def test_other_trees(tiny, greedy):
 
 
 def test_by_name_on_the_command_line():
-    assert pick_drafter("specvlm", None) == SpecVLM() and pick_drafter(None, None) is None
+    assert read_drafter("specvlm") == SpecVLM() and read_drafter(None) is None
 
 
 def test_in_the_evaluation(tmp_path):

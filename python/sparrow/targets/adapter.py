@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.linear import DTYPES, skinny_linear_in
-from sparrow.targets.versions import cache_argument
+from sparrow.targets.versions import cache_argument, warn_outside_tested
+
+warn_outside_tested()
 
 FAMILIES = {
     "qwen2_vl": "Qwen2-VL",

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from sparrow.files import append_lines, lock, read_json, read_json_lines, write_json
+from sparrow.progress import track
 from sparrow.targets.adapter import Target
 from sparrow.targets.borrow import lock_of
 from sparrow.targets.positions import prompt_positions
@@ -21,7 +20,6 @@ from sparrow.training.recipe import Answers
 
 SETTINGS = "settings.json"
 OTHER = "choose another folder, or remove it to start again"
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def write_answers(
     missing = _missing(folder, clips, config)
     ranks.wait()  # nobody writes before everybody has read
     mine = missing[ranks.rank :: ranks.world]
-    jobs = track(mine, "answering", console=console, disable=not (ranks.main and mine), transient=True)
+    jobs = track(mine, "answering", "answers", quiet=not ranks.main)
     for group in _batches(clips, jobs, config.batch):
         made = generate_answers(target, clips, group, config, positions)
         append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
