@@ -132,10 +132,10 @@ def write_checkpoint(path: PathLike, state: Mapping[str, Any]) -> None:
             raise error.__context__ or error from None
 
 
-def write_figure(path: PathLike, figure: Any, dpi: int) -> None:
-    """Writes a figure of matplotlib; the suffix says how."""
+def write_figure(path: PathLike, figure: Any, dpi: int, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a figure of matplotlib; the suffix says how. metadata: words that go into the file."""
     with replacing(path) as new:
-        figure.savefig(new, dpi=dpi)
+        figure.savefig(new, dpi=dpi, metadata=metadata)
 
 
 def append_lines(path: PathLike, lines: Iterable[str]) -> None:

@@ -260,7 +260,7 @@ def rendered(result, tmp_path):
     sparrow = next(c for c in result["cells"] if c["system"] == "sparrow")
     assert any("| 64 | 0 | sparrow | 8-4-4 |" in line and figure(sparrow["tau"]) in line for line in lines)
     files = sorted((tmp_path / "pictures").glob("*"))
-    assert [f.name for f in files] == ["main_speed.png", "main_tau.png"]
+    assert [f.name for f in files] == ["main_speed.png"]
     assert all(f.read_bytes().startswith(b"\x89PNG") and f.stat().st_size > 8000 for f in files)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from sparrow.cli import eval as cli_eval
 from sparrow.cli import main as cli
+from sparrow.cli.parser import parse
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation import evaluate as evaluation
 from sparrow.evaluation import trees
@@ -266,9 +267,7 @@ def test_a_ratio_by_hand():
 def test_a_drafter_of_ones_own_in_every_table(small, tmp_path, capsys):
     for name, made in TABLES.items():
         if not made.visual:
-            changed = cli_eval.changed(
-                made, cli._parser().parse_args(["eval", "--drafter", f"mine={small / 'drafter'}"])
-            )
+            changed = cli_eval.changed(made, parse(["eval", "--drafter", f"mine={small / 'drafter'}"]))
             assert [arm.label for arm in changed.arms] == ["mine"] and changed.points == made.points, name
     more = ["--drafter", f"mine={small / 'drafter'}", "--drafter", "msd", "--lengths", "64", "--systems", "sparrow"]
     result = evaluate(tmp_path, "--table", "length", *more)["length"]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from sparrow.evaluation.report import curves
 from sparrow.evaluation.visual import (
     layer_cuts,
-    layer_plot,
     layer_table,
     shares,
     watching,
@@ -111,5 +111,5 @@ def test_tables_and_picture(target, tmp_path):
         (n, v) for n in (64, 128) for v in ("true", "shuffled", "black")
     ]
     assert len(watching_table(rows).splitlines()) == 8 and len(layer_table(cuts).splitlines()) == 2 + LAYERS + 1
-    layer_plot(cuts, tmp_path / "cut.png")
+    curves.layer_cut({"rows": cuts}, tmp_path / "cut.png")
     assert (tmp_path / "cut.png").stat().st_size > 8000

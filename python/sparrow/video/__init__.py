@@ -6,8 +6,7 @@ Pillow.
 """
 
 from sparrow.video.checkpoint import load_settings, save_settings
-from sparrow.video.errors import VideoError
-from sparrow.video.info import VideoInfo
+from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.load import load_video
 from sparrow.video.pixels import frame_pixels, patch_pixels
 from sparrow.video.prompt import prepare

@@ -1,11 +1,12 @@
 """The table of training options: tau of every arm, and its ratio to the first one's. From the JSON alone."""
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from sparrow.evaluation.cells import interval, quotient
-from sparrow.evaluation.report.pictures import errorbar, panels, save
+from sparrow.evaluation.report.pictures import GREY, OTHERS, SHORT, errorbar, panels, save
 from sparrow.evaluation.report.pivots import Cell, Result, distinct, drafting, figure, grid, only, paired_tau, sums
 
 Columns = dict[str, dict[str, Any]]  # name -> keys of the cells in it
@@ -42,23 +43,25 @@ def options_table(result: Result) -> str:
 
 
 def options_picture(result: Result, file: pathlib.Path) -> None:
-    """The ratios to the first arm, one panel per tree: greedy, and sampled where there is any."""
+    """The ratios to the first arm, one panel per tree, an arm per line: greedy, and sampled where there is any."""
     cells = drafting(result)
     arms, trees = distinct(cells, "arm"), distinct(cells, "tree")
     temperatures = sorted(distinct(cells, "temperature"))
-    drawn, axes = panels(1, len(trees), width=1.5 + 0.5 * len(arms))
+    drawn, axes = panels(1, len(trees), 0.7 + 0.36 * len(arms), sharey=True)
     for axis, tree in zip(axes[0], trees, strict=True):
         for number, temperature in enumerate(temperatures):
             keys = {"tree": tree, "temperature": temperature}
             ratios = [_ratio(cells, arm, keys) for arm in arms]
             have: list[tuple[int, Any]] = [(at, r) for at, r in enumerate(ratios) if r and r["value"] is not None]
-            x = [at + 0.15 * (number - (len(temperatures) - 1) / 2) for at, _ in have]
+            at = [row + 0.24 * (number - (len(temperatures) - 1) / 2) for row, _ in have]
             lengths = ", ".join(map(str, sorted(distinct(only(cells, temperature=temperature), "length"))))
-            errorbar(axis, x, [r for _, r in have], f"T = {temperature:g}; {lengths} visual tokens", number, ls="none")
-        axis.axhline(1.0, color="0.4", lw=1)
-        axis.set_xticks(range(len(arms)), arms, rotation=40, ha="right", fontsize=8)
-        axis.set(title=f"tree {tree}", ylabel="tau over the first arm's")
-    save(drawn, axes, file, bottom=None)
+            label = f"T = {temperature:g}: {lengths} visual tokens"
+            errorbar(axis, at, [r for _, r in have], label, OTHERS[number], sideways=True, ls="none")
+        axis.axvline(1.0, color=GREY, lw=1)
+        axis.set(title=f"tree {tree}", xlabel=f"tau over that of {SHORT.get(arms[0], arms[0])}")
+    axes[0][0].set_yticks(range(len(arms)), ["\n".join(textwrap.wrap(arm, 28)) for arm in arms])
+    axes[0][0].invert_yaxis()
+    save(drawn, axes, file)
 
 
 def _ratio(cells: list[Cell], arm: str, keys: dict[str, Any]) -> dict[str, float | None] | None:

@@ -3,11 +3,12 @@
 import pathlib
 from typing import Any
 
+from sparrow.evaluation.report.curves import acceptance, layer_cut, over_length, tau_by_tree, watching
 from sparrow.evaluation.report.options import options_picture, options_table
-from sparrow.evaluation.report.pictures import acceptance, over_length, tau_by_tree, watching
 from sparrow.evaluation.report.pivots import by_length, by_tree, figure, grid, header, tree_of
+from sparrow.evaluation.report.speed import speed_picture
 from sparrow.evaluation.report.stages import stage_picture, stage_tables
-from sparrow.evaluation.visual import layer_plot, layer_table, watching_table
+from sparrow.evaluation.visual import layer_table, watching_table
 
 Result = dict[str, Any]
 COLUMNS = {
@@ -20,7 +21,7 @@ COLUMNS = {
 
 
 def render(result: Result, folder: pathlib.Path) -> str:
-    """The table as Markdown; its pictures go to folder/<table>_*.png.
+    """The table as Markdown; its pictures go to folder/<table>*.png.
 
     Raises:
         ValueError: the result is of no table we know, or holds nothing yet.
@@ -41,9 +42,8 @@ def main_view(result: Result, folder: pathlib.Path, stem: str) -> str:
         row = [str(cell["length"]), f"{cell['temperature']:g}", cell["arm"], tree_of([cell])]
         row += [figure(cell[key]) for key in columns]
         rows.append([*row, _share(cell["identical"]), _share(cell.get("replay_equals_live"))])
-    over_length(result, "tau", COLUMNS["tau"], None, folder / f"{stem}_tau.png")
     if "dsr_transformers" in columns:
-        over_length(result, "dsr_transformers", COLUMNS["dsr_transformers"], 1.0, folder / f"{stem}_speed.png")
+        speed_picture(result, folder / f"{stem}_speed.png")
     head = ["visual tokens", "T", "system", "tree", *columns.values(), "identical", "replay = live"]
     text = header(result)
     if any(cell["temperature"] > 0 for cell in result["cells"]) and "dsr_transformers" in columns:
@@ -97,7 +97,7 @@ def watch_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 def layer_cut_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     """Accuracy by the first layer without video."""
-    layer_plot(result["rows"], folder / f"{stem}.png")
+    layer_cut(result, folder / f"{stem}.png")
     return _visual_header(result) + layer_table(result["rows"])
 
 

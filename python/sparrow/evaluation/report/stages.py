@@ -1,12 +1,14 @@
 """Where the time goes: shares of the stages, and what a round costs in steps of plain decoding. From the JSON alone."""
 
+import itertools
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from sparrow.decoding.stats import STAGES
 from sparrow.evaluation.cells import interval, quotient, speed_ratio
-from sparrow.evaluation.report.pictures import panels, save
+from sparrow.evaluation.report.pictures import GREY, OTHERS, SHORT, panels, save
 from sparrow.evaluation.report.pivots import Cell, Result, distinct, figure, grid, only, tree_of
 
 Figure = dict[str, float | None]
@@ -91,29 +93,38 @@ def _percent(value: Figure) -> str:
 
 
 def stage_picture(result: Result, file: pathlib.Path) -> None:
-    """Stacked bars: the stages' shares of the whole, and of a round, in plain steps. T = 0, or the lowest there is."""
+    """Stacked bars, one per system and length: the stages' shares of the call, and of a round, in plain steps.
+
+    T = 0, or the lowest there is.
+    """
     lowest = min(distinct(result["cells"], "temperature"))
     timed = [pair for pair in _timed(result) if pair[0]["temperature"] == lowest]
-    drawn, axes = panels(2, 1, width=1 + len(timed), shared=False)
-    names = ["\n".join([*c["arm"].split(", "), c["tree"] or "", str(c["length"])]) for c, _ in timed]
-    whole = [shares(c) for c, _ in timed]
-    rounds = [in_plain_steps(c, plain) for c, plain in timed]
-    for axis, figures, parts in ((axes[0][0], whole, STAGES), (axes[1][0], rounds, ROUND)):
-        _stack(axis, [{part: of[part]["value"] or 0.0 for part in parts} for of in figures])
-        axis.set_xticks(range(len(names)), names, fontsize=7)
-        axis.grid(axis="x", visible=False)
-    axes[0][0].set_ylabel("share of the time in all stages")
-    axes[1][0].set_ylabel("seconds of a round, in plain steps")
-    axes[1][0].axhline(1.0, color="0.4", lw=1)
-    for at, (cell, _) in enumerate(timed):
-        if cell["tau"]["value"] is not None and cell["system"] != "plain":
-            axes[1][0].plot(at, cell["tau"]["value"], "k_", ms=22, mew=2, label="tau: tokens of a round")
-    save(drawn, axes, file)
+    drawn, axes = panels(1, 2, 0.7 + 0.27 * len(timed), sharey=True)
+    whole, rounds = axes[0]
+    at = _places([cell["length"] for cell, _ in timed])
+    _stack(whole, at, [shares(cell) for cell, _ in timed], STAGES)
+    _stack(rounds, at, [in_plain_steps(*pair) for pair in timed], ROUND)
+    drafting = [(y, c["tau"]["value"]) for y, (c, _) in zip(at, timed, strict=True) if c["system"] != "plain"]
+    rounds.plot([tau for _, tau in drafting], [y for y, _ in drafting], "kD", ms=4.5, mfc="white", label="tau")
+    rounds.axvline(1.0, color=GREY, lw=1)
+    whole.set_yticks(at, [f"{SHORT.get(c['arm'], c['arm'])}  {c['length']}" for c, _ in timed])
+    whole.set(xlabel="share of the call's time", xlim=(0, 1), ylim=(at[-1] + 0.7, at[0] - 0.7))
+    rounds.set_xlabel("a round, in steps of plain decoding; tau: its tokens")
+    for axis in axes.flat:
+        axis.grid(axis="y", visible=False)
+    save(drawn, axes, file, columns=6)
 
 
-def _stack(axis: Any, bars: list[dict[str, float]]) -> None:
-    below = [0.0] * len(bars)
-    for part in bars[0]:
-        heights = [bar[part] for bar in bars]
-        axis.bar(range(len(bars)), heights, 0.7, bottom=below, label=part, color=f"C{STAGES.index(part)}")
-        below = [a + b for a, b in zip(below, heights, strict=True)]
+def _places(lengths: list[int]) -> list[float]:
+    """Of the bars: a gap wherever the visual length changes."""
+    changes = [0, *(a != b for a, b in itertools.pairwise(lengths))]
+    return [at + 0.5 * gaps for at, gaps in enumerate(itertools.accumulate(changes))]
+
+
+def _stack(axis: Any, at: list[float], bars: list[dict[str, Figure]], parts: Sequence[str]) -> None:
+    left = [0.0] * len(bars)
+    for part, look in zip(STAGES, OTHERS, strict=False):
+        if part in parts:
+            widths = [bar[part]["value"] or 0.0 for bar in bars]
+            axis.barh(at, widths, 0.8, left=left, label=part, color=look.colour, hatch=look.hatch, ec="white", lw=0)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
