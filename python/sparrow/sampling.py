@@ -136,7 +136,7 @@ class Sampler:
         if self.rules.temperature == 0 or self.rules.processor is not None:
             return
         batch = torch.arange(len(path), device=path.device)[:, None]
-        bad = undrawable(logits[batch, path.clamp(min=0).long()]) & (path >= 0)
+        bad = undrawable(logits[batch, path.clamp(min=0).long()])  # in place of a pad the root, which is visited
         error.bitwise_or_(bad.any().int() * UNDRAWABLE)
 
     def _draw(self, logits: Tensor, position: Tensor) -> Tensor:

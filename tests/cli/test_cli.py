@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import pathlib
+import re
 import shutil
 
+import av
 import pytest
 import torch
 
@@ -48,6 +50,20 @@ def fails(capsys, argv: list[str], *words: str) -> None:
     assert len(lines) == 1 and "Traceback" not in captured.err, captured.err
     for word in words:
         assert word in lines[0], lines[0]
+
+
+def test_damaged_video_is_refused_or_skipped_and_told(checkpoint, capsys, tmp_path):
+    with av.open(CLIP) as container:
+        packet = [p for p in container.demux(video=0) if p.size][60]
+    data, path = bytearray(pathlib.Path(CLIP).read_bytes()), tmp_path / "bad.mp4"
+    data[packet.pos : packet.pos + packet.size] = bytes(range(1, 256)) * (packet.size // 255) + bytes(packet.size % 255)
+    path.write_bytes(data)
+    argv = arguments(checkpoint, "--num-frames", "30")
+    argv[argv.index(CLIP)] = str(path)
+    fails(capsys, argv, "bad.mp4 is truncated or corrupt", "s is damaged")
+    assert cli.main([*argv, "--on-damage", "skip"]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"sparrow: .*bad\.mp4: skipped: frames? \d+.*cannot be decoded whole", captured.err)
 
 
 def test_generate_with_drafter_and_comparison(checkpoint, capsys, tmp_path):

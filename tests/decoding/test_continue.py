@@ -139,6 +139,31 @@ def test_padding_tokens_in_the_prompt(tiny, greedy, family, videos, where):
         assert torch.equal(next_turn(model, out.sequences, out.cache, mask), turn)
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_drafter_does_not_meet_padding(tiny, family):
+    """Tokens, states, kinds and positions of what the target sees, and its cache's rows."""
+    model, (inputs, mask) = tiny(family), padded(family, 1, "inside")
+    seen, prompts = mask[0].nonzero()[:, 0], []
+
+    class Meets(ScriptedDrafter):
+        hidden_layer, visual_layer = 0, 0
+
+        def begin(self, prompt):
+            prompts.append(prompt)
+            self.rows = prompt.cache.get_seq_length()
+
+    drafter = Meets(inputs["input_ids"][0], lambda r: 0)
+    sparrow.generate(model, drafter, **inputs, max_new_tokens=2, eos_token_id=None, tree=SHAPE)
+    (prompt,), target = prompts, Target(model)
+    assert torch.equal(prompt.tokens, inputs["input_ids"][:, seen]) and drafter.rows == len(seen)
+    assert torch.equal(prompt.is_text, target.is_text(inputs["input_ids"])[:, seen]) and not prompt.is_text.all()
+    text = prompt.is_text[0]
+    for states in (prompt.prefill.hidden, prompt.prefill.visual):  # layer 0: embeddings
+        assert torch.equal(states[0, text], target.embedding[prompt.tokens[0, text]])
+    numbers = prompt.prefill.text_position[0]
+    assert numbers.shape == seen.shape and int(numbers[-1]) + 1 == int(prompt.prefill.next_position.flatten()[-1])
+
+
 def test_padding_token_that_ends_too_is_text(tiny, greedy):
     """As in Qwen's configs: where pad_token_id also ends a sequence transformers masks nothing."""
     model, (inputs, mask) = tiny("qwen2_5_vl"), padded("qwen2_5_vl", 1, "inside")

@@ -31,7 +31,7 @@ def encode(
     pix_fmt: str = "yuv420p",
     rate: int | None = 30,
     frames: np.ndarray | None = None,
-    **options: str,
+    **options: Any,
 ) -> Path:
     """Writes a clip.
 
@@ -68,7 +68,7 @@ def encode(
     return path
 
 
-def copy(source: Path, target: Path, **options: str) -> Path:
+def copy(source: Path, target: Path, **options: Any) -> Path:
     """The same packets in another container."""
     with av.open(str(source)) as read, av.open(str(target), "w", options=options) as write:
         stream: Any = read.streams.video[0]

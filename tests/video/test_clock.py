@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -49,6 +50,7 @@ def test_matroska(name: str, codec: str, times: Sequence[int], nominal: bool, tm
     path = encode(tmp_path / name, codec, times=times, base=MS, count=len(times))
     path = path if nominal else without_default_duration(path)
     frames, info = load_video(path, FAMILIES["qwen2_5_vl"])
+    assert info.fps is not None
     span = times[-1] / 1000
     # the last frame may be said to show for as long as one of the header's rate
     assert len(times) / (span + 0.05) <= info.fps <= len(times) / span
@@ -57,7 +59,7 @@ def test_matroska(name: str, codec: str, times: Sequence[int], nominal: bool, tm
     assert len(frames) == min(int(2 * seconds) // 2 * 2, len(times) // 2 * 2)
     assert info.sampled_fps == pytest.approx(min(2.0, info.fps), rel=0.02)
     _, info = load_video(path, FAMILIES["qwen3_vl"])
-    assert info.indices[-1] / info.fps == pytest.approx(span, rel=0.02)
+    assert info.fps is not None and info.indices[-1] / info.fps == pytest.approx(span, rel=0.02)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.mp4", "libx264"), ("a.ts", "libx264")])
@@ -65,7 +67,7 @@ def test_dropped_frames(name: str, codec: str, tmp_path: Path) -> None:
     times = [i for i in range(180) if i < 30 or i % 3 == 0]
     path = encode(tmp_path / name, codec, times=times, count=len(times), bf="0")
     _, info = load_video(path)
-    assert info.total_frames == len(times) == 80
+    assert info.total_frames == len(times) == 80 and info.fps is not None
     # the last frame shows for one to three thirtieths
     assert 80 / (180 / 30) <= info.fps <= 80 / (178 / 30)
 
@@ -85,7 +87,7 @@ def test_held_last_frame(name: str, tmp_path: Path) -> None:
      ("a.flv", "libx264"), ("a.avi", "mpeg4"), ("a.mpg", "mpeg2video"), ("a.mov", "mjpeg")],
 )  # fmt: skip
 def test_constant_rates_are_exact(name: str, codec: str, frames_a_second: int, tmp_path: Path) -> None:
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    options: dict[str, Any] = {"x265-params": "log-level=none"} if codec == "libx265" else {}
     path = encode(tmp_path / name, codec, rate=frames_a_second, base=Fraction(1, frames_a_second), **options,
                   pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p")  # fmt: skip
     _, info = load_video(path)
@@ -118,6 +120,16 @@ def test_joined_recordings_take_both_times(tmp_path: Path) -> None:
     joined.write_bytes(path.read_bytes() * 3)
     _, info = load_video(joined)
     assert info.total_frames == 180 and info.fps == pytest.approx(30.0)
+
+
+def test_a_jump_of_the_clock_is_no_time_and_slides_are(tmp_path: Path) -> None:
+    recordings = [encode(tmp_path / "early.ts"), encode(tmp_path / "late.ts", times=range(90000, 90060))]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(path.read_bytes() for path in recordings))
+    assert load_video(joined)[1].fps == pytest.approx(30.0)
+    slides = encode(tmp_path / "slides.ts", times=range(0, 300, 15), count=20, base=Fraction(1), rate=1, bf="0")
+    _, info = load_video(slides)
+    assert info.total_frames == 20 and info.fps == pytest.approx(1 / 15, rel=0.06)
 
 
 def test_indices_are_those_of_the_family_at_the_true_rate(tmp_path: Path) -> None:

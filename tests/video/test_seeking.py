@@ -11,11 +11,11 @@ import sparrow.video.decode
 from sparrow.video import load_video
 from tests.video.encode import copy, decoded, encode
 
-GOP = {"g": "12"}
-OPEN = {"x264-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:scenecut=0"}
-REFRESH = {"x264-params": "keyint=20:intra-refresh=1:scenecut=0"}
+GOP: dict[str, Any] = {"g": "12"}
+OPEN: dict[str, Any] = {"x264-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:scenecut=0"}
+REFRESH: dict[str, Any] = {"x264-params": "keyint=20:intra-refresh=1:scenecut=0"}
 # name: codec, options, pixels, whether decoding may begin at key frames
-CLIPS: dict[str, tuple[str, dict[str, str], str, bool]] = {
+CLIPS: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     "h264.mp4": ("libx264", GOP, "yuv420p", True),
     "h264.mkv": ("libx264", GOP, "yuv420p", True),
     "h264.ts": ("libx264", GOP, "yuv420p", True),
@@ -66,7 +66,7 @@ def test_pixels_are_those_of_full_decoding(name: str, tmp_path: Path, from_start
 
 
 def test_hidden_frames_of_vp8_are_not_counted(tmp_path: Path) -> None:
-    options = {"auto-alt-ref": "1", "lag-in-frames": "25", "arnr-maxframes": "7", "g": "60"}
+    options: dict[str, Any] = {"auto-alt-ref": "1", "lag-in-frames": "25", "arnr-maxframes": "7", "g": "60"}
     path = encode(tmp_path / "a.webm", "libvpx", count=90, **options)
     whole = decoded(path)
     frames, info = load_video(path, num_frames=9)

@@ -56,8 +56,8 @@ def _next(passed: bool, target: str | None) -> list[str]:
             "if it still fails, report this table, with the processor's name.",
         ]
     steps = []
-    if torch.cuda.is_available() and not sparrow_ext.has_cuda_kernels("tree_attention"):
-        steps.append("there is a GPU, and no kernels for it: SPARROW_CUDA=ON pip install -e . (needs nvcc)")
+    if warning := sparrow_ext.gpu_warning():
+        steps.append(warning)
     missing = [name for name, module in TRAINING.items() if importlib.util.find_spec(module) is None]
     if missing:
         steps.append(f"to train or evaluate, install {' and '.join(missing)}: pip install 'sparrow-decoding[train]'")
@@ -88,7 +88,7 @@ def _schemas() -> set[str]:
 
 def _cuda_kernels() -> str:
     built = [name for name in _operators() if sparrow_ext.has_cuda_kernels(name)]
-    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report()
+    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report().splitlines()[0]
 
 
 def _gpu() -> str:

@@ -46,6 +46,11 @@ class Tables(NamedTuple):
     draft_rows: Tensor | None
 
 
+def rope_frequency(config: DrafterConfig) -> Tensor:
+    """Float32 [head_dim / 2]: the rotary embedding's angle per position."""
+    return config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+
+
 class SparrowDrafter(nn.Module):
     """FC + one decoder layer + norm over a target's frozen embedding and head.
 
@@ -71,8 +76,7 @@ class SparrowDrafter(nn.Module):
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         if config.visual == "compressed":
             self.compressor = Compressor(e, config.num_heads, config.head_dim, config.qkv_bias)
-        frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-        self.register_buffer("rope_frequency", frequency, persistent=False)
+        self.register_buffer("rope_frequency", rope_frequency(config), persistent=False)
         self._tables: Tables | None = None
 
     # ---- the target's tables ----
@@ -249,9 +253,12 @@ class SparrowDrafter(nn.Module):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
         try:
-            drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
-        except (ValueError, TypeError) as error:  # TypeError: a size that is no number
+            config = DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides)
+        except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE} does not fit: {error}") from None
+        with torch.device("meta"):  # no memory for sizes that the weights turn out not to have
+            drafter = cls(config)
+        drafter.rope_frequency = rope_frequency(config)
         try:
             weights = load_file(folder / WEIGHTS_FILE)
         except SafetensorError as error:
