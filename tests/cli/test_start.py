@@ -150,7 +150,7 @@ INPUTS = {"input_ids": torch.tensor([[5, 6, 7]])}
     ("option", "taken", "refused"),
     [
         ("temperature", [1e-30, 1.0, LARGEST], [1e-40, 9.9e-31, 3.41e38, 1e39, -1.0, float("inf"), float("nan")]),
-        ("top_p", [0.0, 0.5], [-0.1, 1.5]),
+        ("top_p", [0.0, 0.5, 1.0], [-0.1]),
         ("top_k", [0, 1, 2**31 - 1], [-1, 2**31]),
         ("repetition_penalty", [1 / LARGEST, 1.0, LARGEST], [0.0, -1.0, 1e-50, 3.41e38, float("inf"), float("nan")]),
         ("seed", [-(2**63), 2**63 - 1], [2**63, -(2**63) - 1]),
