@@ -140,16 +140,19 @@ def test_arguments_are_frozen():
     assert hash(Doctor()) == hash(Doctor())
 
 
-LARGEST = torch.finfo(torch.float32).max
+LARGEST = 3.4028234e38
+
+
+INPUTS = {"input_ids": torch.tensor([[5, 6, 7]])}
 
 
 @pytest.mark.parametrize(
     ("option", "taken", "refused"),
     [
-        ("temperature", [1e-30, 1.0, LARGEST], [1e-40, 1e39, -1.0, float("inf"), float("nan")]),
-        ("top_p", [0.0, 0.5], [-0.1, 1.5, float("nan")]),
+        ("temperature", [1e-30, 1.0, LARGEST], [1e-40, 9.9e-31, 3.41e38, 1e39, -1.0, float("inf"), float("nan")]),
+        ("top_p", [0.0, 0.5, 1.0], [-0.1]),
         ("top_k", [0, 1, 2**31 - 1], [-1, 2**31]),
-        ("repetition_penalty", [1e-6, 1.0, 2.0], [0.0, -1.0, 1e-50, 1e39, float("inf"), float("nan")]),
+        ("repetition_penalty", [1 / LARGEST, 1.0, LARGEST], [0.0, -1.0, 1e-50, 3.41e38, float("inf"), float("nan")]),
         ("seed", [-(2**63), 2**63 - 1], [2**63, -(2**63) - 1]),
     ],
 )
@@ -159,6 +162,8 @@ def test_the_door_takes_what_generate_takes(option, taken, refused, monkeypatch,
     monkeypatch.setattr(cli, "_command", lambda where: pytest.fail("something was loaded"))
     flag, model = "--" + option.replace("_", "-"), tiny_target("qwen2_5_vl")
     for value in refused:
+        with pytest.raises(ValueError):
+            sparrow.generate(model, None, **INPUTS, do_sample=True, max_new_tokens=3, **{option: value})
         assert cli.main([*base, flag, str(value)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"sparrow: {flag} must ") and line.endswith(f"got {value}")
@@ -167,9 +172,7 @@ def test_the_door_takes_what_generate_takes(option, taken, refused, monkeypatch,
         assert isinstance(arguments, Generate) and getattr(arguments, option) == value
         options = {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
         options |= {"seed": arguments.seed, "repetition_penalty": arguments.repetition_penalty or 1.0}
-        out = sparrow.generate(
-            model, None, input_ids=torch.tensor([[5, 6, 7]]), do_sample=True, max_new_tokens=3, **options
-        )
+        out = sparrow.generate(model, None, **INPUTS, do_sample=True, max_new_tokens=3, **options)
         assert out.sequences.shape[1] > 3
 
 
@@ -183,6 +186,7 @@ def test_the_door_takes_what_generate_takes(option, taken, refused, monkeypatch,
         (["generate", "--target", "x", "--prompt", "y", "--fps", "nan"], "--fps must be positive and finite, got nan"),
         (["generate", "--target", "x", "--prompt", "y", "--fps", "1", "--num-frames", "2"], "--fps and --num-frames"),
         (["generate", "--target", "x", "--prompt", "y", "--tree", "8-4-2"], "--tree needs --drafter FOLDER"),
+        (["generate", "--target", "x", "--prompt", "y", "--top-p", "nan"], "--top-p must lie in [0, 1], got nan"),
         (["eval", "--temperature", "0", "1e39"], "--temperature must be 0 or lie in"),
         (["eval", "--timed", "-1"], "--timed must be at least 0"),
         (["eval", "--seed", str(2**64)], "--seed must be an integer of 64 bits"),

@@ -6,14 +6,13 @@ Nothing heavy is imported here: help, and whatever is wrong with an argument by 
 import argparse
 import dataclasses
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sparrow.evaluation.names import TABLES
 from sparrow.tree import PRESETS, TreeConfig
 
-MIN_TEMPERATURE = 1e-30  # the operator's, csrc/ops/sample_rows.h
+MIN_TEMPERATURE, MAX_FLOAT32 = 1e-30, 3.4028234e38  # as in sampling.py, which needs torch
 MAX_INT32 = 2**31 - 1
 
 
@@ -43,20 +42,12 @@ def shape_or_word(text: str) -> TreeConfig | str:
     return text if text in ("auto", "own") else shape(text)
 
 
-def float32(value: float) -> float:
-    """The value as the operators get it."""
-    try:
-        return struct.unpack("f", struct.pack("f", value))[0]
-    except OverflowError:
-        return math.copysign(math.inf, value)
-
-
 def check_temperature(value: float) -> None:
     """Raises ValueError for a temperature the operators do not take."""
     if not 0 <= value < math.inf:
         raise ValueError(f"--temperature must be at least 0 and finite, got {value}")
-    if value and not MIN_TEMPERATURE <= float32(value) < math.inf:
-        raise ValueError(f"--temperature must be 0 or lie in [1e-30, 3.4e38], the range of float32, got {value}")
+    if value and not MIN_TEMPERATURE <= value <= MAX_FLOAT32:
+        raise ValueError(f"--temperature must be 0 or lie in [{MIN_TEMPERATURE:g}, {MAX_FLOAT32:g}], got {value}")
 
 
 def check_seed(value: int) -> None:
@@ -152,8 +143,9 @@ class Generate(Command):
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"--top-p must lie in [0, 1], got {self.top_p}")
         penalty = self.repetition_penalty
-        if penalty is not None and not 0 < float32(penalty) < math.inf:
-            raise ValueError(f"--repetition-penalty must be positive and finite, in float32 too, got {penalty}")
+        if penalty is not None and not 1 / MAX_FLOAT32 <= penalty <= MAX_FLOAT32:
+            least, most = f"{1 / MAX_FLOAT32:g}", f"{MAX_FLOAT32:g}"
+            raise ValueError(f"--repetition-penalty must lie in [{least}, {most}] (1 = off), got {penalty}")
         if self.temperature == 0 and (self.top_k, self.top_p) != (0, 1.0):
             raise ValueError("--top-k and --top-p need --temperature above 0: greedy decoding draws nothing")
         if self.fps is not None and not 0 < self.fps < math.inf:
