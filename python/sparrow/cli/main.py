@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -83,9 +83,9 @@ def _named(stdout: TextIO) -> TextIO:
     """The process' own stdout with errors that name it; any other as it is."""
     if not isinstance(stdout, io.TextIOWrapper) or stdout is not sys.__stdout__ or stdout.fileno() != 1:
         return stdout
-    raw = io.BufferedWriter(_Stdout(1, "w", closefd=False))
-    line, through = stdout.line_buffering, stdout.write_through
-    return io.TextIOWrapper(raw, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
+    raw, line, through = _Stdout(1, "w", closefd=False), stdout.line_buffering, stdout.write_through
+    buffer: Any = raw if through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
 
 
 def _failed(error: Exception, code: int) -> int:
