@@ -1,11 +1,16 @@
 """The `sparrow` command: what is wrong is one line on stderr and an exit code, at any moment."""
 
+from __future__ import annotations
+
 import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any, TextIO
+
+TYPE_CHECKING = False  # `typing` is slow to import: Ctrl-C is to be one line as soon as can be
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TextIO
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, _stop)  # the interpreter's own end does not take an exception well either
 
 
-def _command(where: str):
+def _command(where: str) -> Callable[[Any], int]:
     from importlib import import_module
 
     module, name = where.split(":")
