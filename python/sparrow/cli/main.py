@@ -1,11 +1,16 @@
 """The `sparrow` command: what is wrong is one line on stderr and an exit code, at any moment."""
 
+from __future__ import annotations
+
 import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TextIO
+
+TYPE_CHECKING = False  # `typing` is slow to import: Ctrl-C is to be one line as soon as can be
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TextIO
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -52,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGINT, _stop)  # the interpreter's own end does not take an exception well either
 
 
-def _command(where: str):
+def _command(where: str) -> Callable[[Any], int]:
     from importlib import import_module
 
     module, name = where.split(":")
@@ -83,9 +88,9 @@ def _named(stdout: TextIO) -> TextIO:
     """The process' own stdout with errors that name it; any other as it is."""
     if not isinstance(stdout, io.TextIOWrapper) or stdout is not sys.__stdout__ or stdout.fileno() != 1:
         return stdout
-    raw = io.BufferedWriter(_Stdout(1, "w", closefd=False))
-    line, through = stdout.line_buffering, stdout.write_through
-    return io.TextIOWrapper(raw, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
+    raw, line, through = _Stdout(1, "w", closefd=False), stdout.line_buffering, stdout.write_through
+    buffer: Any = raw if through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
 
 
 def _failed(error: Exception, code: int) -> int:
