@@ -51,7 +51,7 @@ def test_verify(benchmark, model, context, nodes, impl):
     target = Target(model)
     cache = target.new_cache(context + 2 * nodes)
     positions = torch.arange(context)[None]
-    target.prefill(prompt(context)["input_ids"], {"past_key_values": cache, "position_ids": positions}, 6)
+    target.prefill(prompt(context)["input_ids"], {target.cache_argument: cache, "position_ids": positions}, 6)
     parent = torch.tensor([[max(-1, (i - 1) // 2) if i else -1 for i in range(nodes)]], dtype=torch.int32)
     anc, depth = tree_mask(parent)
     tokens = torch.arange(3, 3 + nodes)[None]
@@ -64,8 +64,8 @@ def test_verify(benchmark, model, context, nodes, impl):
     visible = torch.cat([torch.ones(nodes, context, dtype=torch.bool), unpack_words(anc[0], nodes)], dim=1)[None, None]
 
     def dense():
-        out = model(input_ids=tokens, attention_mask=visible, position_ids=context + depth, past_key_values=cache,
-                    use_cache=True, output_hidden_states=[6])  # fmt: skip
+        out = model(input_ids=tokens, attention_mask=visible, position_ids=context + depth,
+                    use_cache=True, output_hidden_states=[6], **{target.cache_argument: cache})  # fmt: skip
         cache.set_length(context)
         return out
 

@@ -5,7 +5,7 @@ import torch
 
 from sparrow_ext.ops import draft_attention as op
 from sparrow_ext.ops.tree_mask import tree_mask
-from tests.checks import random_tree
+from tests.ops.checks import random_tree
 
 # name: H, K, D, text rows, dtype
 SHAPES = {

@@ -3,7 +3,7 @@ import torch
 
 from sparrow_ext.ops import repetition_penalty as op
 from sparrow_ext.ops.tree_mask import tree_mask
-from tests.checks import random_tree
+from tests.ops.checks import random_tree
 
 
 @pytest.mark.parametrize("impl", ["sparrow", "eager"])

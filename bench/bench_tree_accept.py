@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import tree_accept as op
-from tests.checks import random_tree
+from tests.ops.checks import random_tree
 
 
 @pytest.mark.parametrize("impl", ["sparrow", "eager"])

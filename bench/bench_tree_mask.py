@@ -3,7 +3,7 @@ import torch
 
 import sparrow_ext
 from sparrow_ext.ops import tree_mask as op
-from tests.checks import random_tree
+from tests.ops.checks import random_tree
 
 
 @pytest.mark.parametrize("impl", ["sparrow", "eager"])

@@ -22,6 +22,7 @@ import torch
 import sparrow_ext
 from bench.gpu_cases import Case, Sizes, Work, cases
 from bench.gpu_peers import describe
+from sparrow.files import write_text
 
 ROOT = pathlib.Path(__file__).parents[1]
 COPIES = 28
@@ -239,7 +240,6 @@ def main() -> int:
 
 def _run(parts: list[str], out: pathlib.Path, resume: bool) -> int:
     results = json.loads(out.read_text()) if resume and out.exists() else {}
-    out.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
         if part in results:
             continue
@@ -249,7 +249,7 @@ def _run(parts: list[str], out: pathlib.Path, resume: bool) -> int:
         except Exception as error:  # one failed part must not lose the others; it is reported, and the exit code is 1
             results[part] = {"error": f"{type(error).__name__}: {error}"}
         results[part]["seconds"] = round(time.perf_counter() - start, 1)
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(out, json.dumps(results, indent=1) + "\n")
         print(f"{part}: {results[part].get('error', 'done')} ({results[part]['seconds']} s)", flush=True)
     for name, row in results.get("bench", {}).items():
         if isinstance(row, dict) and "us" in row:

@@ -10,6 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from sparrow.evaluation.report.pictures import panels, write
+from sparrow.files import write_json
 from sparrow.provenance import provenance
 
 OURS = "sparrow"
@@ -64,28 +66,24 @@ def table(result: dict[str, dict]) -> str:
 
 def plot(result: dict[str, dict], path: Path) -> None:
     """Every group's ratio by minimum, one bar, log scale; the line is 1."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = [(g, r["ratio"]["eager"]["min"]) for g, r in result.items() if "eager" in r["ratio"]]
     by_op: dict[str, list[float]] = {}
     for group, ratio in rows:
         by_op.setdefault(group.split()[0], []).append(ratio)
     names = sorted(by_op, key=lambda n: min(by_op[n]))
-    figure, axes = plt.subplots(figsize=(8, 0.34 * len(names) + 1.2), layout="constrained")
+    figure, all_axes = panels(1, 1, 0.28 * len(names) + 0.3)
+    axes = all_axes[0][0]
     for y, name in enumerate(names):
         low, high = min(by_op[name]), max(by_op[name])
         axes.plot([low, high], [y, y], color="#4c78a8", lw=5, solid_capstyle="round")
         axes.plot(by_op[name], [y] * len(by_op[name]), "o", color="#1f3d5c", ms=3.5)
     axes.axvline(1, color="#c44", lw=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("times faster than the eager PyTorch composition (CPU, one thread; a dot = one shape)")
-    axes.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    axes.set_xlabel("times as fast as the eager PyTorch composition (CPU, one thread; a dot is one shape)")
+    axes.grid(axis="y", visible=False)
+    write(figure, path)
 
 
 def main() -> int:
@@ -100,7 +98,7 @@ def main() -> int:
     show(saved["results"])
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)
-        arguments.save.write_text(json.dumps(saved, indent=1) + "\n")
+        write_json(arguments.save, saved, indent=1)
     if arguments.table:
         print(table(saved["results"]))
     if arguments.plot:

@@ -1,7 +1,9 @@
 """One thread, no model-hub traffic, quiet transformers; tiny targets are built once a session."""
 
 import functools
+import logging
 import os
+import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,6 +14,21 @@ import torch
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logged_deprecations():
+    """Deprecations that transformers only logs are warnings too, and with pyproject's filterwarnings errors."""
+    real = logging.Logger.warning
+
+    def warning(self, message, *args, **kwargs):
+        if self.name.startswith("transformers") and "deprecat" in str(message).lower():
+            warnings.warn(str(message), FutureWarning, stacklevel=3)
+        real(self, message, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.Logger, "warning", warning)
+        yield
 
 
 @pytest.fixture(scope="session")

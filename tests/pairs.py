@@ -5,12 +5,12 @@ import pathlib
 import torch
 import transformers
 
-from sparrow.drafter import SparrowDrafter
-from sparrow.synthetic import vocabulary_texts
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.miniature.model import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer
+from sparrow.miniature.tokenizer import build_tokenizer
+from sparrow.miniature.world import vocabulary_texts
 from sparrow.targets.adapter import Target
-from sparrow.targets.miniature import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer
 from sparrow.targets.tiny import TinySize, tiny_target
-from sparrow.targets.tokenizer import build_tokenizer
 from sparrow.video import FAMILIES, save_settings
 
 SIZE = MiniatureSize(

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from typing import NamedTuple
 
+from sparrow.files import write_text
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "kernel_resources.md"
 ARCHITECTURES = ["80", "89", "90a", "100", "120"]
@@ -138,8 +140,7 @@ def main() -> int:
         if not DOCUMENT.exists() or DOCUMENT.read_text() != text:
             faults.append(f"{DOCUMENT.relative_to(ROOT)} is out of date: python tools/kernel_resources.py")
     else:
-        DOCUMENT.parent.mkdir(exist_ok=True)
-        DOCUMENT.write_text(text)
+        write_text(DOCUMENT, text)
     for fault in faults:
         print(f"kernel_resources: {fault}", file=sys.stderr)
     return 1 if faults else 0

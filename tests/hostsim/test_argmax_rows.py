@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.checks import DTYPES, strided
+from tests.ops.checks import DTYPES, strided
 
 INF, NAN = float("inf"), float("nan")
 

@@ -3,9 +3,9 @@ import torch
 
 from sparrow_ext.ops import draft_attention as op
 from sparrow_ext.ops.tree_mask import unpack_words
-from tests.attention_cases import clean, ints
-from tests.checks import DTYPES, assert_close64, poison, strided
-from tests.test_draft_attention import case
+from tests.ops.attention_cases import clean, ints
+from tests.ops.checks import DTYPES, assert_close64, poison, strided
+from tests.ops.test_draft_attention import case
 
 # T, H, K, D, text rows, tree_start, causal, window, anchors
 CASES = [

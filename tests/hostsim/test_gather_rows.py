@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import gather_rows as op
-from tests.checks import DTYPES
-from tests.test_gather_rows import inputs, same_bits
+from tests.ops.checks import DTYPES
+from tests.ops.test_gather_rows import inputs, same_bits
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int64, torch.uint8, torch.bool])

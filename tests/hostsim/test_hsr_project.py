@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import hsr_project as op
-from tests.checks import DTYPES, assert_close64, strided
-from tests.test_hsr_project import doubles, inputs
+from tests.ops.checks import DTYPES, assert_close64, strided
+from tests.ops.test_hsr_project import doubles, inputs
 
 ALIGNED = (72, 80, 48)  # every row starts at 16 bytes
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import kv_commit as op
-from tests.checks import DTYPES, poison
-from tests.test_kv_commit import assert_same, clones, inputs, ints
+from tests.ops.checks import DTYPES, poison
+from tests.ops.test_kv_commit import assert_same, clones, inputs, ints
 
 
 @pytest.mark.parametrize("layout", ["dense", "heads first", "strided"])

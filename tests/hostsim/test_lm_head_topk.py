@@ -3,8 +3,8 @@ import torch
 
 from sparrow_ext.ops import lm_head_topk as op
 from sparrow_ext.ops import topk_lse as topk
-from tests.checks import DTYPES, assert_close64, strided
-from tests.test_lm_head_topk import INF, assert_order, inputs
+from tests.ops.checks import DTYPES, assert_close64, strided
+from tests.ops.test_lm_head_topk import INF, assert_order, inputs
 
 HALVES = [torch.bfloat16, torch.float16]
 

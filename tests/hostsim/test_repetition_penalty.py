@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import repetition_penalty as op
-from tests.checks import strided
-from tests.test_repetition_penalty import case
+from tests.ops.checks import strided
+from tests.ops.test_repetition_penalty import case
 
 
 @pytest.mark.parametrize(

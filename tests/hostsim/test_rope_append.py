@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from sparrow_ext.ops import rope_append as op
-from tests.attention_cases import ints
-from tests.checks import DTYPES, assert_close64
-from tests.test_rope_append import case, copies
+from tests.ops.attention_cases import ints
+from tests.ops.checks import DTYPES, assert_close64
+from tests.ops.test_rope_append import case, copies
 
 # B, N, H, K, D; 20 and 2: no 16-byte moves
 SHAPES = [(1, 1, 7, 1, 128), (3, 9, 4, 2, 64), (2, 17, 3, 3, 20), (1, 128, 2, 1, 16), (1, 3, 2, 2, 2)]

@@ -1,11 +1,11 @@
-"""Against the CPU operator (which tests/test_sample_rows.py holds to the definition) and the definition itself."""
+"""Against the CPU operator (which tests/ops/test_sample_rows.py holds to the definition) and the definition itself."""
 
 import pytest
 import torch
 
 from sparrow_ext.ops import sample_rows as op
-from tests.checks import DTYPES, strided
-from tests.sampling_cases import FILTERS, case, definition, filters
+from tests.ops.checks import DTYPES, strided
+from tests.ops.sampling_cases import FILTERS, case, definition, filters
 
 INF, NAN = float("inf"), float("nan")
 

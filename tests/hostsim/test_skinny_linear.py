@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import skinny_linear as op
-from tests.checks import DTYPES, assert_close64, poison, strided
-from tests.test_skinny_linear import doubles, inputs, layouts
+from tests.ops.checks import DTYPES, assert_close64, poison, strided
+from tests.ops.test_skinny_linear import doubles, inputs, layouts
 
 ALIGNED = (152, 48)  # every row starts at 16 bytes
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import text_compact as op
-from tests.test_text_compact import assert_same, prompts
+from tests.ops.test_text_compact import assert_same, prompts
 
 
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])

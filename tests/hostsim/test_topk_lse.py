@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from sparrow_ext.ops import topk_lse as op
-from tests.checks import DTYPES, assert_close64, strided
-from tests.test_topk_lse import INF, logits
+from tests.ops.checks import DTYPES, assert_close64, strided
+from tests.ops.test_topk_lse import INF, logits
 
 NAN = float("nan")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import tree_accept as op
-from tests.test_tree_accept import SIZES, assert_same, case
+from tests.ops.test_tree_accept import SIZES, assert_same, case
 
 
 @pytest.mark.parametrize("nodes", SIZES)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from sparrow_ext.ops import tree_attention as op
-from tests.attention_cases import ints
-from tests.checks import DTYPES, poison, strided
-from tests.test_tree_attention import case, check
+from tests.ops.attention_cases import ints
+from tests.ops.checks import DTYPES, poison, strided
+from tests.ops.test_tree_attention import case, check
 
 HALF = [torch.bfloat16, torch.float16]
 # B, N, H, K, D, prefix lengths. Padded head_dims, all families of warps, 2 to 4 stages, row tiles, splits, G = 7.

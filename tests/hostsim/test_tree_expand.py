@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import tree_expand as op
-from tests.test_tree_expand import SHAPES, assert_same, case, clones
+from tests.ops.test_tree_expand import SHAPES, assert_same, case, clones
 
 
 @pytest.mark.parametrize("special", [False, True])

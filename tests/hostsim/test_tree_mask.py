@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import tree_mask as op
-from tests.test_tree_mask import SIZES, trees
+from tests.ops.test_tree_mask import SIZES, trees
 
 
 @pytest.mark.parametrize("forest", [False, True])

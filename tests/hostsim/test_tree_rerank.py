@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import tree_rerank as op
-from tests.test_tree_rerank import assert_same, history
+from tests.ops.test_tree_rerank import assert_same, history
 
 
 @pytest.mark.parametrize("kind", ["falling", "free", "special"])

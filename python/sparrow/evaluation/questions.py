@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sparrow.synthetic import FORMATS, Clip, Format, sample
+from sparrow.miniature.world import FORMATS, Clip, Format, sample
 from sparrow.video import VideoInfo, prepare
 from sparrow.video.settings import PatchSettings
 
@@ -61,14 +61,6 @@ def question(
     if made != length:
         raise ValueError(f"the target's settings make {made} visual tokens of a clip that should have {length}")
     return Question(number, length, clip, inputs)
-
-
-def to_model(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The inputs on the model's device, pixels in its dtype."""
-    return {
-        name: value.to(model.device, model.dtype if name.startswith("pixel") else value.dtype)
-        for name, value in inputs.items()
-    }
 
 
 def sampling(temperature: float, max_new_tokens: int) -> dict[str, Any]:

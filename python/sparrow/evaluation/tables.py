@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sparrow.evaluation.systems import AUTO, LOOKUP, SPECVLM, System
+from sparrow.evaluation.questions import form_of, sampling
+from sparrow.evaluation.systems import AUTO, CLOCKS, LOOKUP, PLAIN, SPECVLM, TRANSFORMERS, System
 
 PAPER_TREE, DEEP_TREE, OWN = "25-5-8", "40-10-6", "own"
 TREES = (PAPER_TREE, DEEP_TREE)
@@ -39,7 +40,7 @@ class Table:
     """What a table needs.
 
     Attributes:
-        name: its name; what: in a line.
+        name: its name; names.py says what it shows.
         arms: drafters, each with every tree. others: keys of OTHERS.
         trees: "total-depth-width"; "auto" = the fastest at each visual length, of each arm; "own" = the config's.
         points: (visual length, temperature).
@@ -49,7 +50,6 @@ class Table:
     """
 
     name: str
-    what: str
     arms: tuple[Arm, ...] = ()
     trees: tuple[str, ...] = TREES
     points: tuple[Point, ...] = ()
@@ -116,45 +116,45 @@ TABLES = {
     table.name: table
     for table in (
         Table(
-            "main", "tau, speed and losslessness of every system", MAIN, (PAPER_TREE,),
+            "main", MAIN, (PAPER_TREE,),
             grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), clips=40, live=4, timed=4, live_others=30,
             quick={"arms": (replace(SHIPPED, trees=(OWN,)), *RIVALS[1:]), "trees": (PAPER_TREE,),
                    "points": ((64, 0.0), (64, 1.0), (1024, 0.0)), "clips": 10, "live": 3, "live_others": 3, "timed": 3,
                    "runs": 2},
         ),
         Table(
-            "length", "tau over the visual length", RIVALS, TREES, grid(LENGTHS, 0.0), ("specvlm", "lookup"),
+            "length", RIVALS, TREES, grid(LENGTHS, 0.0), ("specvlm", "lookup"),
             live_others=30,
             quick={"trees": (PAPER_TREE,), "points": grid((64, 1024, 4096), 0.0), "clips": 8, "live": 1,
                    "live_others": 2},
         ),
         Table(
-            "ablation", "tau with and without MTP, IVSB and VATA", ABLATION, TREES, grid(LENGTHS, 0.0),
+            "ablation", ABLATION, TREES, grid(LENGTHS, 0.0),
             quick={"trees": (PAPER_TREE,), "points": grid((64, 1024), 0.0), "clips": 10, "live": 1},
         ),
         Table(
-            "stages", "where the time goes, and what a round costs in plain steps",
+            "stages",
             (replace(PAPER, trees=(PAPER_TREE,)), replace(SHIPPED, trees=(OWN,))), (),
             grid(LENGTHS, 0.0), clips=8, live=8, timed=8,
             quick={"points": grid((64, 1024), 0.0), "clips": 3, "live": 3, "timed": 3, "runs": 2},
         ),
         Table(
-            "trees", "tau and acceptance by depth of chains and trees", (SHIPPED, PAPER, MSD, VISPEC),
+            "trees", (SHIPPED, PAPER, MSD, VISPEC),
             ("2-2-1", "4-4-1", "8-8-1", "16-16-1", "12-6-2", "30-4-8", PAPER_TREE, "48-5-10", DEEP_TREE),
             grid((256,), 0.0),
             quick={"trees": ("8-8-1", "12-6-2", PAPER_TREE, DEEP_TREE), "clips": 10, "live": 1},
         ),
         Table(
-            "options", "tau of every training option beside the paper's recipe", OPTIONS, TREES,
+            "options", OPTIONS, TREES,
             (*grid((64, 256, 1024), 0.0), (256, 1.0)),
             quick={"points": ((64, 0.0), (256, 0.0), (256, 1.0)), "clips": 10, "live": 1},
         ),
         Table(
-            "layer_cut", "where in its layers the target takes the video in", points=grid((256,), 0.0), clips=64,
+            "layer_cut", points=grid((256,), 0.0), clips=64,
             visual=True, quick={"clips": 8},
         ),
         Table(
-            "watch", "whether the target watches: the true, another and a black video", points=grid(WATCH, 0.0),
+            "watch", points=grid(WATCH, 0.0),
             clips=64, visual=True, quick={"points": grid((64, 1024), 0.0), "clips": 8},
         ),
     )
@@ -180,3 +180,84 @@ def systems(table: Table, own_tree: dict[str, str]) -> list[System]:
         for tree in dict.fromkeys(trees):
             made.append(System(f"{arm.label} {tree}", "sparrow", arm.drafter, tree, arm.overrides, arm.label))
     return made + [OTHERS[name] for name in table.others]
+
+
+BASELINES = (TRANSFORMERS, PLAIN)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        table: its name.
+        systems: beside the two baselines, which are run where there are times.
+        points: (visual length, temperature) pairs; temperature 0 = greedy.
+        split: "test", or "dev" for choosing.
+        clips: numbers 0 .. clips - 1 of the split; tau of drafters is over all of them, by replay.
+        live: the first so many are decoded live by every system: losslessness, and the replay checked.
+        live_others: the same for systems that cannot be replayed (SpecVLM, prompt lookup): their tau is over these;
+            None = all clips.
+        timed: the first so many of the live ones are run `runs` times; a time is the median. 0 = no times.
+        seed: of the sampling noise; clip i draws with seed + i.
+        max_new_tokens: per clip.
+        clock: of the times, "wall" or "cpu".
+    """
+
+    table: str
+    systems: tuple[System, ...]
+    points: tuple[tuple[int, float], ...]
+    split: str = "test"
+    clips: int = 100
+    live: int = 5
+    live_others: int | None = None
+    timed: int = 0
+    runs: int = 3
+    seed: int = 0
+    max_new_tokens: int = 256
+    clock: str = "wall"
+
+    def __post_init__(self):
+        if self.live_others is None:
+            object.__setattr__(self, "live_others", self.clips)
+        for name, least in (("clips", 1), ("live", 1), ("timed", 0), ("runs", 1), ("max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.timed <= self.live <= self.others <= self.clips:
+            raise ValueError(
+                "timed <= live <= live_others <= clips must hold, "
+                f"got {self.timed}, {self.live}, {self.others}, {self.clips}"
+            )
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {self.clock!r}")
+        if not self.systems or not self.points:
+            raise ValueError(f"table {self.table}: at least one system and one (length, temperature) are needed")
+        for length, temperature in self.points:
+            form_of(length, 0), sampling(temperature, self.max_new_tokens)  # raise
+        names = [s.name for s in (*BASELINES, *self.systems)]
+        if twice := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"systems need different names, got {sorted(twice)[0]!r} twice")
+
+    @property
+    def others(self) -> int:
+        """live_others as a number."""
+        assert self.live_others is not None
+        return self.live_others
+
+    @property
+    def all_systems(self) -> tuple[System, ...]:
+        """Those that get cells: a table without times has none of the baselines."""
+        return (*BASELINES, *self.systems) if self.timed else self.systems
+
+    def run_at(self, temperature: float) -> tuple[System, ...]:
+        """Those that are run: also the one whose tokens the others must give."""
+        return self.all_systems if self.timed else (reference(temperature), *self.systems)
+
+    def live_clips(self, system: System) -> int:
+        """How many clips the system decodes live."""
+        return self.others if system.kind in ("lookup", "specvlm") else self.live
+
+
+def reference(temperature: float) -> System:
+    """Whose tokens a system of ours must give: transformers' greedy ones, or our plain sampling with the seed."""
+    return TRANSFORMERS if temperature == 0 else PLAIN

@@ -4,20 +4,29 @@ The output does not depend on the drafter (decoding is lossless, sampling noise 
 the tokens and states of one plain run decide how long every path of every drafter's tree is.
 """
 
-from dataclasses import dataclass
+import hashlib
+import pathlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 import sparrow_ext
-from sparrow.decode import DecodeState, NoDrafter
-from sparrow.draft import DraftCache, Pending, catch_up, grow, text_rows
-from sparrow.drafter import SparrowDrafter
-from sparrow.generation import generate
-from sparrow.rivals import prompt_cache
+from sparrow.decoding.generate import generate
+from sparrow.drafters.config import DrafterConfig
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.drafters.protocol import Pending, Prompt
+from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_rows
+from sparrow.drafters.visual import prompt_cache
+from sparrow.evaluation.questions import sampling
+from sparrow.files import write_tensors
 from sparrow.targets.adapter import Layers, Prefill
-from sparrow.tree import DraftTree, TreeConfig
+from sparrow.tree import TreeConfig
 
 
 @dataclass(frozen=True)
@@ -52,16 +61,14 @@ class Recorder(NoDrafter):
         self.prompt: Pending | None = None
         self.is_text = self.visual = torch.empty(0)
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        self.prompt = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
+    def begin(self, prompt: Prompt) -> None:
+        prefill, is_text = prompt.prefill, prompt.is_text
+        self.prompt = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
         self.is_text = is_text[0]
-        given = prefill.hidden[:, :0] if prefill.visual is None else prefill.visual[~is_text][None]
-        self.visual = given[0]
+        self.visual = prefill.hidden[0, :0] if prefill.visual is None else prefill.visual[~is_text]
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
-        if state.pending.tokens.dim() == 2:  # not in the first round: nothing has been accepted before it
-            self.rows.append(state.pending.hidden)
-        return super().draft(state, shape)
+    def accept(self, draft: None, accepted: Pending) -> None:
+        self.rows.append(accepted.hidden)
 
     def tape(self, tokens: Tensor) -> Tape:
         """The tape of the run; tokens int64 [n]."""
@@ -69,7 +76,8 @@ class Recorder(NoDrafter):
         assert first is not None
         before = first.row_index[0].long()
         states = torch.where(before[:, None] >= 0, first.hidden[before.clamp(min=0)], 0)
-        hidden = torch.cat(self.rows) if self.rows else states.new_empty(0, states.shape[1])
+        rows = self.rows[:-1]  # nothing is drafted behind the last round
+        hidden = torch.cat(rows) if rows else states.new_empty(0, states.shape[1])
         return Tape(tokens, hidden, first.tokens[0], states, first.positions[0], self.is_text, self.visual)
 
 
@@ -83,7 +91,7 @@ def record(
 ) -> Tape:
     """Decodes plainly and keeps tokens and states, and what drafters see of the video where asked; batch 1."""
     recorder = Recorder(hidden_layer, visual_layer)
-    out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
+    out = generate(model, recorder, **inputs, **options, seed=seed)
     return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
 
 
@@ -142,3 +150,75 @@ def _pending(tokens: Tensor, rows: Tensor, hidden: Tensor, positions: Tensor) ->
     """One sequence's catch-up. A prompt row without a state holds zeros, which FC reads as hsr_project's row -1."""
     count = torch.tensor([len(tokens)], dtype=torch.int32, device=tokens.device)
     return Pending(tokens[None], rows[None], hidden, positions[None].long(), count)
+
+
+Inputs = Callable[[], dict[str, Any]]  # only called where something must be recorded
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which run is on a tape: a clip's, by its split, visual length and number, at a temperature."""
+
+    split: str
+    length: int
+    number: int
+    temperature: float
+
+
+class Tapes:
+    """The tapes of one target.
+
+    Args:
+        folder: where they are kept; they serve every later evaluation of the same target.
+        model: the target.
+        seed: of the sampling noise; clip i draws with seed + i.
+        max_new_tokens: per clip.
+    """
+
+    def __init__(self, folder: pathlib.Path, model: Any, seed: int, max_new_tokens: int):
+        kind = str(model.dtype).removeprefix("torch.")
+        self.folder, self.model = folder / f"{model_hash(model)}-{kind}", model
+        self.seed, self.max_new_tokens = seed, max_new_tokens
+
+    def name(self, key: Key, config: DrafterConfig) -> str:
+        """Of the tape's file: everything that it depends on."""
+        layers = "-".join(map(str, config.state_layers))
+        run = f"T{key.temperature:g}-seed{self.seed + key.number}-{self.max_new_tokens}"
+        return f"{key.split}-{key.length}-{key.number}-{run}-layer{layers}.safetensors"
+
+    def load(self, key: Key, config: DrafterConfig, inputs: Inputs) -> Tape:
+        """The tape on which a drafter with this config can be replayed; recorded where it is not there."""
+        options, seed = sampling(key.temperature, self.max_new_tokens), self.seed + key.number
+        make = lambda: vars(record(self.model, inputs(), config.state_layers, options, seed))  # noqa: E731
+        tape = Tape(**cached(self.folder / self.name(key, config), make))
+        return tape if config.seen_layer is None else replace(tape, visual=self._visual(key, config, inputs))
+
+    def _visual(self, key: Key, config: DrafterConfig, inputs: Inputs) -> Tensor:
+        """The clip's visual rows [V, E] of the layer that the drafter sees."""
+
+        def make() -> dict[str, Tensor]:  # one token: only the prompt matters
+            return {"rows": record(self.model, inputs(), None, sampling(0.0, 1), 0, config.seen_layer).visual}
+
+        name = f"{key.split}-{key.length}-{key.number}-visual{config.seen_layer}.safetensors"
+        return cached(self.folder / name, make)["rows"]
+
+
+def cached(file: pathlib.Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the file holds, or what `make()` gives, kept there; several evaluations may share a folder."""
+    if file.exists():
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            print(f"{file} is damaged ({error}): it is recorded again", file=sys.stderr)
+    write_tensors(file, make())
+    return load_file(file)
+
+
+def model_hash(model: Any) -> str:
+    """16 hex digits from up to 64 values of every parameter: another checkpoint gives another hash."""
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        values = p.detach().flatten()
+        digest.update(name.encode())
+        digest.update(values[:: max(1, len(values) // 64)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

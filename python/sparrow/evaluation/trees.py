@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sparrow.drafter import SparrowDrafter
+from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.questions import Question
 from sparrow.evaluation.systems import System

@@ -4,13 +4,12 @@ Both are teacher-forced accuracies on held-out descriptions, by class of word, w
 """
 
 import contextlib
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sparrow.evaluation.cells import interval, quotient
 from sparrow.evaluation.questions import form_of
-from sparrow.evaluation.statistics import interval, quotient
-from sparrow.training.watching import VIDEOS, Counts, hits
+from sparrow.miniature.watching import VIDEOS, Counts, hits
 
 
 def shares(counts: Counts) -> dict[str, dict[str, Any]]:
@@ -78,30 +77,3 @@ def _share(value: dict[str, Any]) -> str:
     if value["value"] is None or value["low"] is None or value["high"] is None:
         return "-"
     return f"{value['value']:.0%} [{value['low']:.0%}, {value['high']:.0%}]"
-
-
-def layer_plot(rows: list[dict[str, Any]], file: pathlib.Path) -> None:
-    """Accuracy by class over the first layer without video."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    x = [row["first"] for row in rows]
-    for name in rows[0]["accuracy"]:
-        points = [row["accuracy"][name] for row in rows]
-        if any(p["value"] is None for p in points):
-            continue
-        style: dict[str, Any] = {"color": "black", "lw": 2.5} if name == "all" else {"lw": 1.3}
-        (line,) = axis.plot(x, [p["value"] for p in points], marker="o", ms=4, label=name, **style)
-        low, high = ([p[side] for p in points] for side in ("low", "high"))
-        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.1, lw=0)
-    axis.set_xlabel(f"first layer in which text rows cannot see visual tokens ({x[-1]} = uncut)")
-    axis.set_ylabel("accuracy, teacher-forced")
-    axis.set_ylim(0, 1.02)
-    axis.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=130)
-    plt.close(figure)

@@ -14,6 +14,7 @@ from transformers.generation import (
 )
 
 from sparrow.sampling import SamplingRules
+from sparrow.targets.versions import CACHE_ARGUMENTS
 
 # Options of generate() that this loop does not have, and the values under which they are off.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -34,7 +35,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 # Arguments of generate() (not of its config) that this loop does not have.
 REFUSED_ARGUMENTS = (
-    "assistant_model", "inputs_embeds", "past_key_values", "negative_prompt_ids", "synced_gpus", "custom_generate",
+    "assistant_model", "inputs_embeds", *CACHE_ARGUMENTS, "negative_prompt_ids", "synced_gpus", "custom_generate",
 )  # fmt: skip
 _OPERATORS = (RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 
@@ -87,13 +88,18 @@ def _are_operators(processors: Sequence[object]) -> bool:
 
 
 def take_stop_strings(model: PreTrainedModel, options: dict[str, Any]) -> str | list[str] | None:
-    """Moves stop_strings out of the generation config that will hold: on our way to it the tokenizer gets lost."""
-    config = options.get("generation_config") or model.generation_config
-    strings = getattr(config, "stop_strings", None)
-    if strings is not None:
-        options["generation_config"] = config = copy.deepcopy(config)
-        config.stop_strings = None
-    return strings
+    """The stop_strings of the caller's generation config, else the model's, hidden from generate(): on the way to a
+    custom loop it loses the tokenizer they need.
+    """
+    given = options.get("generation_config")
+    strings = getattr(given, "stop_strings", None)
+    if given is not None and strings is not None:
+        options["generation_config"] = given = copy.deepcopy(given)
+        given.stop_strings = None
+    fallback = getattr(model.generation_config, "stop_strings", None)
+    if fallback is not None:  # generate() fills what is None from the model's; only an argument stays None
+        options["stop_strings"] = None
+    return fallback if strings is None else strings
 
 
 def with_stop_strings(

@@ -4,13 +4,15 @@ import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from sparrow.files import append_lines, lock, read_json, read_json_lines, write_json
+from sparrow.progress import track
 from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
 from sparrow.targets.positions import prompt_positions
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
@@ -18,7 +20,6 @@ from sparrow.training.recipe import Answers
 
 SETTINGS = "settings.json"
 OTHER = "choose another folder, or remove it to start again"
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -45,30 +46,47 @@ def keep_settings(folder: pathlib.Path, settings: Mapping[str, object], main: bo
     """Writes what a folder was made with, or checks it.
 
     Raises:
-        ValueError: the folder was made with other settings; the first that differs is named.
+        ValueError: the folder was made with other settings; the first that differs is named. Or the file is damaged.
     """
     file = folder / SETTINGS
     if not file.exists():
         if main:
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(settings, indent=2) + "\n")
+            write_json(file, settings)
         return
-    old, new = json.loads(file.read_text()), json.loads(json.dumps(settings))
+    try:
+        old, new = read_json(file), json.loads(json.dumps(settings))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. It says what {folder} was made with: if nothing of that has changed, remove this file alone and "
+            "it is written again; otherwise remove the folder"
+        ) from None
     for key in new | old:
         if old.get(key) != new.get(key):
             raise ValueError(f"{folder} was made with {key}={old.get(key)!r}, now it is {new.get(key)!r}: {OTHER}")
 
 
 def read_answers(folder: pathlib.Path) -> list[Answer]:
-    """All answers of a folder, by clip and temperature; a line cut short by a crash is left out."""
+    """All answers of a folder, by clip and temperature; a last line cut short by a crash is left out.
+
+    Raises:
+        ValueError: another line is damaged; file and line are named.
+    """
     found = {}
     for file in sorted(folder.glob("answers-*.jsonl")):
-        for line in file.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                values = json.loads(line)
-                answer = Answer(**values | {"ids": tuple(values["ids"])})
+        try:
+            for number, values in read_json_lines(file):
+                answer = _answer(values, f"{file}, line {number}")
                 found[answer.clip, answer.temperature] = answer
+        except ValueError as error:
+            raise ValueError(f"{error}. Remove this line: its clip is answered again") from None
     return [found[key] for key in sorted(found)]
+
+
+def _answer(values: dict[str, Any], where: str) -> Answer:
+    try:
+        return Answer(**values | {"ids": tuple(values["ids"])})
+    except (KeyError, TypeError):
+        raise ValueError(f"{where} is damaged: it holds no answer") from None
 
 
 def write_answers(
@@ -88,34 +106,34 @@ def write_answers(
 
     Raises:
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
+        BlockingIOError: answers are missing, and another process is writing them.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in ("folder", "batch")}
+    locked = None
     if ranks.main:
-        folder.mkdir(parents=True, exist_ok=True)
         keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
-        _cut_torn_lines(folder)
+        if _missing(folder, clips, config):
+            locked = lock(folder)
+    ranks.wait()  # what is missing stays so while everybody looks
+    missing = _missing(folder, clips, config)
+    ranks.wait()  # nobody writes before everybody has read
+    mine = missing[ranks.rank :: ranks.world]
+    jobs = track(mine, "answering", "answers", quiet=not ranks.main)
+    for group in _batches(clips, jobs, config.batch):
+        made = generate_answers(target, clips, group, config, positions)
+        append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
     ranks.wait()
+    del locked
+    return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
+
+
+def _missing(folder: pathlib.Path, clips: Clips, config: Answers) -> list[tuple[int, float]]:
+    """Clips and temperatures without an answer; what is there must be about these clips."""
     done = {(a.clip, a.temperature): a for a in read_answers(folder) if a.clip < len(clips)}
     for (clip, _), answer in done.items():
         if answer.asked != clips.describe(clip):
             raise ValueError(f"clip {clip} was answered as {answer.asked}, now it is {clips.describe(clip)}: {OTHER}")
-    ranks.wait()  # nobody writes before everybody has read
-    missing = [(c, t) for c in range(len(clips)) for t in config.temperatures if (c, t) not in done]
-    mine = missing[ranks.rank :: ranks.world]
-    jobs = track(mine, "answering", console=console, disable=not (ranks.main and mine), transient=True)
-    with (folder / f"answers-{ranks.rank}.jsonl").open("a") as file:
-        for group in _batches(clips, jobs, config.batch):
-            for answer in generate_answers(target, clips, group, config, positions):
-                file.write(json.dumps(asdict(answer)) + "\n")
-            file.flush()
-    ranks.wait()
-    return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
-
-
-def _cut_torn_lines(folder: pathlib.Path) -> None:
-    for file in folder.glob("answers-*.jsonl"):
-        text = file.read_text()
-        file.write_text(text[: text.rfind("\n") + 1])
+    return [(c, t) for c in range(len(clips)) for t in config.temperatures if (c, t) not in done]
 
 
 Job = tuple[int, float, dict[str, Tensor]]
@@ -134,12 +152,6 @@ def _batches(clips: Clips, jobs, size: int) -> Iterator[list[Job]]:
     yield from waiting.values()
 
 
-def to_device(inputs: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-    """Inputs on the target's device; pixels in its dtype."""
-    dtype = target.embedding.dtype
-    return {k: v.to(target.device, dtype if k.startswith("pixel") else v.dtype) for k, v in inputs.items()}
-
-
 @torch.no_grad()
 def generate_answers(
     target: Target, clips: Clips, jobs: Sequence[Job], config: Answers, positions: str
@@ -154,18 +166,18 @@ def generate_answers(
         options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     inputs: dict[str, object] = {k: torch.cat([job[2][k] for job in jobs]) for k in jobs[0][2]}
     ids = [prompt_positions(target, dict(job[2]), positions) for job in jobs]
-    inputs = dict(to_device(inputs, target))  # type: ignore[arg-type]
+    inputs = target.inputs(inputs)
     if ids[0] is not None:
         inputs["position_ids"] = torch.cat([x for x in ids if x is not None], dim=1).to(target.device)
     devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with lock_of(target.model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed * 1_000_003 + jobs[0][0])
         out = target.model.generate(**inputs, **options, max_new_tokens=config.max_new_tokens)
     prompt = jobs[0][2]["input_ids"]
-    is_visual = torch.isin(prompt, torch.tensor(sorted(target.visual_tokens())))
+    is_text = target.is_text(prompt[0])
     ends = target.model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
-    text, visual = int((~is_visual[0]).sum()), int(is_visual[0].sum())
+    text, visual = int(is_text.sum()), int((~is_text).sum())
     return [
         Answer(clip, temperature, _until_end(row, ends), text, visual, clips.describe(clip))
         for (clip, _, _), row in zip(jobs, out[:, prompt.shape[1] :].tolist(), strict=True)

@@ -68,7 +68,7 @@ class SyntheticClips:
     """Clips of the synthetic world, drawn anew from their numbers; nothing is stored.
 
     Args:
-        draw: number -> clip, an object with frames uint8 [T, H, W, 3], fps and prompt (see sparrow.synthetic).
+        draw: number -> clip, an object with frames uint8 [T, H, W, 3], fps and prompt (see sparrow.miniature.world).
         settings, tokenizer: the target's.
         count, first: the clips' numbers are first, first + 1, ...
     """

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparrow.drafter import SparrowDrafter
-from sparrow.training import losses
+from sparrow.drafters.network import SparrowDrafter
 from sparrow.training.recipe import Recipe
 from sparrow.training.sequences import Batch
 
@@ -66,10 +65,10 @@ class Passes(nn.Module):
         for k, whole in enumerate(self.outputs(batch)):
             out, used = whole[rows], (at > k).float()
             log_q = self.drafter.logits(out).float().log_softmax(-1)
-            refused = losses.refusal(p, log_q)
-            loss = r.cross_entropy * losses.cross_entropy(p, log_q) + r.acceptance * refused
+            refused = refusal(p, log_q)
+            loss = r.cross_entropy * cross_entropy(p, log_q) + r.acceptance * refused
             if r.feature:
-                loss = loss + r.feature * losses.feature(out, state)
+                loss = loss + r.feature * feature(out, state)
             total = total + r.mtp_decay**k * (loss * used).sum() / counts[k].clamp(min=1)
             agreed = self.drafter_ids(log_q.argmax(-1)) == best
             metrics.append(torch.stack([(v.detach() * used).sum() for v in (loss, agreed.float(), 1 - refused)]))
@@ -80,9 +79,7 @@ class Passes(nn.Module):
 
         final: [R, E], states after its final norm.
         """
-        assert self.drafter._tables is not None
-        head = self.drafter._tables[1]
-        logits = head(final.to(self.drafter.embedding.dtype)).float()
+        logits = self.drafter.tables.head(final.to(self.drafter.embedding.dtype)).float()
         p = (logits / self.recipe.temperature).softmax(-1)
         return logits.argmax(-1), p[:, self.drafter.draft_vocab_ids] if self.drafter.config.draft_vocab else p
 
@@ -121,3 +118,24 @@ def visible_rows(batch: Batch, chain: int) -> Tensor:
     back = torch.arange(t, device=device)[:, None] - torch.arange(t, device=device)
     text = [back >= chain] + [back == chain - j for j in range(1, chain + 1)]
     return torch.cat([visual, *(block.expand(b, t, t) for block in text)], dim=-1)[:, None]
+
+
+def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
+    """-sum_x p(x) log q(x), [R]; p and log_q float32 [R, Vd].
+
+    p is the target's distribution, or its part over a trimmed draft vocabulary, not renormalised: a row then weighs by
+    the probability the draft vocabulary covers.
+    """
+    return -(p * log_q).sum(-1)
+
+
+def refusal(p: Tensor, log_q: Tensor) -> Tensor:
+    """1 - sum_x min(p(x), q(x)), [R]: the chance that speculative sampling refuses a draw from q (Leviathan et al.,
+    arXiv 2211.17192, theorem 3.5). Equals the total variation where p sums to 1.
+    """
+    return 1 - p.minimum(log_q.exp()).sum(-1)
+
+
+def feature(out: Tensor, state: Tensor) -> Tensor:
+    """SmoothL1 (beta 1), averaged over E, [R]; out and state [R, E]."""
+    return F.smooth_l1_loss(out.float(), state.float(), reduction="none").mean(-1)

@@ -5,19 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sparrow.files import lock, sweep, write_tensors
+from sparrow.progress import console, track
 from sparrow.targets.adapter import Target
 from sparrow.targets.teacher import teacher_states
-from sparrow.training.answers import Answer, console, keep_settings, to_device
+from sparrow.training.answers import Answer, keep_settings
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.recipe import DrafterTraining, States
 from sparrow.training.sequences import Batch, collate, sequence, stored
+
+AGAIN = "Remove this file: the states are computed again"
 
 
 class LiveStates:
@@ -42,7 +44,7 @@ class LiveStates:
         Raises:
             ValueError: the clip is not the one that was answered: its prompt has another length.
         """
-        inputs = to_device(self.clips.inputs(answer.clip), self.target)
+        inputs = self.target.inputs(self.clips.inputs(answer.clip))
         if inputs["input_ids"].shape[1] != answer.text_tokens + answer.visual_tokens:
             raise ValueError(
                 f"clip {answer.clip} has a prompt of {inputs['input_ids'].shape[1]} tokens; it was answered with "
@@ -57,7 +59,7 @@ class LiveStates:
 
 
 class CachedStates:
-    """One safetensors file per answer, memory-mapped when read. A file is written whole or not at all."""
+    """One safetensors file per answer, memory-mapped when read."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -66,26 +68,53 @@ class CachedStates:
         return self.folder / f"{answer.clip // 1000:04d}" / f"{answer.clip:07d}-t{answer.temperature:g}.safetensors"
 
     def load(self, answer: Answer) -> dict[str, Tensor]:
-        with safe_open(self.file(answer), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        """See sequences.stored.
+
+        Raises:
+            ValueError: the file is damaged, or of another answer; it is named.
+        """
+        try:
+            with safe_open(self.file(answer), framework="pt") as file:
+                kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            same = kept["tokens"][int(kept["first"]) :].tolist() == list(answer.ids)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{self.file(answer)} is damaged: {error}. {AGAIN}") from None
+        if not same:
+            raise ValueError(f"{self.file(answer)} holds the states of another answer. {AGAIN}")
+        return kept
+
+    def _is_there(self, answer: Answer) -> bool:
+        """Whether the answer's file is there and as long as its head says."""
+        try:
+            with safe_open(self.file(answer), framework="pt"):
+                return True
+        except (FileNotFoundError, SafetensorError):
+            return False
 
     def fill(self, live: LiveStates, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
-        """Computes what is missing, each process its share. Returns the bytes on disk."""
+        """Computes what is missing or damaged, each process its share. Returns the bytes on disk.
+
+        Raises:
+            ValueError: the folder was made with other settings.
+            BlockingIOError: states are missing, and another process is writing them.
+        """
+        locked = None
         if ranks.main:
             keep_settings(self.folder, settings)
-        ranks.wait()
-        missing = [a for a in answers if not self.file(a).exists()]
+            if not all(map(self._is_there, answers)):
+                locked = lock(self.folder)
+                for folder in {self.file(a).parent for a in answers}:
+                    sweep(folder)
+        ranks.wait()  # what is missing stays so while everybody looks
+        missing = [a for a in answers if not self._is_there(a)]
         ranks.wait()  # nobody writes before everybody has looked
         mine = missing[ranks.rank :: ranks.world]
-        for answer in track(
-            mine, "target's states", console=console, disable=not (ranks.main and mine), transient=True
-        ):
-            file = self.file(answer)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".new")
-            save_file(live.load(answer), temporary)
-            temporary.replace(file)
+        for answer in track(mine, "the target's states", "answers", quiet=not ranks.main):
+            if self.file(answer).exists():
+                console.print(f"{self.file(answer)} is damaged: computed again")
+            write_tensors(self.file(answer), live.load(answer))
         ranks.wait()
+        del locked
         return sum(self.file(a).stat().st_size for a in answers)
 
 

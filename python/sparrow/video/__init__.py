@@ -1,12 +1,12 @@
 """From a video file, folder or array to the exact tensors each video LLM takes. Needs PyAV, torch and NumPy only.
 
 `load_video` decodes and samples frames, `prepare` turns a prompt and its videos into the arguments of `model.generate`.
-The tensors are bit-identical to those of the transformers processors (tests/golden), which need torchvision and Pillow.
+The tensors are bit-identical to those of the transformers processors (tests/video/golden), which need torchvision and
+Pillow.
 """
 
 from sparrow.video.checkpoint import load_settings, save_settings
-from sparrow.video.errors import VideoError
-from sparrow.video.info import VideoInfo
+from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.load import load_video
 from sparrow.video.pixels import frame_pixels, patch_pixels
 from sparrow.video.prompt import prepare

@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparrow.video.errors import VideoError
+from sparrow.files import write_json, write_text
+from sparrow.video.info import VideoError
+from sparrow.video.paths import shown
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings, VideoSettings
 
 # Settings that leave a video's tensors as they are, or that concern still images only.
@@ -79,14 +82,17 @@ def load_settings(folder: str | Path, family: str | None = None) -> PatchSetting
         FileNotFoundError: no such folder, or nothing in it names the family or the settings.
         VideoError: unknown family, or a setting that would change the tensors in an unsupported way.
     """
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise VideoError(f"folder must be the path of a checkpoint folder, got {folder!r}")
+    # os.path, because a name that no file can have is an error of its own to pathlib
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"folder must be a checkpoint folder on disk, got {shown(folder)}")
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder must be a checkpoint folder on disk, got {str(folder)!r}")
     config, processor = _read(folder / "config.json"), _read(folder / "processor_config.json")
     if family is None and "model_type" not in config:
         raise FileNotFoundError(f"family must be given: {folder / 'config.json'} is missing or has no model_type")
     family = family if family is not None else config["model_type"]
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise VideoError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     candidates = (
         processor.get("video_processor"),
@@ -96,6 +102,8 @@ def load_settings(folder: str | Path, family: str | None = None) -> PatchSetting
     raw = next((c for c in candidates if c), None)
     if raw is None:
         raise FileNotFoundError(f"{folder} must hold video_preprocessor_config.json or preprocessor_config.json")
+    if not isinstance(raw, dict):
+        raise VideoError(f"video_processor in {folder / 'processor_config.json'} must be an object, got {raw!r}")
     defaults = FAMILIES[family]
     if isinstance(defaults, FrameSettings):
         tokens = _tokens_per_frame(family, raw, processor, config)
@@ -117,9 +125,9 @@ def save_settings(settings: VideoSettings, folder: str | Path) -> None:
         if crop is not None:
             raw["crop_size"] = {"height": crop[0], "width": crop[1]}
     raw = FIXED | raw | {"video_processor_type": PROCESSORS[settings.family]}
-    Path(folder, "video_preprocessor_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    write_json(Path(folder, "video_preprocessor_config.json"), raw)
     if template is not None:
-        Path(folder, "chat_template.jinja").write_text(template)
+        write_text(Path(folder, "chat_template.jinja"), template)
 
 
 def _apply(settings: PatchSettings | FrameSettings, raw: dict[str, Any]) -> PatchSettings | FrameSettings:
@@ -181,14 +189,16 @@ def _tokens_per_frame(
         return raw["tokens_per_frame"]
     if family == "internvl":
         return processor.get("image_seq_length", config.get("image_seq_length"))
-    vision = config.get("vision_config", {})
-    patch = vision.get("patch_size")
+    vision = config.get("vision_config") or {}
+    if not isinstance(vision, dict):
+        raise VideoError(f"vision_config must be an object, got {vision!r}")
+    patch = _size_entry(vision, "patch_size")
     if family == "llava_onevision":
-        patches = processor.get("num_image_tokens")
-        if patches is None and patch and vision.get("image_size"):
-            patches = (vision["image_size"] // patch) ** 2
+        patches, side = _size_entry(processor, "num_image_tokens"), _size_entry(vision, "image_size")
+        if patches is None and patch and side:
+            patches = (side // patch) ** 2
         return None if patches is None else math.ceil(math.isqrt(patches) / 2) ** 2
-    patch = processor.get("patch_size", patch)
+    patch = _size_entry(processor, "patch_size") or patch
     if patch is None:
         return None
     frame = _apply(FAMILIES[family], raw)
@@ -197,12 +207,30 @@ def _tokens_per_frame(
     return (height // patch) * (width // patch) // 4
 
 
+def _size_entry(config: dict[str, Any], name: str) -> int | None:
+    """A positive integer, or None where there is none."""
+    value = config.get(name)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise VideoError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
 def _chat_template(folder: Path, processor: dict[str, Any]) -> str | None:
     """The processor's chat template, which goes before the tokenizer's."""
     path = folder / "chat_template.jinja"
     if path.is_file():
+        return _text(path)
+    template = _read(folder / "chat_template.json").get("chat_template", processor.get("chat_template"))
+    if template is not None and not isinstance(template, str):
+        raise VideoError(f"chat_template in {folder} must be text, got {type(template).__name__}")
+    return template
+
+
+def _text(path: Path) -> str:
+    try:
         return path.read_text(encoding="utf-8")
-    return _read(folder / "chat_template.json").get("chat_template", processor.get("chat_template"))
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{path} must be a text file that can be read: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -210,8 +238,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise VideoError(f"{path} must hold JSON: {error}") from error
     if not isinstance(value, dict):
         raise VideoError(f"{path} must hold a JSON object, got {type(value).__name__}")

@@ -1,9 +1,16 @@
-"""What is known of a clip beside its frames: where they lie in time."""
+"""What is known of a clip beside its frames: where they lie in time, and the one error it can cause."""
 
 from dataclasses import dataclass
 
 # transformers assumes this rate where frames come without one
 ASSUMED_FPS = 24.0
+
+
+class VideoError(ValueError):
+    """A video, a setting or a prompt that cannot be turned into model inputs; the message says which rule failed.
+
+    A missing path is a FileNotFoundError.
+    """
 
 
 @dataclass(frozen=True)
@@ -16,6 +23,7 @@ class VideoInfo:
         indices: source index of each sampled frame, ascending.
         height: pixels of a frame standing upright.
         width: likewise.
+        skipped: what was left out because it is damaged, a sentence each; see load_video's `on_damage`.
     """
 
     total_frames: int
@@ -23,6 +31,7 @@ class VideoInfo:
     indices: tuple[int, ...]
     height: int
     width: int
+    skipped: tuple[str, ...] = ()
 
     @property
     def sampled_fps(self) -> float:

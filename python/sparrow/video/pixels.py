@@ -11,28 +11,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparrow.video.errors import VideoError
+from sparrow.video.decode import MAX_BYTES
+from sparrow.video.info import VideoError
 from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
 
 MAX_ASPECT_RATIO = 200
 FRAMES_AT_ONCE = 16
 
 
-def patch_pixels(frames: np.ndarray, settings: PatchSettings) -> tuple[Tensor, Tensor]:
+def patch_pixels(
+    frames: np.ndarray, settings: PatchSettings, size: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Frames as flat patches, in the order in which the Qwen vision towers read them.
 
     Args:
         frames: uint8 [T, H, W, 3]. The last frame is repeated up to whole temporal patches.
         settings: Qwen settings.
+        size: (height, width) of a resized frame, multiples of patch_size * merge_size; None = by the pixel budget.
 
     Returns:
         pixel_values_videos float32 [t * h * w, 3 * temporal_patch_size * patch_size^2] and video_grid_thw int64 [1, 3],
         (t, h, w) patches.
+
+    Raises:
+        VideoError: one side of a frame is more than 200 times the other, or the result takes more than 16 GiB.
     """
     group, patch, merge = settings.temporal_patch_size, settings.patch_size, settings.merge_size
-    size = budgeted_size(frames.shape[0], frames.shape[1], frames.shape[2], settings)
+    size = size or budgeted_size(frames.shape[0], frames.shape[1], frames.shape[2], settings)
     t, h, w = -(-frames.shape[0] // group), size[0] // patch, size[1] // patch
-    out = torch.empty(t * h * w, 3 * group * patch * patch)
+    out = _allocate(t * h * w, 3 * group * patch * patch)
     blocks = out.view(t, h // merge, w // merge, merge, merge, 3, group, patch, patch)
     step = max(1, FRAMES_AT_ONCE // group)
     for start in range(0, t, step):
@@ -53,10 +60,15 @@ def frame_pixels(frames: np.ndarray, settings: FrameSettings) -> Tensor:
 
     Returns:
         float32 [T, 3, height, width].
+
+    Raises:
+        VideoError: the result takes more than 16 GiB.
     """
     size = settings.size or _shortest_edge(frames.shape[1], frames.shape[2], settings.shortest_edge)
     height, width = settings.crop or size
-    out = torch.empty(frames.shape[0], 3, height, width)
+    # the shorter side alone is fixed: a very long frame grows before it is cropped
+    _check_bytes(size[0] * size[1] * 3 * min(frames.shape[0], FRAMES_AT_ONCE), [*size, 3])
+    out = _allocate(frames.shape[0], 3, height, width)
     for start in range(0, frames.shape[0], FRAMES_AT_ONCE):
         out[start : start + FRAMES_AT_ONCE] = _normalised(_block(frames, start, FRAMES_AT_ONCE), size, settings)
     return out
@@ -78,11 +90,31 @@ def budgeted_size(num_frames: int, height: int, width: int, settings: PatchSetti
         if height < factor or width < factor:
             scale = max(factor / height, factor / width)
             height, width = int(height * scale), int(width * scale)
+    least, most = settings.min_pixels, _max_pixels(num_frames, factor, settings)
+    return fitted_size(height, width, factor, least, most, count, rounded)
+
+
+def fitted_size(
+    height: int, width: int, factor: int, least: int, most: int, count: int = 1, rounded: int = 1
+) -> tuple[int, int]:
+    """(height, width) in multiples of `factor` with an area between least and most, aspect ratio kept.
+
+    Args:
+        height: of a frame.
+        width: of a frame.
+        factor: pixels per side of a token.
+        least: pixels of `count` frames, at least.
+        most: pixels of `count` frames, at most.
+        count: frames that share the budget.
+        rounded: count in whole temporal patches.
+
+    Raises:
+        VideoError: one side is more than 200 times the other.
+    """
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise VideoError(
             f"a frame's aspect ratio must be at most {MAX_ASPECT_RATIO}, got height {height} and width {width}"
         )
-    least, most = settings.min_pixels, _max_pixels(num_frames, factor, settings)
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if rounded * new_height * new_width > most:
         beta = math.sqrt(count * height * width / most)
@@ -105,6 +137,21 @@ def _max_pixels(num_frames: int, factor: int, settings: PatchSettings) -> int:
         return max(min(settings.max_video_tokens * factor * factor, most // num_frames), floor) * num_frames
     total = int(settings.max_video_tokens * factor * factor * 0.9)
     return max(min(most, total * settings.temporal_patch_size // num_frames), floor)
+
+
+def _allocate(*shape: int) -> Tensor:
+    """An empty float32 tensor."""
+    _check_bytes(4 * math.prod(shape), list(shape))
+    return torch.empty(shape, dtype=torch.float32)
+
+
+def _check_bytes(size: int, shape: list[int]) -> None:
+    """At most as many bytes as a decoded video may have."""
+    if size > MAX_BYTES:
+        raise VideoError(
+            f"the pixels of shape {shape} take {size / 2**30:.0f} GiB, at most {MAX_BYTES >> 30} are made: "
+            "pass a smaller num_frames or fps, or smaller frames"
+        )
 
 
 def _shortest_edge(height: int, width: int, edge: int | None) -> tuple[int, int]:

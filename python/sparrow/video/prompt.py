@@ -1,27 +1,28 @@
 """Prompt and videos to the arguments of `model.generate`: placeholders expanded, token types, grids, clocks."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sparrow.video.arrays import check_frames
 from sparrow.video.decode import Progress
-from sparrow.video.errors import VideoError
-from sparrow.video.info import ASSUMED_FPS, VideoInfo
-from sparrow.video.load import Source, check_frames, load_video
+from sparrow.video.info import ASSUMED_FPS, VideoError, VideoInfo
+from sparrow.video.load import Source, has_clock, is_clip, load_video
+from sparrow.video.messages import Message, VideoPart, read_prompt, render
+from sparrow.video.options import VideoOptions
 from sparrow.video.pixels import frame_pixels, patch_pixels
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings
 
 Clip = tuple[np.ndarray, VideoInfo]
-Message = Mapping[str, Any]
-VIDEO_KEYS = ("video", "path", "url")
+Settings = PatchSettings | FrameSettings
 
 
 def prepare(
-    settings: PatchSettings | FrameSettings | str,
+    settings: Settings | str,
     tokenizer: Any,
     prompt: str | Sequence[Message],
     videos: Sequence[Source | Clip] | Source | None = None,
@@ -29,6 +30,8 @@ def prepare(
     num_frames: int | None = None,
     fps: float | None = None,
     progress: Progress | None = None,
+    device: torch.device | str | None = None,
+    on_damage: str = "raise",
 ) -> dict[str, Tensor]:
     """Builds what `model.generate(**inputs)` takes, batch 1, with the bits of the family's transformers processor.
 
@@ -37,12 +40,16 @@ def prepare(
         tokenizer: called as `tokenizer(text, add_special_tokens=...)["input_ids"]`; its `apply_chat_template` renders
             messages.
         prompt: chat messages; or a question, put after the videos in one user message; or, if it contains the video
-            placeholder, text that went through the chat template already.
+            placeholder, text that went through the chat template already. A video part of a message names its source,
+            {"type": "video", "video": source}, and may have the options of VideoOptions, which go before num_frames
+            and fps. Whatever a message holds is obeyed or refused.
         videos: one source per placeholder in order, or the pairs that load_video returns. None = those named in the
-            messages ({"type": "video", "video": source}).
+            messages.
         num_frames: frames per video, see load_video.
         fps: frames per second, see load_video.
         progress: see load_video.
+        device: where the tensors go; None = the CPU.
+        on_damage: see load_video; what "skip" leaves out is told in a UserWarning.
 
     Returns:
         input_ids, attention_mask int64 [1, P]; Qwen: mm_token_type_ids int64 [1, P]. With videos, Qwen:
@@ -51,63 +58,65 @@ def prepare(
 
     Raises:
         FileNotFoundError: a video does not exist.
-        VideoError: a video cannot be read, or prompt, tokenizer and videos do not fit together.
+        VideoError: a video cannot be read, or prompt, tokenizer, videos and device do not fit together.
     """
-    if isinstance(settings, str):
-        if settings not in FAMILIES:
-            raise VideoError(f"settings must be settings or one of {', '.join(FAMILIES)}, got {settings!r}")
-        settings = FAMILIES[settings]
-    sources = _sources(prompt, videos)
-    clips = [_clip(source, settings, num_frames, fps, progress) for source in sources]
-    token = _video_token(settings.family, tokenizer)
-    text = _text(settings, tokenizer, prompt, len(clips), token)
-    inputs, replacements = _pixels(settings, tokenizer, clips, token)
-    return _tokens(settings, tokenizer, _expand(text, token, replacements), token, "".join(replacements)) | inputs
+    settings, place = _settings(settings), _device(device)
+    if not callable(tokenizer):
+        raise VideoError(f"tokenizer must be a tokenizer, got {type(tokenizer).__name__}")
+    token, others = _placeholders(settings.family, tokenizer)
+    messages, parts = read_prompt(prompt, videos, token, others)
+    text = str(prompt) if messages is None else render(messages, tokenizer, settings.chat_template)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise VideoError(f"the prompt must be text that UTF-8 can hold: {error}") from error
+    if text.count(token) != len(parts):
+        raise VideoError(f"the prompt must have one {token} per video, got {text.count(token)} for {len(parts)} videos")
+    for part in parts:
+        part.options.check_family(settings)
+    clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in parts]
+    inputs, replacements = _pixels(settings, tokenizer, clips, [part.options for part in parts], token)
+    text = _expand(text, token, replacements)
+    inputs = _tokens(settings, tokenizer, text, token, others, "".join(replacements)) | inputs
+    return inputs if place is None else {name: value.to(place) for name, value in inputs.items()}
 
 
-def _sources(prompt: str | Sequence[Message], videos: Any) -> list[Any]:
-    """The videos given, or those named in the messages."""
-    if videos is None:
-        return [] if isinstance(prompt, str) else [_named(part) for part in _video_parts(prompt)]
-    if isinstance(videos, (str, Path, np.ndarray, torch.Tensor)) or _is_clip(videos):
-        return [videos]
-    if not isinstance(videos, (list, tuple)):
-        raise VideoError(f"videos must be a sequence of sources, got {type(videos).__name__}")
-    if videos and all(isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 3 for v in videos):
-        # a list of single frames: one video
-        return [videos]
-    return list(videos)
+def _settings(settings: Any) -> Settings:
+    known = settings if isinstance(settings, (PatchSettings, FrameSettings)) else None
+    known = FAMILIES.get(settings) if isinstance(settings, str) else known
+    if known is None:
+        raise VideoError(f"settings must be settings or one of {', '.join(FAMILIES)}, got {settings!r}")
+    return known
 
 
-def _is_clip(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], VideoInfo)
-
-
-def _named(part: Message) -> Any:
-    source = next((part[key] for key in VIDEO_KEYS if key in part), None)
-    if source is None:
-        raise VideoError("videos must be given, or named in the messages as {'type': 'video', 'video': source}")
-    return source
-
-
-def _video_parts(messages: Sequence[Message]) -> list[Message]:
-    """The content parts that are videos, in order."""
-    parts = []
-    for message in messages:
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise VideoError(f"a message must be a mapping with role and content, got {message!r}")
-        if not isinstance(message["content"], str):
-            parts += [part for part in message["content"] if part.get("type") == "video" or "video" in part]
-    return parts
+def _device(device: Any) -> torch.device | None:
+    """Checked before anything is decoded."""
+    if device is None:
+        return None
+    if not isinstance(device, (str, torch.device)):
+        raise VideoError(f"device must be a torch.device or its name, got {device!r}")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # AssertionError: a torch without CUDA
+        raise VideoError(f"device must be one that this torch can use, got {str(device)!r}") from error
+    if place.type == "meta":
+        raise VideoError("device must be one that holds values, got 'meta'")
+    return place
 
 
 def _clip(
-    source: Any, settings: PatchSettings | FrameSettings, num_frames: int | None, fps: float | None, progress: Any
+    part: VideoPart, settings: Settings, num_frames: int | None, fps: float | None, progress: Any, on_damage: str
 ) -> Clip:
-    if not _is_clip(source):
-        if isinstance(source, str) and "://" in source:
-            raise VideoError(f"a video must be on disk, addresses are not fetched, got {source!r}")
-        return load_video(source, settings, num_frames=num_frames, fps=fps, progress=progress)
+    source, options = part.source, part.options
+    if not is_clip(source):
+        sampled, arguments = options.sampling(settings, has_clock(source), num_frames, fps)
+        clip = load_video(source, sampled, progress=progress, on_damage=on_damage, **arguments)
+        for text in clip[1].skipped:
+            warnings.warn(f"{source}: skipped: {text}", UserWarning, stacklevel=4)
+        return clip
+    options.check_loaded()
     if num_frames is not None or fps is not None:
         raise VideoError("num_frames and fps go to load_video where a video is given as its result")
     frames, info = check_frames(source[0], "frames"), source[1]
@@ -118,34 +127,27 @@ def _clip(
     return frames, info
 
 
-def _video_token(family: str, tokenizer: Any) -> str:
-    default = "<|video_pad|>" if family.startswith("qwen") else "<video>"
-    return getattr(tokenizer, "video_token", None) or default
-
-
-def _text(settings: PatchSettings | FrameSettings, tokenizer: Any, prompt: Any, count: int, token: str) -> str:
-    """The prompt as text with one placeholder per video."""
-    if isinstance(prompt, str) and token in prompt:
-        text = prompt
-    else:
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": [{"type": "video"}] * count + [{"type": "text", "text": prompt}]}]
-        _video_parts(prompt)
-        options = {} if settings.chat_template is None else {"chat_template": settings.chat_template}
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True, **options)
-    if text.count(token) != count:
-        raise VideoError(f"the prompt must have one {token} per video, got {text.count(token)} for {count} videos")
-    return text
+def _placeholders(family: str, tokenizer: Any) -> tuple[str, list[str]]:
+    """(the text that stands for a video, all others that stand for pixels or sound)."""
+    qwen = family.startswith("qwen")
+    video = getattr(tokenizer, "video_token", None) or ("<|video_pad|>" if qwen else "<video>")
+    image = getattr(tokenizer, "image_token", None) or ("<|image_pad|>" if qwen else "<image>")
+    others = [image, getattr(tokenizer, "audio_token", None)]
+    if family == "internvl":
+        others.append(_context_token(tokenizer))
+    return video, [other for other in dict.fromkeys(others) if other and other != video]
 
 
 def _pixels(
-    settings: PatchSettings | FrameSettings, tokenizer: Any, clips: list[Clip], token: str
+    settings: Settings, tokenizer: Any, clips: list[Clip], options: list[VideoOptions], token: str
 ) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors, the text that replaces each video's placeholder)."""
     if not clips:
         return {}, []
     if isinstance(settings, PatchSettings):
-        pixels, grids = zip(*(patch_pixels(frames, settings) for frames, _ in clips), strict=True)
+        sizes = [o.frame_size(frames.shape, settings) for o, (frames, _) in zip(options, clips, strict=True)]
+        made = [patch_pixels(frames, settings, size) for (frames, _), size in zip(clips, sizes, strict=True)]
+        pixels, grids = zip(*made, strict=True)
         inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.cat(grids)}
         if settings.family == "qwen2_5_vl":
             seconds = [settings.temporal_patch_size / info.sampled_fps for _, info in clips]
@@ -205,9 +207,9 @@ def _expand(text: str, token: str, replacements: list[str]) -> str:
 
 
 def _tokens(
-    settings: PatchSettings | FrameSettings, tokenizer: Any, text: str, token: str, expansion: str
+    settings: Settings, tokenizer: Any, text: str, token: str, others: list[str], expansion: str
 ) -> dict[str, Tensor]:
-    """Token ids with every placeholder checked to be one known id."""
+    """Token ids with every placeholder checked to be one known id, and no other placeholder among them."""
     bos = getattr(tokenizer, "bos_token", None)
     special = not (bos and text.startswith(bos))
     ids = torch.tensor([tokenizer(text, add_special_tokens=special)["input_ids"]], dtype=torch.int64)
@@ -222,6 +224,10 @@ def _tokens(
         if found != expected:
             raise VideoError(f"the prompt must hold {expected} {placeholder} tokens for its videos, got {found}")
         types[is_video] = 2
+    for other in others:
+        own = tokenizer(other, add_special_tokens=False)["input_ids"]
+        if len(own) == 1 and not (expansion and other == placeholder) and bool((ids == own[0]).any()):
+            raise VideoError(f"the prompt must not hold {other}: only videos are read, nothing stands behind it")
     out = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if isinstance(settings, PatchSettings):
         out["mm_token_type_ids"] = types

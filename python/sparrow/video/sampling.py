@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from sparrow.video.errors import VideoError
-from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
+from sparrow.video.info import VideoError
+from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings, is_finite
 
 
 def sample_indices(
@@ -34,7 +34,7 @@ def sample_indices(
         if num_frames > total:
             raise VideoError(f"num_frames must not exceed the {total} frames of the video, got {num_frames}")
     elif fps is not None:
-        if not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
+        if not (is_finite(fps) and fps > 0):
             raise VideoError(f"fps must be a positive finite number, got {fps!r}")
         if source_fps is None:
             raise VideoError(f"fps={fps} needs a frame rate: pass source_fps to load_video for frames that have none")
@@ -60,7 +60,8 @@ def default_sampling(total: int, settings: VideoSettings | None) -> tuple[int | 
 
 def _wanted(total: int, source_fps: float | None, fps: float | None) -> float:
     assert source_fps is not None and fps is not None
-    return total / source_fps * fps
+    # no caller takes more than all, and a quotient may be infinite
+    return min(total / source_fps * fps, total)
 
 
 def _patch(settings: VideoSettings) -> PatchSettings:

@@ -7,7 +7,7 @@ take flat patches. Frame models (LLaVA, InternVL) take every frame at one fixed 
 import math
 from dataclasses import dataclass, fields
 
-from sparrow.video.errors import VideoError
+from sparrow.video.info import VideoError
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -41,13 +41,13 @@ class VideoSettings:
             raise VideoError(f"family must be one of {', '.join(KINDS)}, got {self.family!r}")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
-            if not isinstance(value, tuple) or len(value) != 3 or not all(_finite(v) for v in value):
+            if not isinstance(value, tuple) or len(value) != 3 or not all(is_finite(v) for v in value):
                 raise VideoError(f"{name} must be three finite numbers, got {value!r}")
         if 0 in self.image_std:
             raise VideoError(f"image_std must not contain 0, got {self.image_std}")
-        self._require("rescale_factor", _finite(self.rescale_factor) and self.rescale_factor > 0, "a positive number")
-        self._require("num_frames", self.num_frames is None or _count(self.num_frames), "a positive integer or None")
-        self._require("fps", self.fps is None or (_finite(self.fps) and self.fps > 0), "a positive number or None")
+        self._require("rescale_factor", is_finite(self.rescale_factor) and self.rescale_factor > 0, "a positive number")
+        self._require("num_frames", self.num_frames is None or is_count(self.num_frames), "a positive integer or None")
+        self._require("fps", self.fps is None or (is_finite(self.fps) and self.fps > 0), "a positive number or None")
         if self.num_frames is not None and self.fps is not None:
             raise VideoError(f"at most one of num_frames and fps may be set, got {self.num_frames} and {self.fps}")
 
@@ -86,7 +86,7 @@ class PatchSettings(VideoSettings):
         super().__post_init__()
         for field in fields(PatchSettings):
             if field.type is int:
-                self._require(field.name, _count(getattr(self, field.name)), "a positive integer")
+                self._require(field.name, is_count(getattr(self, field.name)), "a positive integer")
         self._require("cap_pixels_per_frame", isinstance(self.cap_pixels_per_frame, bool), "a bool")
         if self.min_pixels > self.max_pixels:
             raise VideoError(f"min_pixels must not exceed max_pixels, got {self.min_pixels} and {self.max_pixels}")
@@ -116,12 +116,14 @@ class FrameSettings(VideoSettings):
         super().__post_init__()
         for name in ("size", "crop"):
             value = getattr(self, name)
-            valid = value is None or (isinstance(value, tuple) and len(value) == 2 and all(map(_count, value)))
+            valid = value is None or (isinstance(value, tuple) and len(value) == 2 and all(map(is_count, value)))
             self._require(name, valid, "a pair of positive integers or None")
-        self._require("shortest_edge", self.shortest_edge is None or _count(self.shortest_edge), "a positive integer")
-        self._require("tokens_per_frame", _count(self.tokens_per_frame), "a positive integer")
+        self._require("shortest_edge", self.shortest_edge is None or is_count(self.shortest_edge), "a positive integer")
+        self._require("tokens_per_frame", is_count(self.tokens_per_frame), "a positive integer")
         self._require(
-            "initial_shift", _finite(self.initial_shift) and self.initial_shift >= 0, "a bool or a number >= 0"
+            "initial_shift",
+            isinstance(self.initial_shift, bool) or (is_finite(self.initial_shift) and self.initial_shift >= 0),
+            "a bool or a number >= 0",
         )
         if (self.size is None) == (self.shortest_edge is None):
             raise VideoError(
@@ -131,11 +133,16 @@ class FrameSettings(VideoSettings):
             raise VideoError("crop must be set with shortest_edge, or frames of other videos would differ in size")
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_finite(value: object) -> bool:
+    """Whether it is a number that a float can hold; a bool is none."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
-def _count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is an integer above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

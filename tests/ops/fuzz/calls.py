@@ -26,7 +26,7 @@ from sparrow_ext.ops import (
     tree_mask,
     tree_rerank,
 )
-from tests.checks import DTYPES, assert_close64, poison, random_tree, strided
+from tests.ops.checks import DTYPES, assert_close64, poison, random_tree, strided
 
 
 class Draw:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.checks import available_isas, cpu_isa
+from tests.ops.checks import available_isas, cpu_isa
 from tests.ops.fuzz.calls import MAKERS, Draw
 from tests.ops.fuzz.mutations import MUST_BE_REFUSED, MUTATIONS, NotHere
 from tests.ops.fuzz.worker import Worker

@@ -1,0 +1,47 @@
+"""`sparrow demo`: the shipped pair describes the shipped clip; speed and identity beside plain decoding."""
+
+import contextlib
+
+import torch
+from rich.console import Console
+
+from sparrow.cli import measure
+from sparrow.cli.arguments import Demo
+from sparrow.cli.loading import load_drafter, load_target, quiet
+from sparrow.cli.stream import Stream
+from sparrow.decoding.generate import generate
+from sparrow.evaluation.questions import sampling
+from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
+from sparrow.miniature.shipped import DEMO, pair
+from sparrow.targets.adapter import Target
+from sparrow.tree import TreeConfig
+from sparrow.video import load_settings, prepare
+
+PROMPT = "Describe the video in detail."
+ABOUT = """The model is a miniature (3.9 million parameters, trained on synthetic clips). It errs in what it sees, and
+that is no matter here: the point is that its words come sooner and stay the same, to the last one."""
+
+
+def run(arguments: Demo) -> int:
+    """Streams the description, then measures. Exit code 1 where any output differs from transformers' generate."""
+    quiet()
+    torch.set_num_threads(1)  # the matrices are too small to share
+    target, drafter_folder = pair(arguments.folder) if arguments.folder else pair()
+    model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
+    drafter = load_drafter(str(drafter_folder), model)
+    tree = arguments.tree or TreeConfig.parse(drafter.config.tree)
+    inputs = Target(model).inputs(prepare(load_settings(target), tokenizer, PROMPT, [DEMO]))
+    options = sampling(0.0, arguments.max_new_tokens)
+    print(f"{DEMO.name}, {int((inputs['input_ids'] == model.config.video_token_id).sum())} visual tokens. {PROMPT}\n")
+    stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens)
+    with contextlib.closing(stream):
+        out = generate(model, drafter, **inputs, **options, tree=tree, streamer=stream)
+    ours = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    print(f"\n{ABOUT}\n\n{len(ours)} tokens: {out.stats.rounds} rounds after the prompt, tree {tree}, ", end="")
+    print(f"tau {out.stats.tau:.2f} tokens per round")
+    sparrow = System("sparrow", "sparrow", str(drafter_folder), str(tree))
+    runs = measure.measure((TRANSFORMERS, PLAIN, sparrow), model, drafter, inputs, options)
+    Console().print(measure.table(runs))
+    runs["streamed"] = [Run(ours, 0, 0, 0, [])]
+    print(measure.verdict(ours, runs))
+    return 0 if measure.same(runs) else 1

@@ -1,0 +1,193 @@
+"""`sparrow eval`: the tables of the comparison on held-out synthetic clips; JSON with intervals, Markdown, pictures."""
+
+import importlib.util
+import pathlib
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sparrow.cli import eval_visual
+from sparrow.cli.arguments import Eval as EvalArguments
+from sparrow.cli.loading import load_drafter, load_target, pick_device, quiet, target_folder
+from sparrow.cli.tables import print_markdown
+from sparrow.drafters.config import DrafterConfig
+from sparrow.drafters.network import CONFIG_FILE
+from sparrow.evaluation.cells import faults
+from sparrow.evaluation.evaluate import Evaluation, Known, measured
+from sparrow.evaluation.questions import form_of
+from sparrow.evaluation.report.render import render
+from sparrow.evaluation.tables import TABLES, Arm, Plan, Table, grid, systems, table_of
+from sparrow.files import lock, read_json, write_text
+from sparrow.miniature.shipped import SHIPPED, drafter_folder, pair
+from sparrow.progress import Progress, console
+from sparrow.provenance import provenance
+from sparrow.video import PatchSettings, load_settings
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The target, and what is known of it in this process."""
+
+    settings: PatchSettings
+    model: Any
+    tokenizer: Any
+    known: Known
+
+
+OF_SYSTEMS = ("drafter", "tree", "systems", "temperature", "live", "live_others", "timed", "runs")
+
+
+def run(arguments: EvalArguments) -> int:
+    """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
+    if arguments.render:
+        return show(pathlib.Path(arguments.render))
+    names = arguments.table or (list(TABLES) if arguments.quick else ["main"])
+    tables = [changed(table_of(name, arguments.quick), arguments) for name in dict.fromkeys(names)]
+    check(tables, arguments)
+    plans = [None if table.visual else plan_of(table, arguments) for table in tables]
+    quiet()
+    torch.set_num_threads(1)
+    loaded = Loaded(*target(arguments), Known())
+    wrong = [fault for of in zip(tables, plans, strict=True) for fault in measure(*of, loaded, arguments)]
+    for fault in wrong:
+        console.print(fault, style="red", markup=False)
+    return 1 if wrong else 0
+
+
+def measure(table: Table, plan: Plan | None, loaded: Loaded, arguments: EvalArguments) -> list[str]:
+    """Measures one table into --out and shows it. Returns what was not as it must be."""
+    folder, made = pathlib.Path(arguments.out), provenance("sparrow " + shlex.join(sys.argv[1:]))
+    file = folder / f"{table.name}.json"
+    with lock(file):
+        if plan is None:
+            target_only = (loaded.settings, loaded.model, loaded.tokenizer)
+            eval_visual.measure(table, file, made, target_only, arguments)
+        else:
+            measure_systems(table, plan, file, made, loaded, arguments)
+    show(file)
+    return faults(read_json(file))
+
+
+def measure_systems(
+    table: Table, plan: Plan, file: pathlib.Path, made: dict[str, Any], loaded: Loaded, arguments: EvalArguments
+) -> None:
+    """Measures a table of systems into the file; made: provenance."""
+    tapes = pathlib.Path(arguments.tapes) if arguments.tapes else file.parent / "tapes"
+    drafters = {arm.label: drafter_of(arm, loaded.model) for arm in table.arms}
+    bound = {s.name: drafters[s.arm] for s in plan.systems if s.kind == "sparrow"}
+    left = set(plan.points) - measured(file)
+    with Progress(table.name, plan.clips * len(left), "clips") as progress:
+
+        def tell(text: str, clips: int) -> None:
+            progress.update(text=f"{table.name}: {text}")
+            progress.advance(clips)
+
+        evaluation = Evaluation(
+            plan, loaded.model, loaded.tokenizer, loaded.settings, bound, tapes, tell, loaded.known
+        )  # fmt: skip
+        evaluation.write(file, made)
+
+
+def changed(table: Table, arguments: EvalArguments) -> Table:
+    """The table with the drafters, trees, systems and points that the options name."""
+    if table.visual:
+        return replace(table, points=grid(arguments.lengths or table.lengths, 0.0))
+    more: dict[str, Any] = {}
+    if arguments.drafter:
+        more["arms"] = tuple(Arm(*_named(text)) for text in arguments.drafter)
+    if arguments.systems is not None:
+        more["others"] = tuple(name for name in arguments.systems if name != "sparrow")
+        more |= {} if "sparrow" in arguments.systems else {"arms": ()}
+    if arguments.tree:
+        more["trees"] = tuple(map(str, arguments.tree))
+        more["arms"] = tuple(replace(arm, trees=()) for arm in more.get("arms", table.arms))
+    if arguments.lengths or arguments.temperature is not None:
+        temperatures = table.temperatures if arguments.temperature is None else arguments.temperature
+        more["points"] = grid(arguments.lengths or table.lengths, *temperatures)
+    return replace(table, **more)
+
+
+def check(tables: list[Table], arguments: EvalArguments) -> None:
+    """What can be known to fail before anything is loaded."""
+    if pathlib.Path(arguments.out).is_file():
+        raise ValueError(f"--out must be a folder, {arguments.out} is a file")
+    if arguments.timed == 0 and any(table.name == "stages" for table in tables):
+        raise ValueError("table stages is of times: --timed must be at least 1, got 0")
+    given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, ())]
+    if given and all(table.visual for table in tables):
+        name = tables[0].name
+        raise ValueError(f"table {name} is of the target alone: it takes no --{given[0].replace('_', '-')}")
+    for table in tables:
+        if table.name == "layer_cut" and len(table.lengths) > 1:
+            raise ValueError(f"table layer_cut takes one of --lengths, got {len(table.lengths)}")
+        if table.visual and (arguments.clips or table.clips) < 2:
+            raise ValueError(f"--clips must be at least 2 for table {table.name}: videos are exchanged, got 1")
+        for length in table.lengths:
+            form_of(length, 0)  # raises
+        for arm in table.arms:
+            try:
+                drafter_folder(arm.drafter)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"table {table.name}, {arm.label}: {error}") from None
+
+
+def drafter_of(arm: Arm, model: Any) -> Any:
+    """The arm's drafter, bound to the model."""
+    return load_drafter(str(drafter_folder(arm.drafter)), model, **arm.overrides)
+
+
+def plan_of(table: Table, arguments: EvalArguments) -> Plan:
+    """The table's systems and counts, where the options name no others; of fewer clips fewer are live and timed."""
+    texts = {arm.label: ((drafter_folder(arm.drafter) / CONFIG_FILE).read_text(), arm.overrides) for arm in table.arms}
+    compared = systems(table, {arm: DrafterConfig.from_json(text, **more).tree for arm, (text, more) in texts.items()})
+    clips = arguments.clips or table.clips
+    live = arguments.live or min(table.live, clips)
+    others = arguments.live_others or (table.live_others and max(live, min(table.live_others, clips)))
+    return Plan(
+        table=table.name,
+        systems=tuple(compared),
+        points=table.points,
+        split=arguments.split,
+        clips=clips,
+        live=live,
+        live_others=others,
+        timed=min(table.timed, live) if arguments.timed is None else arguments.timed,
+        runs=arguments.runs or table.runs,
+        seed=arguments.seed,
+        max_new_tokens=arguments.max_new_tokens,
+        clock=arguments.clock,
+    )
+
+
+def target(arguments: EvalArguments) -> tuple[PatchSettings, Any, Any]:
+    """(settings, model, tokenizer) of --target, or of the shipped pair."""
+    folder = target_folder(arguments.target) if arguments.target else pair(SHIPPED)[0]
+    model, tokenizer = load_target(folder, arguments.dtype, pick_device(arguments.device), False)
+    settings = load_settings(folder)
+    if not isinstance(settings, PatchSettings):
+        raise ValueError(f"--target: the synthetic world's lengths need a Qwen target, got a {settings.family}")
+    return settings, model, tokenizer
+
+
+def _named(text: str) -> tuple[str, str]:
+    """("name", "folder") of name=folder; a folder alone is called by its own name."""
+    name, equals, folder = text.partition("=")
+    return (name, folder) if equals else (pathlib.Path(text).resolve().name, text)
+
+
+def show(path: pathlib.Path) -> int:
+    """Prints the table of a JSON, or of every one in a folder; writes it as Markdown and pictures beside it."""
+    files = [path] if path.is_file() else [f for f in (path / f"{name}.json" for name in TABLES) if f.is_file()]
+    if not files:
+        raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
+    for file in files:
+        text = render(read_json(file), file.parent)
+        write_text(file.with_suffix(".md"), text)
+        print_markdown(text)
+        console.print(f"with intervals in {file.with_suffix('.md')}, pictures beside it", style="dim", markup=False)
+    return 0

@@ -1,0 +1,126 @@
+"""`sparrow generate`: prepare, load, decode with progress, print a summary."""
+
+import contextlib
+import pathlib
+import sys
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from sparrow.cli import measure
+from sparrow.cli.arguments import Generate
+from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter, target_folder
+from sparrow.cli.stream import Stream
+from sparrow.decoding.compare import compare
+from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.drafters.specvlm import SpecVLM
+from sparrow.evaluation.systems import PLAIN, SPECVLM, TRANSFORMERS, Run, System
+from sparrow.files import write_json
+from sparrow.progress import Progress, console
+from sparrow.targets.adapter import Target
+from sparrow.targets.positions import prompt_positions
+from sparrow.video import VideoError, load_settings, load_video, prepare
+
+
+def run(arguments: Generate) -> int:
+    """Streams the answer to stdout; progress and summary go to stderr. The weights come last: all else may be wrong."""
+    quiet()
+    if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json: no such folder: {pathlib.Path(arguments.json).parent}")
+    if arguments.json and pathlib.Path(arguments.json).is_dir():
+        raise ValueError(f"--json must be a file, got the folder {arguments.json}")
+    device = pick_device(arguments.device)
+    folder = target_folder(arguments.target)
+    tokenizer = load_tokenizer(folder, arguments.trust_remote_code)
+    drafter = read_drafter(arguments.drafter)
+    inputs = read_video(folder, tokenizer, arguments)
+    model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
+    bind(drafter, model)
+    inputs = Target(model).inputs(inputs)
+    options = sampling_options(arguments)
+    output = decode(model, drafter, inputs, tokenizer, options, arguments)
+    summarise(output)
+    code = side_by_side(model, drafter, inputs, options, output, arguments) if arguments.compare else 0
+    if arguments.json:
+        write_json(arguments.json, output.stats.as_dict())
+    return code
+
+
+def read_video(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str, Any]:
+    """Decodes the videos and builds the model's inputs."""
+    settings = load_settings(folder)
+    with Progress("reading the video", unit="frames") as progress:
+        try:
+            clips = [
+                load_video(
+                    video, settings, num_frames=arguments.num_frames, fps=arguments.fps, on_damage=arguments.on_damage,
+                    progress=progress.update,
+                )
+                for video in arguments.video
+            ]  # fmt: skip
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"--video: {error}") from None
+    for video, (_, info) in zip(arguments.video, clips, strict=True):
+        for text in info.skipped:
+            print(f"sparrow: {video}: skipped: {text}", file=sys.stderr)
+    return prepare(settings, tokenizer, arguments.prompt, clips)
+
+
+def sampling_options(arguments: Generate) -> dict[str, Any]:
+    """generate()'s options from the command line; its noise is the seed's alone."""
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if arguments.repetition_penalty is not None:
+        options["repetition_penalty"] = arguments.repetition_penalty
+    if arguments.temperature > 0:
+        options |= {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
+    return options
+
+
+def decode(model, drafter, inputs, tokenizer, options, arguments: Generate) -> GenerateOutput:
+    """One streamed generation."""
+    stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens)
+    with contextlib.closing(stream):
+        return generate(
+            model, drafter, **inputs, **options, tree=arguments.tree, seed=arguments.seed,
+            positions=arguments.positions, streamer=stream,
+        )  # fmt: skip
+
+
+def summarise(output: GenerateOutput) -> None:
+    """The table after an answer."""
+    s = output.stats
+    table = Table("figure", "value", title="sparrow", title_justify="left")
+    table.add_row("prompt", f"{s.prompt_tokens} tokens, {s.visual_tokens} of them visual")
+    table.add_row("new tokens", f"{s.new_tokens} in {s.rounds} rounds, tree {s.tree}")
+    if s.rounds:  # a single token comes from the prefill alone
+        table.add_row("tau (tokens per round)", f"{s.tau:.2f}")
+        table.add_row("decode", f"{s.decode_tokens_per_second:.1f} tokens/s")
+    table.add_row("end to end", f"{s.tokens_per_second:.1f} tokens/s, prefill {s.seconds['prefill']:.2f} s")
+    if s.decode_seconds:
+        shares = ", ".join(f"{k} {v / s.decode_seconds:.0%}" for k, v in s.seconds.items() if k != "prefill")
+        table.add_row("decode time", shares)
+    table.add_row("peak memory", f"{s.peak_memory_bytes / 2**30:.2f} GiB")
+    console.print(table)
+
+
+def side_by_side(model, drafter, inputs, options, output: GenerateOutput, arguments: Generate) -> int:
+    """Measures the systems in turns. Exit code 1 where float32 outputs differ, and by more than near ties."""
+    systems = [TRANSFORMERS, PLAIN]
+    if isinstance(drafter, SpecVLM):
+        systems.append(SPECVLM)
+    elif drafter is not None:
+        systems.append(System("sparrow", "sparrow", arguments.drafter, output.stats.tree))
+    ids = prompt_positions(Target(model), dict(inputs), arguments.positions)
+    numbered = inputs if ids is None else inputs | {"position_ids": ids}
+    runs = measure.measure(systems, model, drafter, numbered, options)
+    console.print(measure.table(runs))
+    ours = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    runs["streamed"] = [Run(ours, 0, 0, 0, [])]
+    line = measure.verdict(ours, runs)
+    if measure.same(runs):
+        print(line)
+        return 0
+    compared = compare(model, drafter, **inputs, **options, tree=arguments.tree, positions=arguments.positions)
+    print(f"{line}\n{compared.report()}")
+    return 1 if model.dtype == torch.float32 and (compared.identical or not compared.lossless) else 0

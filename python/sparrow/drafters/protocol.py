@@ -1,0 +1,125 @@
+"""What the decode loop asks of a drafter, and the state it carries from round to round.
+
+The state's invariant at the start of a round (contract of every drafter): the target's cache covers all emitted tokens
+but the last; the last one is the root of the next tree.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from sparrow.sampling import Sampler
+from sparrow.targets.adapter import Layers, Prefill, Target
+from sparrow.targets.cache import TargetCache
+from sparrow.tree import DraftTree, TreeConfig
+
+D = TypeVar("D")
+
+
+@dataclass
+class Pending:
+    """Emitted tokens whose true rows the drafter has not seen yet; the last one is the round's root.
+
+    Attributes:
+        tokens: int64 [B, T].
+        row_index: int32 [B, T], the row of `hidden` that holds each token's h_{t-1}; -1 = none.
+        hidden: [R, E], target states.
+        positions: int64 [B, T], the target's position ids of the tokens (one axis).
+        num_rows: int32 [B], tokens in use (T where all are).
+    """
+
+    tokens: Tensor
+    row_index: Tensor
+    hidden: Tensor
+    positions: Tensor
+    num_rows: Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt the target has run, as a drafter meets it.
+
+    Attributes:
+        tokens: int64 [B, P]; tokens that the target's attention mask hides are left out.
+        is_text: bool [B, P].
+        prefill: the target's states of these tokens.
+        root: int64 [B], the token drawn from the last logits.
+        cache: the target's, P rows.
+        max_new_tokens: room for so many more is needed.
+        error: the CUDA operators' error word.
+    """
+
+    tokens: Tensor
+    is_text: Tensor
+    prefill: Prefill
+    root: Tensor
+    cache: TargetCache
+    max_new_tokens: int
+    error: Tensor
+
+
+@dataclass
+class DecodeState(Generic[D]):
+    """Everything a generation carries from round to round.
+
+    Attributes:
+        cache: the target's; covers all emitted tokens but the roots.
+        root: int64 [B], emitted and not yet run.
+        length: int64 [B], tokens so far, prompt and root included = absolute position of the next drawn token.
+        position: int64 [..., B, 1], the root's position ids in the target.
+        sampler: temperature, seeds, seen tokens, processors.
+        draft: the drafter's own, from its begin().
+        error: the CUDA operators' error word, read with each round's tokens.
+    """
+
+    cache: TargetCache
+    root: Tensor
+    length: Tensor
+    position: Tensor
+    sampler: Sampler
+    draft: D
+    error: Tensor
+
+
+class Drafter(Generic[D]):
+    """What the loop asks of a drafter; subclass it. D is the type of its state, which it keeps in no other place.
+
+    Attributes:
+        hidden_layer: which target states it wants, if any (several: joined).
+        visual_layer: the layer of the states it wants as Prefill.visual, if any.
+    """
+
+    hidden_layer: Layers = None
+    visual_layer: int | None = None
+
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
+        """See EntersLoop: itself, with the tree asked for."""
+        return self, tree or TreeConfig()
+
+    def begin(self, prompt: Prompt) -> D:
+        """The drafter's state after the prompt's prefill."""
+        raise NotImplementedError
+
+    def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:
+        """A tree below state.root."""
+        raise NotImplementedError
+
+    def accept(self, draft: D, accepted: Pending) -> None:
+        """Takes a round's tokens, the new root last, with the states the target verified them by."""
+
+
+class EntersLoop(Protocol):
+    """What generate() takes as a drafter."""
+
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
+        """What drafts for this target in the loop, and its trees' size (None = it drafts nothing).
+
+        Args:
+            target: the model that verifies.
+            tree: the size asked for; None = its own.
+
+        Raises:
+            ValueError: it was not made for this target, or cannot draft such trees.
+        """
+        ...

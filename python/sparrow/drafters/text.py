@@ -1,0 +1,184 @@
+"""One round of drafting: catch up with what was accepted, then grow a tree level by level."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sparrow_ext
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
+from sparrow.targets.adapter import Target
+from sparrow.tree import MAX_NODES, DraftTree, TreeConfig
+
+
+@dataclass
+class DraftCache:
+    """The drafter's keys and values, text rows only unless it is one of the rivals (see visual.py).
+
+    Attributes:
+        keys, values: [B, capacity, K, D].
+        lengths: int32 [B], rows written from true target states; tree rows behind them are scratch.
+        skipped: int32 [B], places of the sequence that count in the numbering of rows and have none; None = 0.
+        summary: [B, 1, E], the video's global vector in every state (visual=compressed); None = there is none.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    skipped: Tensor | None = None
+    summary: Tensor | None = None
+
+    @classmethod
+    def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
+        """Room for `text_rows` true rows and a tree behind them."""
+        c, w = drafter.config, drafter.fc.weight
+        shape = (batch, text_rows + MAX_NODES, c.num_kv_heads, c.head_dim)
+        return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
+
+
+def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor) -> Pending:
+    """The prompt's text rows and the first emitted token, as the drafter's first catch-up.
+
+    Args:
+        input_ids: int64 [B, P]; is_text: bool [B, P]; positions: int64 [B, P].
+        hidden: [B, P, E], target states.
+        root: int64 [B], the token drawn from the prompt's last logits.
+    """
+    b, p = input_ids.shape
+    most = int(is_text.sum(1).max())  # prefill's own host synchronisation
+    index, count = sparrow_ext.text_compact(is_text, torch.full((b,), p, dtype=torch.int32, device=root.device), most)
+    slot = torch.arange(most, device=root.device).expand(b, most)
+    at = torch.where(slot < count[:, None], index, 0).long()
+    tokens, position = input_ids.gather(1, at), positions.gather(1, at)
+    # The root follows each sequence's own last text row.
+    tokens = torch.cat([tokens, tokens.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), root[:, None])
+    position = torch.cat([position, position.new_zeros(b, 1)], 1).scatter(
+        1, count[:, None].long(), positions[:, -1:] + 1
+    )
+    before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), p - 1)
+    rows = torch.where(before >= 0, before + torch.arange(b, device=root.device)[:, None] * p, -1)
+    return Pending(tokens, rows.int(), hidden.flatten(0, 1), position, count + 1)
+
+
+@torch.no_grad()
+def catch_up(
+    drafter: SparrowDrafter, pending: Pending, cache: DraftCache, error: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Writes the pending tokens' true rows into the cache. error: the operators' error word.
+
+    Returns:
+        the last row's output [B, 1, E] and the position of the tree's first level, int64 [B, 1].
+    """
+    t = pending.tokens.shape[1]
+    if drafter.config.positions == "target":
+        positions = pending.positions
+    else:
+        first = cache.lengths if cache.skipped is None else cache.lengths + cache.skipped
+        positions = first[:, None].long() + torch.arange(t, device=pending.tokens.device)
+    hidden = drafter.reuse(pending.hidden.unflatten(0, (len(pending.tokens), -1)), cache.summary).flatten(0, 1)
+    out = drafter.extend(
+        pending.tokens, pending.row_index, hidden, positions,
+        cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
+    )  # fmt: skip
+    cache.lengths = cache.lengths + pending.num_rows
+    last = (pending.num_rows - 1).long()[:, None]
+    return out.gather(1, last[..., None].expand(-1, 1, out.shape[2])), positions.gather(1, last) + 1
+
+
+@torch.no_grad()
+def grow(
+    drafter: SparrowDrafter,
+    root: Tensor,
+    out: Tensor,
+    position: Tensor,
+    cache: DraftCache,
+    shape: TreeConfig,
+    error: Tensor | None = None,
+) -> DraftTree:
+    """The dynamic tree below `root`: every level expands the best `width` nodes, then all candidates are re-ranked.
+
+    Args:
+        root: int64 [B].
+        out: [B, 1, E], the drafter's output at the root.
+        position: int64 [B, 1], position of the first level.
+        cache: tree rows are written behind its text rows and forgotten.
+        shape: the tree's size.
+        error: the operators' error word.
+    """
+    b, device = root.shape[0], root.device
+    width = min(shape.width, drafter.num_draft_tokens)
+    candidates = width + (shape.depth - 1) * width * width
+    score = torch.zeros(b, 1, dtype=torch.float32, device=device)
+    index = torch.full((b, 1), -1, dtype=torch.int32, device=device)
+    anc = torch.zeros(b, 1, max(1, -(-width * shape.depth // 64)), dtype=torch.int64, device=device)
+    history = (
+        torch.full((b, candidates), -torch.inf, dtype=torch.float32, device=device),
+        torch.zeros(b, candidates, dtype=torch.int64, device=device),
+        torch.full((b, candidates), -1, dtype=torch.int32, device=device),
+    )
+    for level in range(shape.depth):
+        logp, ids = drafter.propose(out, width)
+        tokens, rows, score, index, anc = sparrow_ext.tree_expand(
+            logp, ids, score, index, anc, level, width, *history, error=error
+        )
+        if level < shape.depth - 1:
+            out = drafter.extend(
+                tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width),
+                cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc, error=error,
+            )  # fmt: skip
+    return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error))
+
+
+@dataclass
+class TextDraft:
+    """What a SparrowDrafter carries from round to round.
+
+    Attributes:
+        cache: its keys and values.
+        pending: what it has not seen yet: the prompt's text rows and the first token, then what each round accepts.
+    """
+
+    cache: DraftCache
+    pending: Pending
+
+
+class TextDrafter(Drafter[TextDraft]):
+    """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
+
+    def __init__(self, drafter: SparrowDrafter):
+        self.drafter = drafter
+        self.hidden_layer = drafter.config.state_layers
+
+    def begin(self, prompt: Prompt) -> TextDraft:
+        prefill = prompt.prefill
+        pending = text_rows(prompt.tokens, prompt.is_text, prefill.hidden, prefill.text_position, prompt.root)
+        b, rows = pending.tokens.shape
+        return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
+
+    def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
+        cache, pending = state.draft.cache, state.draft.pending
+        out, position = catch_up(self.drafter, pending, cache, state.error)
+        return grow(self.drafter, state.root, out, position, cache, shape, state.error)
+
+    def accept(self, draft: TextDraft, accepted: Pending) -> None:
+        draft.pending = accepted
+
+
+class NoDrafter(Drafter[None]):
+    """Plain decoding through the same loop, operators and cache: every tree is its root."""
+
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
+        if tree is not None:
+            raise ValueError("tree needs a drafter: plain decoding drafts nothing")
+        return self, None
+
+    def begin(self, prompt: Prompt) -> None:
+        return None
+
+    def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
+        b, device = state.root.shape[0], state.root.device
+        parent = torch.full((b, 1), -1, dtype=torch.int32, device=device)
+        anc, depth = sparrow_ext.tree_mask(parent, state.error)
+        return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))

@@ -1,0 +1,1 @@
+"""Tables and pictures of an evaluation, made from its JSON alone."""
