@@ -94,12 +94,12 @@ def environment_of(torch: str, transformers: str, source: pathlib.Path) -> pathl
     python = home / "bin" / "python"
     wanted = [requirement("torch", torch), requirement("transformers", transformers), *other_requirements()]
     say(f"installing {' '.join(wanted)}")
-    run(python, "-m", "pip", "install", "-q", *wanted)
+    run(python, "-m", "pip", "install", "-q", "--no-compile", *wanted)
     say("building the library")
-    # one architecture: that CUDA kernels build and load beside this torch is asked here, `make kernels` does them all
+    # No kernel depends on torch: they are compiled once. One architecture: whether CUDA kernels build and load beside
+    # this torch is asked here; `make kernels` builds them all.
     settings = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
     settings["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("CMAKE_CUDA_ARCHITECTURES", "80-real")
-    shutil.rmtree(source / "build", ignore_errors=True)
     run(python, "setup.py", "-q", "build_ext", "--inplace", folder=source, env=settings)
     return python
 
@@ -139,17 +139,17 @@ def all_versions(chosen: str | None) -> int:
 
     rows = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
     source, failed = WORK / "source", 0
+    shutil.rmtree(source, ignore_errors=True)
+    copy_of_the_tree(source)
     where = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "cpu": processor()}
     for torch, releases in COMBINATIONS.items():
         if chosen not in (None, torch):
             continue
-        shutil.rmtree(source, ignore_errors=True)
-        copy_of_the_tree(source)
         python = environment_of(torch, releases[0], source)
         for number, transformers in enumerate(releases):
             asked = {"asked": {"torch": torch, "transformers": transformers}}
             if number:
-                run(python, "-m", "pip", "install", "-qU", requirement("transformers", transformers))
+                run(python, "-m", "pip", "install", "-qU", "--no-compile", requirement("transformers", transformers))
             facts = json.loads(run(python, "-c", FACTS, folder=source, stdout=subprocess.PIPE).stdout)
             say(f"testing {facts}")
             row = asked | facts | test_run(python, source) | where

@@ -27,7 +27,7 @@ TreeAttentionParams take_inputs(const Tensor& q, const Tensor& k_cache, const Te
                                 int64_t split_size) {
   TreeAttentionParams p{};
   check_count(kOp, "max_prefix_len", max_prefix_len);
-  check_count(kOp, "split_size", split_size);
+  check_count(kOp, "split_size", split_size, 0, kTooMany);  // beyond the prefix: one piece
   const Arg a{kOp, "q", q};
   a.floating().dim(4).last_dense();
   p.dtype = dtype_of(q);
@@ -145,9 +145,9 @@ std::tuple<Tensor, Tensor> tree_attention_op_cpu(const Tensor& q, const Tensor& 
 namespace {
 
 void run_cuda(const Tensor& workspace, const Tensor& q, TreeAttentionParams p) {
+  p.split_keys = p.split_keys < kMostKeys ? p.split_keys : kMostKeys;
   p.splits = attention_grid_splits(p.max_prefix, p.split_keys);
   take_scratch(workspace, p.split_keys, /*alignment=*/16, p);
-  p.split_keys = p.split_keys < kMostKeys ? p.split_keys : kMostKeys;
   const OnDevice on(kOp, q);
   check_launch(kOp, tree_attention_cuda(p, shared_memory_limit(kOp, q), on.stream));
 }
@@ -200,7 +200,7 @@ int64_t tree_attention_workspace_size_op(int64_t batch, int64_t nodes, int64_t h
   check_count(op, "H", heads);
   check_count(op, "D", dim);
   check_count(op, "max_prefix_len", max_prefix_len);
-  check_count(op, "split_size", split_size);
+  check_count(op, "split_size", split_size, 0, kTooMany);
   return check_bytes(
       op, attention_workspace(batch, nodes, heads, dim, attention_scratch_splits(max_prefix_len, split_size)));
 }

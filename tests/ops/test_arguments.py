@@ -171,6 +171,8 @@ def test_an_argument_of_the_wrong_kind(op, name, what):
 @pytest.mark.parametrize("value", FAR)
 @pytest.mark.parametrize(("op", "name"), NUMBERS)
 def test_numbers_out_of_range(op, name, value):
+    if name == "split_size" and 0 <= value <= 2**60:
+        return  # longer than any prefix: one piece
     call = new_call(op)
     call.arguments[name] = value
     refused(call, rf"{name} must lie in \[.*\], got {value}$")
@@ -179,10 +181,10 @@ def test_numbers_out_of_range(op, name, value):
 @pytest.mark.parametrize("value", FAR)
 @pytest.mark.parametrize(("function", "name"), [(f, n) for f, names in SIZES.items() for n in names])
 def test_sizes_out_of_range(function, name, value):
+    if name == "split_size" and 0 <= value <= 2**60:
+        return
     given = dict.fromkeys(SIZES[function], 2) | {name: value}
-    with pytest.raises(
-        RuntimeError, match=rf"^sparrow::{function}: {name} must lie in \[0, 2147483647\], got {value}$"
-    ):
+    with pytest.raises(RuntimeError, match=rf"^sparrow::{function}: {name} must lie in \[0, \d+\], got {value}$"):
         getattr(sparrow_ext, function)(**given)
 
 

@@ -106,6 +106,15 @@ def test_other_data_is_not_mixed_with_old_answers(folder, capsys):
     assert "'num_frames': 4" in capsys.readouterr().err
 
 
+def test_a_file_of_clips_may_move(folder, tmp_path):
+    """Its lines are compared, not its place: nothing is answered again."""
+    file = folder / "run/answers/answers-0.jsonl"
+    before = file.read_bytes()
+    (tmp_path / "moved.jsonl").write_bytes((folder / "clips.jsonl").read_bytes())
+    argv = ["train", "answers", "--config", str(folder / "train.yaml"), f"data.clips={tmp_path / 'moved.jsonl'}"]
+    assert cli.main(argv) == 0 and file.read_bytes() == before
+
+
 def test_synthetic_clips_are_drawn_by_number(folder):
     """Frames, rate and prompt reach the model's inputs; the numbers count from the first."""
     import types

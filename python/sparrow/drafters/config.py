@@ -112,6 +112,8 @@ class DrafterConfig:
             raise ValueError("a drafter's config.json is nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("a drafter's config.json holds one JSON object")
+        if "model_type" in values or "architectures" in values:
+            raise ValueError(f"this is a target (model_type {values.get('model_type')!r}), not a drafter")
         values |= overrides
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
