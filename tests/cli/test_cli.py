@@ -240,7 +240,7 @@ def test_doctor(checkpoint, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["doctor", "--target", str(checkpoint / "target")]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1].startswith(f"  sparrow generate --target {checkpoint / 'target'}")
+    assert out.splitlines()[-2].startswith(f"  sparrow generate --target {checkpoint / 'target'}")
     assert "CPU kernels" in out and out.count("identical: yes") == 2 and "Qwen2.5-VL, 1 safetensors" in out
     fails(capsys, ["doctor", "--target", "/nowhere"], "/nowhere")
 

@@ -52,8 +52,8 @@ def _next(passed: bool, target: str | None) -> list[str]:
     if not passed:
         return [
             "this build is not lossless here: do not use it.",
-            "Build it anew (pip install -e . --force-reinstall --no-deps) and run `sparrow doctor` again;",
-            "if it still fails, report this table, with the processor's name.",
+            "build it anew (pip install --force-reinstall --no-deps -e .) and run `sparrow doctor`;",
+            "if it fails again, report this table and the processor's name.",
         ]
     steps = []
     if warning := sparrow_ext.gpu_warning():
@@ -64,10 +64,10 @@ def _next(passed: bool, target: str | None) -> list[str]:
     if target is None:
         return [
             *steps,
-            "all is well: `sparrow demo` shows it at work; `sparrow doctor --target FOLDER` checks a model.",
+            "`sparrow demo` shows it at work on the shipped clip;",
+            "`sparrow doctor --target FOLDER` checks a model of yours.",
         ]
-    command = f"sparrow generate --target {target} --video clip.mp4 --prompt 'What happens?'"
-    return [*steps, command]
+    return [*steps, f"sparrow generate --target {target} \\", "    --video clip.mp4 --prompt 'What happens?'"]
 
 
 def _version(name: str) -> str:
