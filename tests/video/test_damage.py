@@ -10,17 +10,10 @@ import pytest
 
 from sparrow.miniature.tokenizer import build_tokenizer
 from sparrow.video import FAMILIES, VideoError, load_video, prepare
-from tests.video.encode import decoded, encode
+from tests.video.encode import decoded, encode, textured
 
 # groups of ten in which every frame is drawn from the one before
 GOP: dict[str, Any] = {"g": "10", "bf": "0", "x264-params": "scenecut=0"}
-
-
-def textured(count: int) -> np.ndarray:
-    """uint8 [count, 64, 96, 3]: a ground of noise that drifts, of which every packet has hundreds of bytes."""
-    ground = np.random.default_rng(0).integers(0, 256, (64, 96 + count, 3), np.uint8)
-    fresh = np.random.default_rng(1).integers(0, 60, (count, 64, 96, 3), np.uint8)
-    return np.stack([ground[:, i : i + 96] // 2 + fresh[i] for i in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +203,8 @@ def test_bare_stream(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="truncated or corrupt"):
         load_video(path)
     frames, info = load_video(path, on_damage="skip")
-    assert info.skipped and 40 <= len(frames) < 60
+    # nothing says which packet a frame was in, so some more are given up
+    assert info.skipped and 35 <= len(frames) < 60
     assert all(any(np.array_equal(frame, other) for other in whole) for frame in frames)
 
 
