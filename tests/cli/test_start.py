@@ -291,6 +291,8 @@ def raising(error: Exception):
     return lambda where: run
 
 
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+ALLOCATOR += f"allocate {2**32} bytes. Error code 12 (Cannot allocate memory)"
 STACK = "\nException raised from f at /build/x.cpp:3 (most recent call first):\nframe #0"
 
 
@@ -300,6 +302,7 @@ STACK = "\nException raised from f at /build/x.cpp:3 (most recent call first):\n
         (ValueError(), "ValueError in test_start.py, line "),
         (AssertionError(), "AssertionError in test_start.py, line "),
         (MemoryError(), "out of memory: "),
+        (RuntimeError(ALLOCATOR), "out of memory: 4.0 GiB were asked for. Use fewer frames"),
         (OSError(28, "No space left on device", "/a/b.json"), "No space left on device: '/a/b.json'"),
         (RuntimeError(f"tree: wrong{STACK}"), "RuntimeError: tree: wrong ("),
     ],

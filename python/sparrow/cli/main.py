@@ -104,7 +104,11 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).partition("\nException raised from ")[0].split())
     name = type(error).__name__
     if name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text:
-        return f"out of memory: {text[:200]} Use fewer frames (--num-frames) or new tokens, or a smaller --dtype."
+        import re
+
+        asked = re.search(r"tried to allocate (\d+) bytes", text)
+        text = f"{int(asked[1]) / 2**30:.1f} GiB were asked for." if asked else text[:200]
+        return f"out of memory: {text} Use fewer frames (--num-frames) or new tokens, or a smaller --dtype."
     if not text:
         return f"{name} in {_place(error)}, without a message (--debug shows more)"
     if isinstance(error, OSError) and error.strerror and error.filename:
