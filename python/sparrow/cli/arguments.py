@@ -168,11 +168,14 @@ class TrainDrafter(Command):
 
     RUN = "sparrow.cli.train:run_drafter"
     ABOUT = "answers, states and training of a drafter"
-    EXAMPLE = """sparrow train drafter --config python/sparrow/assets/recipes/sparrow.yaml target=FOLDER \\
+    EXAMPLE = """sparrow train drafter --config sparrow target=FOLDER \\
       data.clips=clips.jsonl run=runs/mine"""
     SETTINGS: ClassVar[str] = "sparrow.training.recipe:DrafterTraining"
 
-    config: str | None = option("YAML settings (default: the paper's recipe)", default=None, metavar="FILE")
+    config: str | None = option(
+        "a recipe of the package (sparrow, paper, qwen2_5_vl_7b) or a YAML file (default: the paper's recipe)",
+        default=None, metavar="NAME|FILE",
+    )  # fmt: skip
     overrides: tuple[str, ...] = option(
         "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a.b=c"
     )
