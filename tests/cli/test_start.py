@@ -238,8 +238,11 @@ import atexit, os, signal, sys
 at = sys.argv.pop(1)
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name == at:
-            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            if name == at:
+                os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:  # as modules in C do
+            raise ImportError("initialisation failed") from None
 sys.meta_path.insert(0, Interrupt())
 if at == "end":
     atexit.register(os.kill, os.getpid(), signal.SIGINT)
