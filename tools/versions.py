@@ -107,7 +107,8 @@ def environment_of(torch: str, transformers: str, source: pathlib.Path) -> pathl
 def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
     """The golden tensors made anew, then TESTS; counts, and the names of what did not pass."""
     start, failures = time.monotonic(), []
-    if run(python, "-m", "tests.video.golden.make_golden", folder=source, check=False).returncode:
+    golden = [python, "-m", "tests.video.golden.make_golden"]
+    if run(*golden, folder=source, check=False, env={"PYTHONPATH": "python"}).returncode:
         failures.append("tests.video.golden.make_golden")
     report = WORK / "report.xml"
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}

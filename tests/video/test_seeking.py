@@ -10,11 +10,12 @@ import pytest
 
 import sparrow.video.decode
 from sparrow.video import load_video
-from tests.video.encode import copy, decoded, encode
+from tests.video.encode import copy, decoded, encode, textured
 
 GOP: dict[str, Any] = {"g": "12"}
 OPEN: dict[str, Any] = {"x264-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:scenecut=0"}
 REFRESH: dict[str, Any] = {"x264-params": "keyint=20:intra-refresh=1:scenecut=0"}
+MPEG = {"bf": "2", "sc_threshold": "1000000000"}
 # name: codec, options, pixels, whether decoding may begin at key frames
 CLIPS: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     "h264.mp4": ("libx264", GOP, "yuv420p", True),
@@ -29,8 +30,8 @@ CLIPS: dict[str, tuple[str, dict[str, Any], str, bool]] = {
     "raw.h264": ("libx264", GOP, "yuv420p", False),
     "interlaced.ts": ("libx264", GOP | {"flags": "+ildct+ilme"}, "yuv420p", False),
     "h265.mkv": ("libx265", {"x265-params": "keyint=12:min-keyint=12:open-gop=1:log-level=none"}, "yuv420p", True),
-    "mpeg2.ts": ("mpeg2video", GOP | {"bf": "2"}, "yuv420p", True),
-    "mpeg2.mpg": ("mpeg2video", GOP | {"bf": "2"}, "yuv420p", True),
+    "mpeg2.ts": ("mpeg2video", GOP | MPEG, "yuv420p", True),
+    "mpeg2.mpg": ("mpeg2video", GOP | MPEG, "yuv420p", True),
     "mpeg4.avi": ("mpeg4", GOP | {"bf": "2"}, "yuv420p", True),
     "vp8.webm": ("libvpx", GOP | {"auto-alt-ref": "1", "lag-in-frames": "16"}, "yuv420p", True),
     "vp9.webm": ("libvpx-vp9", GOP | {"cpu-used": "8"}, "yuv420p", True),
@@ -56,7 +57,7 @@ def from_start(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("name", CLIPS)
 def test_pixels_are_those_of_full_decoding(name: str, tmp_path: Path, from_start: list[int]) -> None:
     codec, options, pix_fmt, trusted = CLIPS[name]
-    path = encode(tmp_path / name, codec, count=75, pix_fmt=pix_fmt, **options)
+    path = encode(tmp_path / name, codec, frames=textured(75), pix_fmt=pix_fmt, **options)
     whole = decoded(path)
     assert len(whole) == 75
     for count in (3, 5, 24, 75):
