@@ -53,7 +53,7 @@ def run(code: str, *argv: str, **how) -> subprocess.CompletedProcess:
         (["train", "drafter", "--help"], 0),
         (["--nonsense"], 2),
         (["generate", "--target", "x", "--prompt", "y", "--nonsense"], 2),
-        (["generate", "--target", "x", "--prompt", "y", "--temperature", "nan"], 2),
+        (["generate", "--target", "x", "--prompt", "y", "--temperature", "nan"], 1),
     ],
 )
 def test_answers_at_once(argv, code):
@@ -61,7 +61,7 @@ def test_answers_at_once(argv, code):
     *said, last = done.stderr.strip().splitlines()
     seconds, heavy = json.loads(last)
     assert done.returncode == code and seconds < 0.5 and not heavy, done.stderr
-    assert bool(said) == (code == 2) and bool(done.stdout) == (code == 0)
+    assert bool(said) == (code > 0) and bool(done.stdout) == (code == 0)
     if said:
         assert len(said) == 1 and said[0].startswith("sparrow") and argv[-1] in said[0]
 
@@ -164,7 +164,7 @@ def test_the_door_takes_what_generate_takes(option, taken, refused, monkeypatch,
     for value in refused:
         with pytest.raises(ValueError):
             sparrow.generate(model, None, **INPUTS, do_sample=True, max_new_tokens=3, **{option: value})
-        assert cli.main([*base, flag, str(value)]) == 2
+        assert cli.main([*base, flag, str(value)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"sparrow: {flag} must ") and line.endswith(f"got {value}")
     for value in taken:
@@ -197,7 +197,7 @@ def test_the_door_takes_what_generate_takes(option, taken, refused, monkeypatch,
 )
 def test_other_values_refused_at_the_door(argv, words, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_command", lambda where: pytest.fail("something was loaded"))
-    assert cli.main(argv) == 2
+    assert cli.main(argv) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sparrow: ") and words in line
 
@@ -238,8 +238,11 @@ import atexit, os, signal, sys
 at = sys.argv.pop(1)
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name == at:
-            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            if name == at:
+                os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:  # as modules in C do
+            raise ImportError("initialisation failed") from None
 sys.meta_path.insert(0, Interrupt())
 if at == "end":
     atexit.register(os.kill, os.getpid(), signal.SIGINT)

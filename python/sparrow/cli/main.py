@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TextIO
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments is not None and arguments.debug:
             raise
-        return _failed(error, MISUSED if arguments is None and isinstance(error, ValueError) else FAILED)
+        return _failed(error)
     finally:
         if own:
             signal.signal(signal.SIGINT, _stop)  # the interpreter's own end does not take an exception well either
@@ -93,10 +93,10 @@ def _named(stdout: TextIO) -> TextIO:
     return io.TextIOWrapper(buffer, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
 
 
-def _failed(error: Exception, code: int) -> int:
+def _failed(error: Exception) -> int:
     if not isinstance(error, BrokenPipeError):  # the reader has what it wanted: `| head`
         print(f"sparrow: {_one_line(error)}", file=sys.stderr)
-    return code
+    return FAILED
 
 
 def _one_line(error: Exception) -> str:

@@ -21,10 +21,8 @@ from sparrow.cli.arguments import (
     TrainAnswers,
     TrainDrafter,
     TrainTarget,
-    positive,
-    shape,
-    shape_or_word,
 )
+from sparrow.cli.options import positive, shape, shape_or_word
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
