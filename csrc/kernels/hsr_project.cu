@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
     row[2 * threadIdx.x + 1] = exists ? hidden_row<T>(p, threadIdx.x) : nullptr;
   }
   split_parts<T, kTiles, kAligned>(Gathered<T>{row, p.embed_width}, static_cast<const T*>(p.weight), p.weight_stride,
-                                   p.embed_width + p.hidden_width, p.outputs, p.rows, valid,
+                                   p.embed_width + p.hidden_width, p.outputs, p.rows, static_cast<int>(valid),
                                    reinterpret_cast<T*>(&stage[0]), p.partial);
 }
 

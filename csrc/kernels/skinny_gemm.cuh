@@ -148,7 +148,7 @@ inline bool skinny_aligned(std::initializer_list<int64_t> elements, std::initial
 //   parts   block (64 outputs, split): the split's sums to partial[split, m, o] for rows m < valid of `rows`
 template <class T, int kTiles, bool kAligned, class Source>
 __device__ __forceinline__ void split_parts(const Source& x, const T* w, int64_t stride, int64_t width, int64_t outputs,
-                                            int64_t rows, int64_t valid, T* stage, float* partial) {
+                                            int64_t rows, int valid, T* stage, float* partial) {
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
   const int64_t begin = split * kSkinnySplit, end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;

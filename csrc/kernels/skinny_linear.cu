@@ -30,8 +30,8 @@ template <class T, int kTiles, bool kAligned>
 __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) skinny_parts_kernel(SkinnyLinearParams p) {
   SMEM_ARRAY(uint4, stage, (SkinnyGemm<T, kTiles, kAligned>::kStageElements * sizeof(T) / 16));
   split_parts<T, kTiles, kAligned>(Rows<T>{static_cast<const T*>(p.x), p.x_stride, p.rows},
-                                   static_cast<const T*>(p.weight), p.weight_stride, p.width, p.outputs, p.rows, p.rows,
-                                   reinterpret_cast<T*>(&stage[0]), p.partial);
+                                   static_cast<const T*>(p.weight), p.weight_stride, p.width, p.outputs, p.rows,
+                                   static_cast<int>(p.rows), reinterpret_cast<T*>(&stage[0]), p.partial);
 }
 
 template <class T>
