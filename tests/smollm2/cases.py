@@ -54,11 +54,20 @@ def llama() -> LlamaForCausalLM:
         torch.manual_seed(0)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(tokenizer()), hidden_size=192, intermediate_size=128, num_hidden_layers=2,
-                num_attention_heads=3, num_key_value_heads=1, max_position_embeddings=8192, tie_word_embeddings=True,
-                rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-                bos_token_id=1, eos_token_id=2, pad_token_id=2,
-            )  # fmt: skip
+                vocab_size=len(tokenizer()),
+                hidden_size=192,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                num_key_value_heads=1,
+                max_position_embeddings=8192,
+                tie_word_embeddings=True,
+                rms_norm_eps=1e-5,
+                rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+                bos_token_id=1,
+                eos_token_id=2,
+                pad_token_id=2,
+            )
         ).eval()
 
 

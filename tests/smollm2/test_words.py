@@ -1,11 +1,11 @@
 """Which words of an answer count, and of which class they are."""
 
 import pytest
-from tests.smollm2.cases import tokenizer
 
 from sparrow.miniature.world.language import COUNTS, converse
 from sparrow.miniature.world.scene import COLOURS, KINDS, sample_scene
 from sparrow.smollm2.words import NAMES, Tagger
+from tests.smollm2.cases import tokenizer
 
 
 @pytest.fixture(scope="module")

