@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "tools"))
-from build_backend import TORCH, find_torch  # noqa: E402
+from build_backend import TORCH, find_torch, has_gpu  # noqa: E402
 
 
 class AnyPython(bdist_wheel):
@@ -25,6 +25,10 @@ class CMakeBuild(build_ext):
     def get_ext_filename(self, fullname):  # a plain shared library: no Python ABI tag
         return os.path.join(*fullname.split(".")) + ".so"
 
+    def run(self):
+        self.for_this_machine = bool(self.inplace or self.editable_mode)  # setuptools clears inplace while it builds
+        super().run()
+
     def build_extension(self, ext):
         torch = find_torch()
         if not torch:
@@ -37,9 +41,13 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={os.environ.get('SPARROW_BUILD_TYPE', 'Release')}",
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
         ]
-        arguments += [
-            f"-D{key}={os.environ[key]}" for key in ("SPARROW_CUDA", "CMAKE_CUDA_ARCHITECTURES") if os.environ.get(key)
-        ]
+        # Both are said every time, or an earlier build's choice would stay in CMake's cache.
+        arguments.append(f"-DSPARROW_CUDA={os.environ.get('SPARROW_CUDA') or 'AUTO'}")
+        architectures = os.environ.get("CMAKE_CUDA_ARCHITECTURES")
+        if not architectures and self.for_this_machine and has_gpu():
+            architectures = "native"  # wheels are for every architecture
+        key = "CMAKE_CUDA_ARCHITECTURES"
+        arguments.append(f"-D{key}={architectures}" if architectures else f"-U{key}")
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
         subprocess.run(["cmake", "-G", "Ninja", "-S", HERE, "-B", folder, *arguments], check=True)
         subprocess.run(["cmake", "--build", folder, "--target", "sparrow_ops", "-j", jobs], check=True)

@@ -6,12 +6,14 @@ build isolation, so no second torch is ever downloaded.
 
 import importlib.util
 import os
+import runpy
 import sysconfig
 
 from setuptools import build_meta as _setuptools
 from setuptools.build_meta import *  # noqa: F403  (the PEP 517 hooks we do not change)
 
 TORCH = "torch>=2.10"
+has_gpu = runpy.run_path(os.path.join(os.path.dirname(__file__), "..", "sparrow_ext", "_machine.py"))["has_gpu"]
 
 
 def find_torch() -> str | None:

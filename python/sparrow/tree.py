@@ -1,9 +1,12 @@
-"""The shape of the draft tree."""
+"""The shape of the draft tree. Imports no torch: the command line reads trees before anything heavy is loaded."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_NODES = 128
 MAX_WIDTH = 32
@@ -58,12 +61,12 @@ class TreeConfig:
         return self.depth + 1
 
     @classmethod
-    def chain(cls, length: int) -> "TreeConfig":
+    def chain(cls, length: int) -> TreeConfig:
         """A plain chain of `length` drafted tokens."""
         return cls(total=length, depth=length, width=1)
 
     @classmethod
-    def parse(cls, text: str) -> "TreeConfig":
+    def parse(cls, text: str) -> TreeConfig:
         """From "total-depth-width", as the paper writes it ("30-4-8")."""
         try:
             total, depth, width = (int(part) for part in text.split("-"))

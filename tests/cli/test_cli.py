@@ -1,9 +1,13 @@
 """The command line: what it prints, and one clear line with a non-zero exit for everything that goes wrong."""
 
+import errno
 import json
+import os
 import pathlib
+import re
 import shutil
 
+import av
 import pytest
 import torch
 
@@ -48,6 +52,20 @@ def fails(capsys, argv: list[str], *words: str) -> None:
         assert word in lines[0], lines[0]
 
 
+def test_damaged_video_is_refused_or_skipped_and_told(checkpoint, capsys, tmp_path):
+    with av.open(CLIP) as container:
+        packet = [p for p in container.demux(video=0) if p.size][60]
+    data, path = bytearray(pathlib.Path(CLIP).read_bytes()), tmp_path / "bad.mp4"
+    data[packet.pos : packet.pos + packet.size] = bytes(range(1, 256)) * (packet.size // 255) + bytes(packet.size % 255)
+    path.write_bytes(data)
+    argv = arguments(checkpoint, "--num-frames", "30")
+    argv[argv.index(CLIP)] = str(path)
+    fails(capsys, argv, "bad.mp4 is truncated or corrupt", "s is damaged")
+    assert cli.main([*argv, "--on-damage", "skip"]) == 0
+    captured = capsys.readouterr()
+    assert re.search(r"sparrow: .*bad\.mp4: skipped: frames? \d+.*cannot be decoded whole", captured.err)
+
+
 def test_generate_with_drafter_and_comparison(checkpoint, capsys, tmp_path):
     stats = tmp_path / "stats.json"
     argv = arguments(
@@ -67,6 +85,19 @@ def test_one_token_has_no_rounds_to_report(checkpoint, capsys, tmp_path):
     shown = capsys.readouterr().err
     assert "1 in 0 rounds" in shown and "nan" not in shown and "end to end" in shown
     assert "NaN" not in stats.read_text() and json.loads(stats.read_text())["tau"] is None
+
+
+def test_statistics_that_find_no_room(checkpoint, capsys, tmp_path, monkeypatch):
+    """One line that names the file, and the older figures are still there."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "stats.json").write_text('{"precious": 1}')
+    monkeypatch.setattr(os, "fsync", full)
+    argv = arguments(checkpoint, "--max-new-tokens", "2", "--json", str(tmp_path / "stats.json"))
+    fails(capsys, argv, f"No space left on device: '{tmp_path}/stats.json'")
+    assert (tmp_path / "stats.json").read_text() == '{"precious": 1}' and os.listdir(tmp_path) == ["stats.json"]
 
 
 def test_text_follows_the_video(checkpoint, capsys, tmp_path):
@@ -184,10 +215,16 @@ def test_failures_while_decoding(checkpoint, capsys, monkeypatch, error, words, 
         (["--device", "meta"], ["--device must be cpu, cuda or cuda:N, got meta"]),
         (["--device", "cuda"], ["--device cuda"]),
         (["--num-frames", "4000"], ["4000"]),
+        (["--drafter", "TARGET"], ["--drafter: ", "target is a target, not a drafter"]),
+        (["--drafter", "PAIR"], ["--drafter: ", "give ", "drafter"]),
+        (["--target", "DRAFTER"], ["--target: ", "drafter is a drafter, not a target"]),
+        (["--target", "PAIR"], ["--target: ", "give ", "target"]),
+        (["--json", "/dev/full"], ["No space left on device", "/dev/full"]),
     ],
 )
 def test_bad_options(checkpoint, capsys, more, words):
-    fails(capsys, arguments(checkpoint, *more), *words)
+    places = {"TARGET": checkpoint / "target", "DRAFTER": checkpoint / "drafter", "PAIR": checkpoint}
+    fails(capsys, arguments(checkpoint, *(str(places.get(word, word)) for word in more)), *words)
 
 
 @pytest.mark.parametrize(
@@ -203,15 +240,31 @@ def test_doctor(checkpoint, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["doctor", "--target", str(checkpoint / "target")]) == 0
     out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith(f"  sparrow generate --target {checkpoint / 'target'}")
     assert "CPU kernels" in out and out.count("identical: yes") == 2 and "Qwen2.5-VL, 1 safetensors" in out
     fails(capsys, ["doctor", "--target", "/nowhere"], "/nowhere")
+
+
+def test_doctor_says_no(capsys, monkeypatch):
+    def wrong(*args, **kwargs):
+        out, lse = tree_attention.tree_attention(*args, **kwargs)
+        return -out, lse
+
+    monkeypatch.setattr(sparrow_ext, "tree_attention", wrong)
+    assert cli.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "identical: no" in " ".join(out.replace("│", " ").split()) and "do not use it" in out
 
 
 def test_demo(small, capsys):
     assert cli.main(["demo", "--folder", str(small), "--max-new-tokens", "16"]) == 0
     out = capsys.readouterr().out
     assert "1024 visual tokens" in out and "identical to plain decoding: yes (tokens 16 and 16" in out
-    assert "16 tokens" in out and "tau" in out and out.count("x and ") == 2
+    assert "16 tokens" in out and "tau" in out and "errs in what it sees" in out
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(" ") and "." in line}
+    assert len(rows["transformers"]) == 2 and len(rows["plain"]) == 5 and len(rows["sparrow"]) == 6
+    assert [float(x) > 0 for x in rows["transformers"]] == [True, True]
+    assert [cell.endswith("x") for cell in rows["sparrow"]] == [False, True, True, False, True, True]
 
 
 def test_demo_says_no(small, capsys, monkeypatch, tmp_path):

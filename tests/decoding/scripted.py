@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 import sparrow_ext
-from sparrow.drafters.protocol import DecodeState, Drafter
-from sparrow.targets.adapter import Prefill
+from sparrow.drafters.protocol import DecodeState, Drafter, Prompt
 from sparrow.tree import DraftTree, TreeConfig
 
 
-class ScriptedDrafter(Drafter):
+class ScriptedDrafter(Drafter[None]):
     """Proposes the true continuation down to `right(round)` levels, wrong tokens below, and distractors beside.
 
     Each level holds a wrong sibling, the scripted token, and a duplicate of the scripted token (never to be accepted):
@@ -27,10 +26,10 @@ class ScriptedDrafter(Drafter):
         self.truth, self.right, self.vocab_size = truth.tolist(), right, vocab_size
         self.round = 0
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
+    def begin(self, prompt: Prompt) -> None:
         self.round = 0
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
+    def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
         at, right = int(state.length[0]), self.right(self.round)
         self.round += 1
         tokens, parents, parent = [int(state.root[0])], [-1], 0

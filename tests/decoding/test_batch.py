@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import sparrow_ext
 from sparrow.decoding.loop import decode_round
 from sparrow.decoding.stats import Clock
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.protocol import DecodeState, Pending
+from sparrow.drafters.protocol import DecodeState, Drafter, Pending
 from sparrow.drafters.text import DraftCache, catch_up, grow
 from sparrow.sampling import Sampler, SamplingRules
 from sparrow.targets.adapter import Target
@@ -17,10 +18,8 @@ SHAPE = TreeConfig(15, 5, 3)
 LENGTH = 40
 
 
-class Together:
-    """One scripted drafter per row."""
-
-    hidden_layer = None
+class Together(Drafter):
+    """One scripted drafter per row; keeps what is accepted."""
 
     def __init__(self, drafters):
         self.drafters = drafters
@@ -28,9 +27,14 @@ class Together:
     def draft(self, state, shape):
         trees = []
         for row, drafter in enumerate(self.drafters):
-            alone = DecodeState(None, state.root[row : row + 1], state.length[row : row + 1], None, None, None)
+            alone = DecodeState(
+                None, state.root[row : row + 1], state.length[row : row + 1], None, None, None, state.error
+            )
             trees.append(drafter.draft(alone, shape))
         return DraftTree(*(torch.cat(parts) for parts in zip(*trees, strict=True)))
+
+    def accept(self, draft, accepted):
+        self.accepted = accepted
 
 
 def test_ragged_rounds(tiny, greedy):
@@ -52,7 +56,7 @@ def test_ragged_rounds(tiny, greedy):
     sampler = Sampler(SamplingRules(), prompts, target.vocab_size)
     state = DecodeState(
         cache, sampler.first(prefill.logits, prompts), torch.full((3,), 12), prefill.next_position,
-        Pending(*[torch.empty(0)] * 5), sampler,
+        sampler, None, sparrow_ext.error_word(prompts.device),
     )  # fmt: skip
     rows = [[int(t)] for t in state.root]
     drafter, clock = (
@@ -65,7 +69,7 @@ def test_ragged_rounds(tiny, greedy):
             _, counts = decode_round(target, drafter, state, SHAPE, clock, lambda token: False)
             assert torch.equal(state.length - before, torch.tensor(counts))
             for row, n in enumerate(counts):
-                rows[row] += state.pending.tokens[row, :n].tolist()
+                rows[row] += drafter.accepted.tokens[row, :n].tolist()
     assert [len(r) for r in rows] == [1 + 8 + 1 + 2 + 3 + 4 + 5 + 1, 1 + 8 + 5 + 4 + 3 + 2 + 1 + 5 + 4, 9]
     for row, tokens in enumerate(rows):
         assert tokens == truth[row][11 : 11 + len(tokens)].tolist()

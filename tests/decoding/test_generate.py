@@ -122,9 +122,12 @@ def test_model_is_left_as_found(tiny, greedy, error, after):
     with contextlib.nullcontext() if error is None else pytest.raises(type(error)):
         sparrow.generate(model, None, **inputs, max_new_tokens=12, eos_token_id=None, streamer=streamer)
     after_state = text._attn_implementation, model.config._attn_implementation, [m.training for m in model.modules()]
-    assert before == after_state and model.model.rope_deltas is marker
+    assert before == after_state
+    offset = model.model.rope_deltas
+    assert (offset is marker) == (error is not None)
     model.eval()
     want = greedy(model, inputs, 8)
+    assert error is not None or torch.equal(offset, model.model.rope_deltas)  # as transformers' generate leaves it
     assert torch.equal(sparrow.generate(model, None, **inputs, max_new_tokens=8, eos_token_id=None).sequences, want)
 
 
@@ -251,6 +254,43 @@ def test_streamer_gets_what_transformers_gives(tiny):
     assert ours.puts == theirs.puts and ours.ended and theirs.ended
 
 
+@pytest.mark.parametrize("processor", [False, True])
+@pytest.mark.parametrize("where", ["length", "end of sequence"])
+def test_rounds_streamer_and_criteria_agree(tiny, greedy, processor, where):
+    """Each token is emitted once, in order, by one road, whoever asked whether it ends the text."""
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    prompt, eos = inputs["input_ids"].shape[1], None
+    want = greedy(model, inputs, 23)
+    if where == "end of sequence":
+        eos = int(want[0, -1])
+        want = greedy(model, inputs, 23, eos_token_id=eos)
+    seen, asked, texts, rounds = [], [], Texts(), []
+
+    class Ask(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            asked.append(int(input_ids[0, -1]))
+            return torch.zeros(1, dtype=torch.bool)
+
+    def on_round(tokens, accepted, seconds):
+        assert seconds > 0 and [t for put in texts.puts[1:] for t in put][-len(tokens) :] == tokens
+        rounds.append((tokens, accepted))
+
+    more = {"logits_processor": [lambda ids, scores: seen.append(ids.shape[1]) or scores]} if processor else {}
+    out = sparrow.generate(
+        model, ScriptedDrafter(torch.cat([want, want[:, :6]], 1)[0], lambda r: 5), **inputs, **more, tree=SHAPE,
+        max_new_tokens=23 if eos is None else 40, eos_token_id=eos, streamer=texts, on_round=on_round,
+        stopping_criteria=StoppingCriteriaList([Ask()]),
+    )  # fmt: skip
+    new = want[0, prompt:].tolist()
+    assert torch.equal(out.sequences, want)
+    assert [len(tokens) for tokens, _ in rounds] == out.stats.emitted
+    assert [accepted for _, accepted in rounds] == out.stats.accepted
+    assert [new[0], *(t for tokens, _ in rounds for t in tokens)] == new == asked
+    assert texts.puts[1:] == [[t] for t in new] and texts.ended
+    assert seen == (list(range(prompt, prompt + len(new))) if processor else [])
+    assert len(rounds[-1][0]) < 6  # cut
+
+
 class Never(StoppingCriteria):
     def __call__(self, input_ids, scores, **kwargs):
         return torch.zeros(1, dtype=torch.bool)
@@ -268,7 +308,7 @@ def test_low_precision_is_reported(tiny, family):
     model, inputs = tiny(family, 0, None, torch.bfloat16), sample_inputs(family)
     inputs = {k: v.bfloat16() if k.startswith("pixel") else v for k, v in inputs.items()}
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
-    result = sparrow.compare(model, drafter, inputs, max_new_tokens=48, eos_token_id=None)
+    result = sparrow.compare(model, drafter, **inputs, max_new_tokens=48, eos_token_id=None)
     assert 0.8 <= result.match_rate <= 1 and len(result.mismatches) == round((1 - result.match_rate) * 48)
     for m in result.mismatches:
         assert m.reference != m.ours and m.margin >= 0 and m.margin <= 0.05 * m.max_logit

@@ -237,7 +237,7 @@ def test_a_corrupted_operator_is_noticed(tiny, monkeypatch):
 
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
-    right = sparrow.compare(model, drafter, inputs, max_new_tokens=40, eos_token_id=None)
+    right = sparrow.compare(model, drafter, **inputs, max_new_tokens=40, eos_token_id=None)
     assert right.identical and right.lossless and right.match_rate == 1 and "identical: yes" in right.summary()
 
     def wrong(*args, **kwargs):
@@ -245,6 +245,6 @@ def test_a_corrupted_operator_is_noticed(tiny, monkeypatch):
         return out * 1.05, lse
 
     monkeypatch.setattr(sparrow_ext, "tree_attention", wrong)
-    result = sparrow.compare(model, drafter, inputs, max_new_tokens=40, eos_token_id=None)
+    result = sparrow.compare(model, drafter, **inputs, max_new_tokens=40, eos_token_id=None)
     assert not result.identical and not result.lossless and result.match_rate < 1
     assert "identical: no" in result.summary() and result.mismatches[0].top2_margin > 0

@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparrow
-from sparrow.drafters.protocol import DecodeState, Pending
+import sparrow_ext
+from sparrow.drafters.protocol import DecodeState, Prompt
 from sparrow.drafters.text import DraftCache, TextDrafter
 from sparrow.sampling import Sampler, SamplingRules
 from sparrow.targets.adapter import Prefill, Target
@@ -61,7 +62,7 @@ def test_cache_equals_one_shot_prefill(tiny, family, videos, hidden_norm, positi
         tree=SHAPE,
         suppress_tokens=[290, 291, 292, 293],
     )
-    prompt, cache = inputs["input_ids"].shape[1], recorder.state.draft
+    prompt, cache = inputs["input_ids"].shape[1], recorder.state.draft.cache
     is_text = torch.ones_like(out.sequences, dtype=torch.bool)
     is_text[:, :prompt] = ~torch.isin(inputs["input_ids"], torch.tensor(sorted(target.visual_tokens())))
     n = out.sequences.shape[1]
@@ -72,7 +73,7 @@ def test_cache_equals_one_shot_prefill(tiny, family, videos, hidden_norm, positi
     hidden = torch.where((text > 0)[:, None], states[0, text - 1], 0.0)
     numbers = torch.arange(rows)[None]
     if positions == "target":
-        numbers = recorder.state.pending.positions[:, :1] - (int(text[-1]) - text)[None]
+        numbers = recorder.state.draft.pending.positions[:, :1] - (int(text[-1]) - text)[None]
         numbers = torch.where(text[None] >= prompt, numbers, 0)
     x = drafter.fc(torch.cat([drafter.embedding[out.sequences[0, text]], hidden], dim=-1))[None]
     qkv = drafter.layers[0].self_attn.qkv_proj(drafter.layers[0].input_layernorm(x))
@@ -149,15 +150,15 @@ def drafted(drafter, visual: int, change: float = 0.0):
     hidden = torch.cat([first, visual_states, states[:, 6:]], dim=1)
     p = prompt.shape[1]
     prefill = Prefill(torch.zeros(1, 300), hidden, torch.tensor([[p]]), torch.arange(p)[None])
-    state = DecodeState(None, torch.tensor([42]), torch.tensor([p + 1]), torch.tensor([[p]]),
-                        Pending(*[torch.empty(0)] * 5), Sampler(SamplingRules(), prompt, 300))  # fmt: skip
-    loop = TextDrafter(drafter)
+    root, error, loop = torch.tensor([42]), sparrow_ext.error_word("cpu"), TextDrafter(drafter)
     with OpCalls() as recorded:
-        loop.begin(prompt, prompt != 291, prefill, state, 16)
+        draft = loop.begin(Prompt(prompt, prompt != 291, prefill, root, None, 16, error))
+        state = DecodeState(None, root, torch.tensor([p + 1]), torch.tensor([[p]]),
+                            Sampler(SamplingRules(), prompt, 300), draft, error)  # fmt: skip
         tree = loop.draft(state, SHAPE)
-    n = int(state.draft.lengths[0])
+    n = int(draft.cache.lengths[0])
     calls = [c if c[0] != "hsr_project" else (c[0], [s for i, s in enumerate(c[1]) if i != 3]) for c in recorded.calls]
-    return tree, state.draft.keys[:, :n], state.draft.values[:, :n], calls
+    return tree, draft.cache.keys[:, :n], draft.cache.values[:, :n], calls
 
 
 def test_drafter_does_not_depend_on_visual_length(tiny):
@@ -258,6 +259,22 @@ def test_storage(tiny, tmp_path):
         (tmp_path / "d" / "config.json").write_text(bad)
         with pytest.raises(ValueError, match=message):
             sparrow.SparrowDrafter.from_pretrained(tmp_path / "d")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_target_is_no_drafter(tiny, tmp_path, sharded):
+    tiny("qwen2_5_vl").save_pretrained(tmp_path, max_shard_size="200KB" if sharded else "1GB")
+    assert (tmp_path / "model.safetensors").exists() != sharded
+    with pytest.raises(ValueError, match=r"is a target \(model_type 'qwen2_5_vl'\), not a drafter"):
+        sparrow.SparrowDrafter.from_pretrained(tmp_path)
+
+
+def test_unbound(tiny, tmp_path):
+    drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")))
+    drafter.save_pretrained(tmp_path)
+    again = sparrow.SparrowDrafter.from_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"shares its target's embedding and head: call bind\(\) first"):
+        again.logits(torch.zeros(1, 64))
 
 
 def test_broken_weights(tiny, tmp_path):

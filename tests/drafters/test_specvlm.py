@@ -5,7 +5,8 @@ import torch
 from transformers import DynamicCache
 
 import sparrow
-from sparrow.cli.loading import pick_drafter
+from sparrow.cli.loading import read_drafter
+from sparrow.drafters.protocol import Prompt
 from sparrow.drafters.specvlm import STATIC_TREE, PrunedTarget, SpecVLM, kept_tokens
 from sparrow.evaluation.evaluate import Evaluation, Plan
 from sparrow.evaluation.systems import SPECVLM
@@ -37,13 +38,14 @@ def eager_attention(model, inputs, first):
 class Watched(PrunedTarget):
     """Keeps the state, what the prompt's cache held, and every tree with the length it was drafted at."""
 
-    def begin(self, prompt, is_text, prefill, state, max_new_tokens):
-        super().begin(prompt, is_text, prefill, state, max_new_tokens)
-        self.state, self.prompt_rows, self.trees = state, state.draft.get_seq_length(), []
+    def begin(self, prompt):
+        draft = super().begin(prompt)
+        self.prompt_rows, self.trees = draft.cache.get_seq_length(), []
+        return draft
 
     def draft(self, state, shape):
-        tree = super().draft(state, shape)
-        self.trees.append((state.draft.get_seq_length(), int(state.position.flatten()[-1]), tree))
+        tree, self.state = super().draft(state, shape), state
+        self.trees.append((state.draft.cache.get_seq_length(), int(state.position.flatten()[-1]), tree))
         return tree
 
 
@@ -113,11 +115,12 @@ def test_ranking_is_the_text_s_attention(tiny, family, videos):
     got = []
 
     class Ranked(PrunedTarget):
-        def begin(self, prompt, is_text, prefill, state, max_new_tokens):
-            keys = state.cache.buffer[..., : prompt.shape[1], :].clone()
-            got.append(self.target.attention_from(prompt, first, prefill, state.cache)[0])
-            assert torch.equal(keys, state.cache.buffer[..., : prompt.shape[1], :])
-            super().begin(prompt, is_text, prefill, state, max_new_tokens)
+        def begin(self, prompt):
+            tokens, cache = prompt.tokens, prompt.cache
+            keys = cache.buffer[..., : tokens.shape[1], :].clone()
+            got.append(self.target.attention_from(tokens, first, prompt.prefill, cache)[0])
+            assert torch.equal(keys, cache.buffer[..., : tokens.shape[1], :])
+            return super().begin(prompt)
 
     sparrow.generate(
         model, Ranked(target, SpecVLM()), **inputs, max_new_tokens=4, eos_token_id=None, tree=SpecVLM().shape
@@ -143,10 +146,10 @@ def test_rows(tiny, family, videos):
         sums, places = eager_attention(model, inputs, first), (~text).nonzero()[:, 0]
         kept[places[slow_kept(sums[places].double().tolist(), 0.1, 0.4)]] = True
     rows = kept.nonzero()[:, 0].tolist()
-    covered = loop.state.draft.get_seq_length()
+    covered = loop.state.draft.cache.get_seq_length()
     rows += range(prompt, prompt + covered - len(rows))
     assert covered > loop.prompt_rows + 10 and rows[-1] <= out.sequences.shape[1] - 2
-    assert torch.equal(loop.state.draft.buffer[..., :covered, :], loop.state.cache.buffer[..., rows, :])
+    assert torch.equal(loop.state.draft.cache.buffer[..., :covered, :], loop.state.cache.buffer[..., rows, :])
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
@@ -164,8 +167,8 @@ def test_tree_is_the_pruned_target_s(tiny, family):
             while parents[path[0]] >= 0:
                 path.insert(0, parents[path[0]])
             cache = DynamicCache()
-            for layer in range(len(loop.state.draft.layers)):
-                keys, values = loop.state.draft.buffer[layer, :, :, :, :length].clone()
+            for layer in range(len(loop.state.draft.cache.layers)):
+                keys, values = loop.state.draft.cache.buffer[layer, :, :, :, :length].clone()
                 cache.update(keys, values, layer)
             ids = torch.tensor([[tokens[i] for i in path]])
             places = position + torch.arange(len(path))[None]
@@ -202,7 +205,7 @@ def test_refuses(tiny):
     with pytest.raises(ValueError, match="this prompt ends with a visual token"):
         sparrow.generate(model, SpecVLM(), **cut, max_new_tokens=4)
     with pytest.raises(ValueError, match="SpecVLM takes one sequence, got a batch of 2"):
-        PrunedTarget(Target(model), SpecVLM()).begin(torch.zeros(2, 3), None, None, None, 1)
+        PrunedTarget(Target(model), SpecVLM()).begin(Prompt(torch.zeros(2, 3), None, None, None, None, 1, None))
 
 
 def test_other_trees(tiny, greedy):
@@ -216,7 +219,7 @@ def test_other_trees(tiny, greedy):
 
 
 def test_by_name_on_the_command_line():
-    assert pick_drafter("specvlm", None) == SpecVLM() and pick_drafter(None, None) is None
+    assert read_drafter("specvlm") == SpecVLM() and read_drafter(None) is None
 
 
 def test_in_the_evaluation(tmp_path):

@@ -107,7 +107,7 @@ def test_cache_rows(tiny, greedy, family, videos, rival):
     led = Led(drafter, truth[0])
     out = sparrow.generate(model, led, **inputs, **NO_MARKS, tree=SHAPE)
     assert torch.equal(out.sequences, truth) and set(out.stats.accepted) >= {0, 1, 2, 3, 4, 5}
-    cache, text = led.state.draft, is_text(target, inputs)
+    cache, text = led.state.draft.cache, is_text(target, inputs)
     seen_of_video = {"rows": int((~text).sum()), "none": 0, "compressed": videos}[drafter.config.visual]
     generated = led.length - inputs["input_ids"].shape[1]
     rows = int(cache.lengths[0])
@@ -128,7 +128,7 @@ def test_vata_is_a_mask_over_msd(tiny, tmp_path):
         drafter.attach(target)
         led = Led(drafter, sparrow.generate(model, None, **inputs, **NO_MARKS).sequences[0])
         sparrow.generate(model, led, **inputs, **NO_MARKS, tree=SHAPE)
-        caches.append(led.state.draft)
+        caches.append(led.state.draft.cache)
     full, masked = caches
     text = torch.cat([is_text(target, inputs)[0], torch.ones(NEW, dtype=torch.bool)])[: int(full.lengths[0])]
     rows = int(masked.lengths[0])

@@ -18,7 +18,7 @@ from sparrow.evaluation.report.pivots import figure
 from sparrow.evaluation.report.render import render
 from sparrow.evaluation.systems import LOOKUP, PLAIN, TRANSFORMERS, Run, System
 from sparrow.evaluation.tables import Plan
-from sparrow.evaluation.tape import Key, Tape, Tapes, model_hash, record, replay
+from sparrow.evaluation.tape import Key, Tape, Tapes, cached, model_hash, record, replay
 from sparrow.miniature.model import SETTINGS
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
@@ -112,6 +112,25 @@ def test_tapes_are_kept(pair, tmp_path):
     assert len(asked) == 1 and isinstance(first, Tape) and len(first.hidden) == len(first.tokens) - 2
     names = {tapes.name(replace(key, **{n: v}), drafter.config) for n, v in asdict(replace(key, length=65)).items()}
     assert len(names) == 2  # the key's own, and that of another length
+
+
+@pytest.mark.parametrize("how", ["emptied", "torn", "zeros"])
+def test_a_damaged_tape_is_recorded_again(tmp_path, capsys, how):
+    file, made = tmp_path / "tapes" / "a.safetensors", {"x": torch.arange(6.0).view(2, 3).T}
+    assert torch.equal(cached(file, lambda: made)["x"], made["x"])
+    whole = file.read_bytes()
+    assert cached(file, lambda: pytest.fail("recorded twice")) and capsys.readouterr().err == ""
+    file.write_bytes({"emptied": b"", "torn": whole[:-4], "zeros": bytes(len(whole))}[how])
+    assert torch.equal(cached(file, lambda: made)["x"], made["x"]) and file.read_bytes() == whole
+    assert f"{file} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", '{"provenance": [', "[1]", "\x00" * 30])
+def test_a_damaged_result_is_named(tmp_path, text):
+    (tmp_path / "main.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/main.json is damaged: .+ Remove it: the table is measured"):
+        evaluate.started(tmp_path / "main.json", {}, {}, {"cells": []})
+    assert (tmp_path / "main.json").read_text() == text
 
 
 def test_one_tape_serves_drafters_with_and_without_video(pair, tmp_path):

@@ -1,6 +1,7 @@
 """The tables of `sparrow eval` at tiny size, end to end: arms, overrides, trees, figures, rendering, resuming."""
 
 import json
+import multiprocessing
 import pathlib
 import shutil
 from dataclasses import replace
@@ -10,12 +11,14 @@ import pytest
 
 from sparrow.cli import eval as cli_eval
 from sparrow.cli import main as cli
+from sparrow.cli.parser import parse
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation import evaluate as evaluation
 from sparrow.evaluation import trees
 from sparrow.evaluation.cells import interval, speed_ratio
 from sparrow.evaluation.report.pivots import paired_tau
 from sparrow.evaluation.tables import TABLES, Arm, grid, systems, table_of
+from sparrow.files import lock
 from sparrow.miniature import shipped as miniature
 from sparrow.targets.adapter import Target
 from tests.drafters.visual_cases import random_drafter
@@ -223,6 +226,31 @@ def test_a_killed_table_goes_on(small, tmp_path, capsys, monkeypatch):
     fails(capsys, [*argv, "--table", "length"], "table='options', this one has 'length'")
 
 
+def test_two_evaluations_of_one_table_at_once(small, tmp_path, capsys):
+    """The second is refused with the first one's number; another table of the same folder is not."""
+    context = multiprocessing.get_context("fork")
+    locked, done = context.Event(), context.Event()
+
+    def first():
+        with lock(tmp_path / "options.json"):
+            locked.set()
+            done.wait(120)
+
+    child = context.Process(target=first)
+    child.start()
+    assert locked.wait(60)
+    more = ["--lengths", "64", "--temperature", "0", "--tree", "8-4-4"]
+    argv = ["eval", "--out", str(tmp_path), *SIZES, *more, "--table"]
+    fails(capsys, [*argv, "options"], f"{tmp_path}/options.json is in use by process {child.pid} on ")
+    assert not (tmp_path / "options.json").exists()
+    assert cli.main([*argv, "length"]) == 0 and (tmp_path / "length.json").exists()
+    done.set()
+    child.join()
+    (tmp_path / "options.json").write_text('{"settings"')
+    fails(capsys, [*argv, "options"], f"{tmp_path}/options.json is damaged: ")
+    fails(capsys, ["eval", "--render", str(tmp_path / "options.json")], f"{tmp_path}/options.json is damaged: ")
+
+
 def test_a_ratio_by_hand():
     """Clips are drawn together: where one is 1.5 times the other on every clip, so is every draw."""
     rng = np.random.default_rng(0)
@@ -239,9 +267,7 @@ def test_a_ratio_by_hand():
 def test_a_drafter_of_ones_own_in_every_table(small, tmp_path, capsys):
     for name, made in TABLES.items():
         if not made.visual:
-            changed = cli_eval.changed(
-                made, cli._parser().parse_args(["eval", "--drafter", f"mine={small / 'drafter'}"])
-            )
+            changed = cli_eval.changed(made, parse(["eval", "--drafter", f"mine={small / 'drafter'}"]))
             assert [arm.label for arm in changed.arms] == ["mine"] and changed.points == made.points, name
     more = ["--drafter", f"mine={small / 'drafter'}", "--drafter", "msd", "--lengths", "64", "--systems", "sparrow"]
     result = evaluate(tmp_path, "--table", "length", *more)["length"]

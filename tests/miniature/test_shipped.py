@@ -9,8 +9,9 @@ import torch
 
 import sparrow
 from sparrow.cli.loading import load_drafter, load_target
-from sparrow.evaluation.questions import question, sampling, to_model
+from sparrow.evaluation.questions import question, sampling
 from sparrow.miniature.shipped import ASSETS, SHIPPED, pair
+from sparrow.targets.adapter import Target
 from sparrow.video import load_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +24,7 @@ def shipped():
     """(model, tokenizer, drafter, inputs of the first clip of the test split at 64 visual tokens)."""
     folder, drafter = pair()
     model, tokenizer = load_target(folder, "float32", torch.device("cpu"), False)
-    inputs = to_model(question(load_settings(folder), tokenizer, 64, 0, split="test").inputs, model)
+    inputs = Target(model).inputs(question(load_settings(folder), tokenizer, 64, 0, split="test").inputs)
     return model, tokenizer, load_drafter(str(drafter), model), inputs
 
 

@@ -37,6 +37,8 @@ OF_MODULES = {
 }  # fmt: skip
 ALLOWED = {  # file -> what it may call, for a reason
     "python/sparrow/training/trainer.py": {"save_pretrained"},  # the drafter's own, which uses the writer
+    "python/sparrow/cli/main.py": {"open"},  # /dev/null, in place of a pipe that nobody reads any more
+    "tools/versions.py": {"copy2", "rmtree", "unlink"},  # environments under build/; its result goes through the writer
 }
 
 

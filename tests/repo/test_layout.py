@@ -92,7 +92,7 @@ def test_nothing_imports_tests_or_bench():
 
 # A room may import from rooms on the floors before its own; engines come when they are there.
 FLOORS = (
-    {"tree", "files", "provenance"},
+    {"tree", "files", "progress", "provenance"},
     {"sampling"},
     {"targets", "video"},
     {"drafters"},
@@ -135,6 +135,15 @@ def test_imports_go_one_way():
             allowed -= {"decoding"}
         faults += [f"{name(path)} imports from {other}" for other in sorted(rooms_used(path) - allowed)]
     assert not faults, faults
+
+
+def test_the_loop_knows_no_rival():
+    """A drafter enters by in_loop(); decoding/ names what every drafter is, and none but plain decoding."""
+    allowed = {"sparrow.drafters.protocol", "sparrow.drafters.text"}
+    named = {m for path in files("python/sparrow/decoding", ".py") for m in imported(path)}
+    modules = {m for m in named if m.startswith("sparrow.drafters.") and m.count(".") == 2}
+    assert modules == allowed
+    assert {m for m in named if m.startswith("sparrow.drafters.text.")} == {"sparrow.drafters.text.NoDrafter"}
 
 
 def test_transformers_stays_in_its_rooms():

@@ -1,12 +1,19 @@
 """What differs between releases of transformers, and the range of them that is named."""
 
+import importlib.metadata
+import subprocess
+import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 
 import sparrow
+from sparrow.cli import doctor
 from sparrow.targets.adapter import Target
-from sparrow.targets.versions import cache_argument
+from sparrow.targets.versions import cache_argument, outside_tested, warn_outside_tested
 from tests.videos import FAMILIES, sample_inputs
 
 
@@ -41,3 +48,52 @@ def test_the_cache_is_taken_under_that_name(tiny, family):
 def test_output_has_the_cache_under_both_names(tiny):
     out = sparrow.generate(tiny("qwen2_5_vl"), None, **sample_inputs("qwen2_5_vl"), max_new_tokens=2)
     assert out.cache is out.past_key_values and out.cache.get_seq_length() == out.sequences.shape[1] - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "release", "inside"),
+    [
+        ("transformers", "5.17.0", False),
+        ("transformers", "5.18.0", True),
+        ("transformers", "5.24.9", True),
+        ("transformers", "5.25.0.dev0", False),
+        ("transformers", "5.25.0", False),
+        ("torch", "2.9.1+cu128", False),
+        ("torch", "2.10.0", True),
+        ("torch", "2.13.0+cpu", True),
+        ("torch", "2.16.0", False),
+    ],
+)
+def test_tested_range(name, release, inside):
+    text = outside_tested(name, release)
+    assert (text is None) == inside
+    assert inside or text.startswith(f"{name} {release} is outside the range sparrow is tested with, {name} >=")
+
+
+def test_one_warning_outside_the_range(monkeypatch):
+    monkeypatch.setattr(transformers, "__version__", "5.24.0")
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_outside_tested()
+    monkeypatch.setattr(transformers, "__version__", "6.0.0")
+    monkeypatch.setattr(torch, "__version__", "3.0.0")
+    with pytest.warns(
+        UserWarning, match=r"torch 3.0.0 .* torch >=2.10,<\S+; transformers 6.0.0 .* >=5.18,<\S+$"
+    ) as seen:
+        warn_outside_tested()
+    assert len(seen) == 1
+
+
+def test_importing_the_adapter_warns():
+    code = "import transformers; transformers.__version__ = '6.0.0'; import sparrow.targets.adapter"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr.count("UserWarning: ") == 1 and "transformers 6.0.0 is outside the range" in ended.stderr
+
+
+def test_doctor_says_it_too(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "6.0.0")
+    assert doctor._version("transformers") == outside_tested("transformers", "6.0.0")
+    assert doctor._version("rich") == "6.0.0"
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.24.0")
+    assert doctor._version("transformers") == "5.24.0"

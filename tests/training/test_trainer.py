@@ -293,7 +293,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
         ("answers/settings.json", answer), ("answers/answers-0.jsonl", answer), ("run/config.yaml", train),
         ("states/0000/0000000-t0.safetensors", train), ("run/checkpoint.pt", train),
     ):  # fmt: skip
-        child = context.Process(target=full, args=((tmp_path / "a" / name).stat().st_size - 1, work))
+        child = context.Process(target=full, args=((tmp_path / "a" / name).stat().st_size * 9 // 10, work))
         child.start()
         said = ours.recv()
         child.join()

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import sparrow
-from sparrow.drafters.protocol import DecodeState, Pending
+from sparrow.drafters.protocol import Pending, Prompt
 from sparrow.drafters.text import catch_up, grow
 from sparrow.drafters.visual import VisualDrafter
-from sparrow.sampling import Sampler, SamplingRules
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.targets.teacher import teacher_states
 from sparrow.training import trainer as training
@@ -32,10 +31,9 @@ def decoded(drafter, teacher, prompt: int, chunks) -> tuple[torch.Tensor, torch.
     prefill = Prefill(
         torch.zeros(1, 300), states[:, :prompt], torch.zeros(1, 1), teacher.position[None, :prompt], given[:, :prompt]
     )
-    state = DecodeState(None, tokens[:, prompt], torch.tensor([prompt + 1]), None,
-                        None, Sampler(SamplingRules(), tokens[:, :prompt], 300))  # fmt: skip
-    VisualDrafter(drafter).begin(tokens[:, :prompt], teacher.is_text[None, :prompt], prefill, state, 64)
-    cache, outs, deeper = state.draft, [], []
+    text = teacher.is_text[None, :prompt]
+    draft = VisualDrafter(drafter).begin(Prompt(tokens[:, :prompt], text, prefill, tokens[:, prompt], None, 64, None))
+    cache, outs, deeper = draft.cache, [], []
 
     def step(pending, last):
         out, position = catch_up(drafter, pending, cache)
@@ -49,7 +47,7 @@ def decoded(drafter, teacher, prompt: int, chunks) -> tuple[torch.Tensor, torch.
         chain = grow(drafter, tokens[:, last], out, position, cache, TreeConfig.chain(2)).tokens
         assert torch.equal(drafter.propose(below(chain[:, 1:2]), 1)[1][..., 0], chain[:, 2:])
 
-    step(state.pending, prompt)
+    step(draft.pending, prompt)
     at = prompt + 1
     for n in chunks:
         true_rows = cache.lengths

@@ -1,6 +1,7 @@
 """Options of a video part: what they select and how large frames become, as with qwen-vl-utils 0.0.14."""
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sparrow.miniature.tokenizer import build_tokenizer
 from sparrow.video import FAMILIES, PatchSettings, VideoError, load_video, prepare
 from sparrow.video.load import frames_between
 from sparrow.video.options import VideoOptions
+from tests.video.encode import encode
 from tests.video.golden.cases import clip
 
 DEMO = str(Path(sparrow.__path__[0]) / "assets" / "demo.mp4")
@@ -50,6 +52,9 @@ def test_fps_and_nframes(words: Any) -> None:
     # the part's own goes before the caller's
     messages = [{"role": "user", "content": [{"type": "video", "video": DEMO, "nframes": 4}]}]
     assert prepare(SMALL, words, messages, fps=1.0)["video_grid_thw"][0, 0] == 2
+    messages = [{"role": "user", "content": [{"type": "video", "video": DEMO, "fps": 1.0}]}]
+    for caller in ({"fps": 2.0}, {"num_frames": 2}):
+        assert prepare(SMALL, words, messages, **caller)["video_grid_thw"][0, 0] == 4
     two = [{"role": "user", "content": [{"type": "video", "video": DEMO, "nframes": n} for n in (4, 8)]}]
     assert prepare(SMALL, words, two)["video_grid_thw"][:, 0].tolist() == [2, 4]
 
@@ -62,20 +67,14 @@ def test_frame_bounds(words: Any) -> None:
     assert asked(SMALL, words, max_frames=2)["video_grid_thw"][0, 0] == 1
 
 
-def film(path: Path, count: int, rate: int) -> Path:
-    """Frame i is grey of value 2 * i."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "bgr0"
-        for i in range(count):
-            picture = np.full((64, 64, 3), 2 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+def film(path: Path, times: list[int]) -> Path:
+    """Frame i is grey of value 2 * i and shows at times[i] milliseconds."""
+    frames = np.repeat(np.arange(len(times), dtype=np.uint8) * 2, 64 * 64 * 3).reshape(-1, 64, 64, 3)
+    return encode(path, "ffv1", times=times, base=Fraction(1, 1000), pix_fmt="bgr0", rate=10, frames=frames)
 
 
 def test_start_and_end(words: Any, tmp_path: Path) -> None:
-    file = film(tmp_path / "a.mkv", 60, 10)
+    file = film(tmp_path / "a.mkv", list(range(0, 6000, 100)))
     frames, info = load_video(file, start=1.5, end=2.0)
     assert info.indices == (15, 16, 17, 18, 19, 20) and info.total_frames == 6
     assert (frames[:, 0, 0, 0] // 2).tolist() == [15, 16, 17, 18, 19, 20]
@@ -96,13 +95,41 @@ def test_start_and_end(words: Any, tmp_path: Path) -> None:
     )
 
 
+def test_start_and_end_by_the_frames_own_times(tmp_path: Path) -> None:
+    """10 frames in the first second, one in each that follows; and a clock that does not begin at 0."""
+    times = [*range(0, 1000, 100), *range(1000, 20000, 1000)]
+    for begin in (0, 7000):
+        file = film(tmp_path / f"{begin}.mkv", [begin + time for time in times])
+        frames, info = load_video(file, start=5.0, end=7.0)
+        assert info.indices == (14, 15, 16) and (frames[:, 0, 0, 0] // 2).tolist() == [14, 15, 16]
+        assert load_video(file, start=0.25, end=0.55)[1].indices == (3, 4, 5)
+        assert load_video(file, start=18.5)[1].indices == (28,)
+        with pytest.raises(VideoError, match=r"the last of 29 frames shows at 19\.00 s"):
+            load_video(file, start=19.5)
+
+
+def test_start_and_end_past_damage(tmp_path: Path) -> None:
+    """Where frames are lost, those that are left still show when they did."""
+    file = encode(tmp_path / "a.mp4", count=60, base=Fraction(1, 10), g="10", bf="0", x264__params="scenecut=0")
+    with av.open(str(file)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data, (place, size) = bytearray(file.read_bytes()), places[23]
+    data[place : place + size] = b"\xff" * size
+    file.write_bytes(data)
+    with pytest.raises(VideoError, match="corrupt"):
+        load_video(file, start=2.0, end=3.5)
+    frames, info = load_video(file, start=2.0, end=3.5, on_damage="skip")
+    assert info.indices == (20, 21, 22, *range(30, 36)) and info.total_frames == len(frames) == 9
+    assert "frames 23 to 29" in info.skipped[0]
+
+
 def test_range_by_frame_rate() -> None:
     # 8.8 s at 25 a second is frame 220, whatever 8.8 * 25 is in floating point
     assert frames_between(323, 25, 8.8, None) == range(220, 323)
     assert frames_between(31, 25, None, 1.16) == range(30)
     assert frames_between(100, 29.97, 1.0, 2.0) == range(30, 60)
     for start, end, message in (
-        (4.0, None, "must have a frame between them, got 4.0 and None in a clip of 3.10 s"),
+        (4.0, None, "must have a frame between them, got 4.0 and None where the last of 31 frames shows at 3.00 s"),
         (1.01, 1.05, "must have a frame between them"),
         (-1.0, None, "start must be a number of seconds >= 0, got -1.0"),
         (None, "2", "end must be a number of seconds >= 0, got '2'"),
@@ -120,6 +147,8 @@ def test_pictures_with_a_rate(words: Any) -> None:
     rated = asked(SMALL, words, frames, sample_fps=4.0)
     assert rated["second_per_grid_ts"].item() == 0.5 and rated["video_grid_thw"].tolist() == [[3, 4, 4]]
     assert same(rated, asked(SMALL, words, list(frames), fps=4.0))
+    odd = asked(SMALL, words, list(frames[:5]), fps=4.0)
+    assert odd["video_grid_thw"][0, 0] == 3 and odd["second_per_grid_ts"].item() == 0.5
     resampled = asked(SMALL, words, frames, sample_fps=3.0, fps=2.0)
     assert resampled["video_grid_thw"][0, 0] == 2 and resampled["second_per_grid_ts"].item() == 1.0
     part = asked(SMALL, words, frames, sample_fps=1.0, video_start=1.0, video_end=4.0)
@@ -141,6 +170,9 @@ def test_pictures_with_a_rate(words: Any) -> None:
         ("qwen2_5_vl", (8, 60, 100), {"total_pixels": 100 * 28 * 28, "min_pixels": 16 * 28 * 2}, (56, 112)),
         ("qwen3_vl", (8, 720, 1280), {"max_pixels": 256 * 32 * 32, "min_pixels": 4 * 32 * 32}, (384, 672)),
         ("qwen3_vl", (7, 720, 1280), {"max_pixels": 256 * 32 * 32}, (384, 672)),
+        # a bound beyond the settings' other one moves it; Qwen3-VL's settings count the clip, 128 tokens for 16 frames
+        ("qwen2_5_vl", (8, 28, 28), {"max_pixels": 28 * 28}, (28, 28)),
+        ("qwen3_vl", (16, 64, 64), {"max_pixels": 256 * 32 * 32}, (96, 96)),
         ("qwen2_5_vl", (8, 60, 100), {"resized_height": 280, "resized_width": 430}, (280, 420)),
         ("qwen3_vl", (8, 60, 100), {"resized_height": 280, "resized_width": 5}, (288, 32)),
     ],

@@ -1,49 +1,79 @@
 """`sparrow doctor`: what is installed, what is built, and whether decoding is lossless here."""
 
-import argparse
 import importlib.metadata
-import pathlib
+import importlib.util
 import platform
+from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
 import sparrow
 import sparrow_ext
+from sparrow.cli.arguments import Doctor
+from sparrow.cli.loading import quiet, target_folder
+from sparrow.progress import track
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.targets.tiny import tiny_target
+from sparrow.targets.versions import TESTED, outside_tested
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "av", "rich", "flash-attn")
+SELF_TESTS = ("qwen2_5_vl", "llava_onevision")
+TRAINING = {"pyyaml": "yaml", "matplotlib": "matplotlib"}
 out = Console()
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Prints the findings; exit code 1 where the self-test fails."""
-    transformers.logging.set_verbosity_error()
+def run(arguments: Doctor) -> int:
+    """Prints the findings, and what to do next; exit code 1 where the self-test fails."""
+    quiet()
     table = Table("what", "finding", title=f"sparrow {sparrow.__version__}", title_justify="left")
     table.add_row("Python", f"{platform.python_version()} on {platform.machine()}")
     for name in PACKAGES:
         table.add_row(name, _version(name))
-    table.add_row("CPU kernels", f"{sparrow_ext.cpu_isa()}, {torch.get_num_threads()} threads")
+    table.add_row("CPU kernels", f"{sparrow_ext.cpu_isa()}, {torch.get_num_threads()} thread(s)")
     table.add_row("CUDA kernels", _cuda_kernels())
     table.add_row("GPU", _gpu())
     if arguments.target:
-        table.add_row("target", _target(pathlib.Path(arguments.target)))
+        table.add_row("target", _target(arguments.target))
     passed = True
-    for family in ("qwen2_5_vl", "llava_onevision"):
+    for family in track(SELF_TESTS, "testing that small random models decode as with transformers", "families"):
         result = _self_test(family)
         passed &= result.lossless
         table.add_row(f"self-test {FAMILIES[family]}", result.summary())
     out.print(table)
+    print("\n".join(["Next:", *(f"  {line}" for line in _next(passed, arguments.target))]))
     return 0 if passed else 1
+
+
+def _next(passed: bool, target: str | None) -> list[str]:
+    """What the findings ask for, most urgent first; where there is nothing, what to try."""
+    if not passed:
+        return [
+            "this build is not lossless here: do not use it.",
+            "Build it anew (pip install -e . --force-reinstall --no-deps) and run `sparrow doctor` again;",
+            "if it still fails, report this table, with the processor's name.",
+        ]
+    steps = []
+    if torch.cuda.is_available() and not sparrow_ext.has_cuda_kernels("tree_attention"):
+        steps.append("there is a GPU, and no kernels for it: SPARROW_CUDA=ON pip install -e . (needs nvcc)")
+    missing = [name for name, module in TRAINING.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        steps.append(f"to train or evaluate, install {' and '.join(missing)}: pip install 'sparrow-decoding[train]'")
+    if target is None:
+        return [
+            *steps,
+            "all is well: `sparrow demo` shows it at work; `sparrow doctor --target FOLDER` checks a model.",
+        ]
+    command = f"sparrow generate --target {target} --video clip.mp4 --prompt 'What happens?'"
+    return [*steps, command]
 
 
 def _version(name: str) -> str:
     try:
-        return importlib.metadata.version(name)
+        release = importlib.metadata.version(name)
+        return (outside_tested(name, release) if name in TESTED else None) or release
     except importlib.metadata.PackageNotFoundError:
         return "not installed (optional)" if name == "flash-attn" else "not installed"
 
@@ -58,7 +88,7 @@ def _schemas() -> set[str]:
 
 def _cuda_kernels() -> str:
     built = [name for name in _operators() if sparrow_ext.has_cuda_kernels(name)]
-    return f"{len(built)} of {len(_operators())} operators" if built else "none in this build"
+    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report()
 
 
 def _gpu() -> str:
@@ -67,9 +97,8 @@ def _gpu() -> str:
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
-def _target(folder: pathlib.Path) -> str:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--target: no such model folder: {folder}")
+def _target(name: str) -> str:
+    folder = target_folder(name)
     config = AutoConfig.from_pretrained(folder)
     known = FAMILIES.get(config.model_type)
     weights = sorted(p.name for p in folder.glob("*.safetensors"))
@@ -81,5 +110,5 @@ def _self_test(family: str) -> sparrow.Comparison:
     model = tiny_target(family)
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
     ids = torch.randint(3, 280, (1, 12), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return sparrow.compare(model, drafter, inputs, max_new_tokens=32, eos_token_id=None)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return sparrow.compare(model, drafter, **inputs, max_new_tokens=32, eos_token_id=None)

@@ -1,6 +1,5 @@
 """`sparrow eval`: the tables of the comparison on held-out synthetic clips; JSON with intervals, Markdown, pictures."""
 
-import argparse
 import importlib.util
 import pathlib
 import shlex
@@ -9,23 +8,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import transformers
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sparrow.cli import eval_visual
-from sparrow.cli.loading import load_drafter, load_target, pick_device, target_folder
+from sparrow.cli.arguments import Eval as EvalArguments
+from sparrow.cli.loading import load_drafter, load_target, pick_device, quiet, target_folder
+from sparrow.cli.tables import print_markdown
+from sparrow.drafters.config import DrafterConfig
+from sparrow.drafters.network import CONFIG_FILE
 from sparrow.evaluation.cells import faults
-from sparrow.evaluation.evaluate import Evaluation, Known
+from sparrow.evaluation.evaluate import Evaluation, Known, measured
+from sparrow.evaluation.questions import form_of
 from sparrow.evaluation.report.render import render
-from sparrow.evaluation.systems import System
 from sparrow.evaluation.tables import TABLES, Arm, Plan, Table, grid, systems, table_of
 from sparrow.files import lock, read_json, write_text
 from sparrow.miniature.shipped import SHIPPED, drafter_folder, pair
+from sparrow.progress import Progress, console
 from sparrow.provenance import provenance
 from sparrow.video import PatchSettings, load_settings
-
-err = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Loaded:
 OF_SYSTEMS = ("drafter", "tree", "systems", "temperature", "live", "live_others", "timed", "runs")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: EvalArguments) -> int:
     """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
@@ -50,48 +49,51 @@ def run(arguments: argparse.Namespace) -> int:
     names = arguments.table or (list(TABLES) if arguments.quick else ["main"])
     tables = [changed(table_of(name, arguments.quick), arguments) for name in dict.fromkeys(names)]
     check(tables, arguments)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    plans = [None if table.visual else plan_of(table, arguments) for table in tables]
+    quiet()
     torch.set_num_threads(1)
     loaded = Loaded(*target(arguments), Known())
-    wrong = [fault for table in tables for fault in measure(table, loaded, arguments)]
+    wrong = [fault for of in zip(tables, plans, strict=True) for fault in measure(*of, loaded, arguments)]
     for fault in wrong:
-        err.print(f"[red]{fault}[/red]")
+        console.print(fault, style="red", markup=False)
     return 1 if wrong else 0
 
 
-def measure(table: Table, loaded: Loaded, arguments: argparse.Namespace) -> list[str]:
+def measure(table: Table, plan: Plan | None, loaded: Loaded, arguments: EvalArguments) -> list[str]:
     """Measures one table into --out and shows it. Returns what was not as it must be."""
     folder, made = pathlib.Path(arguments.out), provenance("sparrow " + shlex.join(sys.argv[1:]))
     file = folder / f"{table.name}.json"
-    with lock(file), progress() as bar:
-        if table.visual:
+    with lock(file):
+        if plan is None:
             target_only = (loaded.settings, loaded.model, loaded.tokenizer)
-            eval_visual.measure(table, file, made, target_only, arguments, bar)
+            eval_visual.measure(table, file, made, target_only, arguments)
         else:
-            measure_systems(table, file, made, loaded, arguments, bar)
+            measure_systems(table, plan, file, made, loaded, arguments)
     show(file)
     return faults(read_json(file))
 
 
 def measure_systems(
-    table: Table, file: pathlib.Path, made: dict[str, Any], loaded: Loaded, arguments: argparse.Namespace, bar: Progress
+    table: Table, plan: Plan, file: pathlib.Path, made: dict[str, Any], loaded: Loaded, arguments: EvalArguments
 ) -> None:
     """Measures a table of systems into the file; made: provenance."""
     tapes = pathlib.Path(arguments.tapes) if arguments.tapes else file.parent / "tapes"
     drafters = {arm.label: drafter_of(arm, loaded.model) for arm in table.arms}
-    compared = systems(table, {label: drafter.config.tree for label, drafter in drafters.items()})
-    plan = plan_of(table, compared, arguments)
-    task = bar.add_task("", total=len(plan.points) * plan.clips)
-    tell = lambda text, clips: bar.update(task, description=f"{table.name}: {text}", advance=clips)  # noqa: E731
-    bound = {s.name: drafters[s.arm] for s in compared if s.kind == "sparrow"}
-    evaluation = Evaluation(
-        plan, loaded.model, loaded.tokenizer, loaded.settings, bound, tapes, tell, loaded.known
-    )  # fmt: skip
-    evaluation.write(file, made)
+    bound = {s.name: drafters[s.arm] for s in plan.systems if s.kind == "sparrow"}
+    left = set(plan.points) - measured(file)
+    with Progress(table.name, plan.clips * len(left), "clips") as progress:
+
+        def tell(text: str, clips: int) -> None:
+            progress.update(text=f"{table.name}: {text}")
+            progress.advance(clips)
+
+        evaluation = Evaluation(
+            plan, loaded.model, loaded.tokenizer, loaded.settings, bound, tapes, tell, loaded.known
+        )  # fmt: skip
+        evaluation.write(file, made)
 
 
-def changed(table: Table, arguments: argparse.Namespace) -> Table:
+def changed(table: Table, arguments: EvalArguments) -> Table:
     """The table with the drafters, trees, systems and points that the options name."""
     if table.visual:
         return replace(table, points=grid(arguments.lengths or table.lengths, 0.0))
@@ -110,17 +112,23 @@ def changed(table: Table, arguments: argparse.Namespace) -> Table:
     return replace(table, **more)
 
 
-def check(tables: list[Table], arguments: argparse.Namespace) -> None:
+def check(tables: list[Table], arguments: EvalArguments) -> None:
     """What can be known to fail before anything is loaded."""
     if pathlib.Path(arguments.out).is_file():
         raise ValueError(f"--out must be a folder, {arguments.out} is a file")
     if arguments.timed == 0 and any(table.name == "stages" for table in tables):
         raise ValueError("table stages is of times: --timed must be at least 1, got 0")
-    given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, [])]
+    given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, ())]
     if given and all(table.visual for table in tables):
         name = tables[0].name
         raise ValueError(f"table {name} is of the target alone: it takes no --{given[0].replace('_', '-')}")
     for table in tables:
+        if table.name == "layer_cut" and len(table.lengths) > 1:
+            raise ValueError(f"table layer_cut takes one of --lengths, got {len(table.lengths)}")
+        if table.visual and (arguments.clips or table.clips) < 2:
+            raise ValueError(f"--clips must be at least 2 for table {table.name}: videos are exchanged, got 1")
+        for length in table.lengths:
+            form_of(length, 0)  # raises
         for arm in table.arms:
             try:
                 drafter_folder(arm.drafter)
@@ -133,8 +141,10 @@ def drafter_of(arm: Arm, model: Any) -> Any:
     return load_drafter(str(drafter_folder(arm.drafter)), model, **arm.overrides)
 
 
-def plan_of(table: Table, compared: list[System], arguments: argparse.Namespace) -> Plan:
-    """The table's counts, where the options name no others; of fewer clips fewer are live and timed."""
+def plan_of(table: Table, arguments: EvalArguments) -> Plan:
+    """The table's systems and counts, where the options name no others; of fewer clips fewer are live and timed."""
+    texts = {arm.label: ((drafter_folder(arm.drafter) / CONFIG_FILE).read_text(), arm.overrides) for arm in table.arms}
+    compared = systems(table, {arm: DrafterConfig.from_json(text, **more).tree for arm, (text, more) in texts.items()})
     clips = arguments.clips or table.clips
     live = arguments.live or min(table.live, clips)
     others = arguments.live_others or (table.live_others and max(live, min(table.live_others, clips)))
@@ -154,11 +164,10 @@ def plan_of(table: Table, compared: list[System], arguments: argparse.Namespace)
     )
 
 
-def target(arguments: argparse.Namespace) -> tuple[PatchSettings, Any, Any]:
+def target(arguments: EvalArguments) -> tuple[PatchSettings, Any, Any]:
     """(settings, model, tokenizer) of --target, or of the shipped pair."""
     folder = target_folder(arguments.target) if arguments.target else pair(SHIPPED)[0]
-    with err.status("loading the target"):
-        model, tokenizer = load_target(folder, arguments.dtype, pick_device(arguments.device), False)
+    model, tokenizer = load_target(folder, arguments.dtype, pick_device(arguments.device), False)
     settings = load_settings(folder)
     if not isinstance(settings, PatchSettings):
         raise ValueError(f"--target: the synthetic world's lengths need a Qwen target, got a {settings.family}")
@@ -171,19 +180,14 @@ def _named(text: str) -> tuple[str, str]:
     return (name, folder) if equals else (pathlib.Path(text).resolve().name, text)
 
 
-def progress() -> Progress:
-    """A bar on stderr."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err)
-
-
 def show(path: pathlib.Path) -> int:
-    """Prints the table of a JSON, or of every one in a folder; writes Markdown and pictures beside it."""
+    """Prints the table of a JSON, or of every one in a folder; writes it as Markdown and pictures beside it."""
     files = [path] if path.is_file() else [f for f in (path / f"{name}.json" for name in TABLES) if f.is_file()]
     if not files:
         raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
     for file in files:
         text = render(read_json(file), file.parent)
         write_text(file.with_suffix(".md"), text)
-        print(text)
-        err.print(f"[dim]table and pictures beside {file}[/dim]")
+        print_markdown(text)
+        console.print(f"with intervals in {file.with_suffix('.md')}, pictures beside it", style="dim", markup=False)
     return 0

@@ -1,10 +1,11 @@
 """The tables watch and layer_cut of `sparrow eval`: whether the target watches, and where it takes the video in."""
 
-import argparse
 import functools
+import itertools
 import pathlib
 from typing import Any
 
+from sparrow.cli.arguments import Eval
 from sparrow.evaluation.evaluate import started
 from sparrow.evaluation.tables import Table
 from sparrow.evaluation.tape import model_hash
@@ -14,20 +15,18 @@ from sparrow.miniature.batches import Collator
 from sparrow.miniature.layer_cut import layer_cut
 from sparrow.miniature.model import trainable
 from sparrow.miniature.training import Forward
+from sparrow.progress import Progress
 
 
 def measure(
-    table: Table, file: pathlib.Path, made: dict[str, Any], target: tuple[Any, Any, Any], arguments: argparse.Namespace,
-    bar: Any,
+    table: Table, file: pathlib.Path, made: dict[str, Any], target: tuple[Any, Any, Any], arguments: Eval
 ) -> None:  # fmt: skip
     """Writes the file; where it is there, with the same settings, nothing is measured again.
 
     Args:
-        made: provenance; target: (settings, model, tokenizer); bar: rich's progress.
+        made: provenance; target: (settings, model, tokenizer).
     """
     frames, model, tokenizer = target
-    if table.name == "layer_cut" and len(table.lengths) > 1:
-        raise ValueError(f"table layer_cut takes one of --lengths, got {len(table.lengths)}")
     settings: dict[str, Any] = {
         "table": table.name, "target": model_hash(model), "dtype": arguments.dtype, "split": arguments.split,
         "lengths": list(table.lengths), "clips": arguments.clips or table.clips,
@@ -36,9 +35,12 @@ def measure(
     if result["rows"]:
         return
     layers = int(model.config.get_text_config().num_hidden_layers)
-    task = bar.add_task("", total=3 * len(table.lengths) if table.name == "watch" else layers + 1)
-    tell = lambda text: bar.update(task, description=f"{table.name}: {text}", advance=1)  # noqa: E731
-    with trainable(model):
+    steps, done = 3 * len(table.lengths) if table.name == "watch" else layers + 1, itertools.count()
+    with trainable(model), Progress(table.name, steps, "steps") as progress:
+
+        def tell(text: str) -> None:
+            progress.update(completed=next(done), text=f"{table.name}: {text}")
+
         collator, forward = Collator(model, tokenizer, frames), Forward(model, bf16=False)
         if table.name == "watch":
             rows = watching(collator, forward, table.lengths, settings["split"], settings["clips"], tell)

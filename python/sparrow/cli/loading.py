@@ -1,34 +1,65 @@
 """What the commands load: targets, drafters, devices; faults are named by the command line's options."""
 
+import json
 import pathlib
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 import sparrow_ext
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.specvlm import SpecVLM
+from sparrow.progress import Progress
 from sparrow.targets.adapter import FAMILIES, Target
 
 
-def target_folder(name: str) -> pathlib.Path:
-    """The local folder of a target: the path itself, or the files of a hub id (weights come when the model loads)."""
+def quiet() -> None:
+    """No warnings and progress bars of transformers: ours say what matters."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def target_folder(name: str, option: str = "--target") -> pathlib.Path:
+    """The local folder of a target: the path itself, or the files of a hub id (weights come when the model loads).
+
+    Args:
+        name: path or id.
+        option: what the user calls it.
+
+    Raises:
+        FileNotFoundError: it is neither. ValueError: it is the folder of something else.
+    """
     folder = pathlib.Path(name)
-    if folder.is_dir():
+    if name and folder.is_dir():
+        _refuse_other(folder, option, "target", "drafter")
         return folder
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"--target: no such model folder: {name}")
+        raise FileNotFoundError(f"{option}: no such model folder: {name!r}")
     from huggingface_hub import snapshot_download
 
     try:
         return pathlib.Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
     except Exception as error:  # many kinds, all meaning the same to the user
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"--target: {name} is no folder here and cannot be had from the hub: {reason}"
+            f"{option}: {name} is no folder here and cannot be had from the hub: {reason}"
         ) from error
+
+
+def _refuse_other(folder: pathlib.Path, option: str, wanted: str, other: str) -> None:
+    """Raises ValueError where a target's folder is given for a drafter's, the reverse, or one that holds both."""
+    if (folder / wanted / "config.json").is_file() and not (folder / "config.json").exists():
+        raise ValueError(f"{option}: {folder} holds a {wanted} in a folder of its own: give {folder / wanted}")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return  # whoever loads it says what is missing or damaged
+    keys = {"target": "model_type", "drafter": "format_version"}  # each has its own, and not the other's
+    if isinstance(config, dict) and keys[other] in config and keys[wanted] not in config:
+        raise ValueError(f"{option}: {folder} is a {other}, not a {wanted}")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -49,31 +80,55 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_code: bool):
-    """Model (safetensors only) and tokenizer. Raises ValueError for a family that is not supported."""
+def load_tokenizer(folder: pathlib.Path, remote_code: bool):
+    """The tokenizer of a target. Raises ValueError for a family that is not supported."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
     if config.model_type not in FAMILIES:
         raise ValueError(f"--target must be one of {', '.join(FAMILIES.values())}; {folder} is a {config.model_type!r}")
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+
+
+def load_target(folder: pathlib.Path, dtype: str, device: torch.device, remote_code: bool):
+    """Model and tokenizer. Raises ValueError for a family that is not supported."""
+    tokenizer = load_tokenizer(folder, remote_code)
+    return load_model(folder, dtype, device, remote_code), tokenizer
+
+
+def load_model(folder: pathlib.Path, dtype: str, device: torch.device, remote_code: bool):
+    """The model, from safetensors only, of a family that load_tokenizer has checked."""
     kind = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=kind, use_safetensors=True, trust_remote_code=remote_code
-        )
+        with Progress("loading the target"):
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=kind, use_safetensors=True, trust_remote_code=remote_code
+            )
+            return model.to(device).eval()
     except SafetensorError as error:
         raise ValueError(f"--target: the weights in {folder} are not safetensors, or cut short: {error}") from None
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
-    return model.to(device).eval(), tokenizer
 
 
-def pick_drafter(name: str | None, model) -> SparrowDrafter | SpecVLM | None:
-    """The drafter in the folder `name`; "specvlm" = the target itself; None = none."""
+def read_drafter(name: str | None, **overrides: Any) -> SparrowDrafter | SpecVLM | None:
+    """The drafter in the folder `name`, for no target yet; "specvlm" = the target itself; None = none.
+
+    Args:
+        name: a folder, or a word.
+        overrides: see SparrowDrafter.from_pretrained.
+    """
     if name is None or name == "specvlm":
         return None if name is None else SpecVLM()
-    return load_drafter(name, model)
+    _refuse_other(pathlib.Path(name), "--drafter", "drafter", "target")
+    return SparrowDrafter.from_pretrained(name, **overrides)
+
+
+def bind(drafter: SparrowDrafter | SpecVLM | None, model) -> SparrowDrafter | SpecVLM | None:
+    """The drafter, in the target's dtype and on its device, checked against it."""
+    if isinstance(drafter, SparrowDrafter):
+        drafter.place(model.device, model.dtype).attach(Target(model))
+    return drafter
 
 
 def load_drafter(folder: str, model, **overrides: Any) -> SparrowDrafter:
-    """The drafter, in the target's dtype and on its device, checked against it; overrides: see from_pretrained."""
-    drafter = SparrowDrafter.from_pretrained(folder, **overrides).place(model.device, model.dtype)
-    drafter.attach(Target(model))
+    """The drafter of a folder, bound to the model; overrides: see SparrowDrafter.from_pretrained."""
+    drafter = bind(read_drafter(folder, **overrides), model)
+    assert isinstance(drafter, SparrowDrafter)
     return drafter

@@ -1,23 +1,25 @@
 """`sparrow synthetic`: clips of the synthetic world as mp4 files with prompts and answers, or a sheet to look at."""
 
-import argparse
 import json
 import pathlib
 import textwrap
 
+from sparrow.cli.arguments import Synthetic
 from sparrow.evaluation.questions import form_of
 from sparrow.files import write_figure, write_text
 from sparrow.miniature.world import Clip, sample, write_video
+from sparrow.progress import track
 
 FRAMES_SHOWN = 8
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Synthetic) -> int:
     """Writes files, a contact sheet, or both."""
-    if arguments.out is None and arguments.sheet is None:
-        raise ValueError("sparrow synthetic writes clips (--out FOLDER), a contact sheet (--sheet FILE.png), or both")
     numbers = range(arguments.first, arguments.first + arguments.count)
-    clips = [sample(n, form_of(arguments.length, n), split=arguments.split, kind=arguments.kind) for n in numbers]
+    clips = [
+        sample(n, form_of(arguments.length, n), split=arguments.split, kind=arguments.kind)
+        for n in track(numbers, "drawing", "clips")
+    ]
     if arguments.out is not None:
         write_clips(clips, numbers, pathlib.Path(arguments.out), arguments.length, arguments.split)
     if arguments.sheet is not None:
@@ -28,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 def write_clips(clips: list[Clip], numbers: range, folder: pathlib.Path, length: int, split: str) -> None:
     """NUMBER.mp4 for every clip, and one line each in clips.jsonl."""
     lines = []
-    for number, clip in zip(numbers, clips, strict=True):
+    for number, clip in track(list(zip(numbers, clips, strict=True)), "writing", "clips"):
         name = f"{number:06d}.mp4"
         write_video(folder / name, clip.frames, clip.fps)
         line = {

@@ -1,13 +1,11 @@
 """`sparrow train`: drafters, and the answers they are trained on."""
 
-import argparse
 import pathlib
 
-import transformers
-
-from sparrow.cli.loading import load_target, pick_device, target_folder
+from sparrow.cli.arguments import TrainDrafter
+from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet, target_folder
+from sparrow.progress import console
 from sparrow.targets.adapter import Target
-from sparrow.training.answers import console
 from sparrow.training.clips import Clips, FileClips, SyntheticClips
 from sparrow.training.config import load_config
 from sparrow.training.distributed import local_device, ranks
@@ -16,25 +14,24 @@ from sparrow.training.trainer import prepare_answers, train
 from sparrow.video import load_settings
 
 
-def run_drafter(arguments: argparse.Namespace) -> int:
+def run_drafter(arguments: TrainDrafter) -> int:
     """Trains a drafter by a configuration file; under torchrun, with all processes. Goes on where a run stopped."""
     return _run(arguments, only_answers=False)
 
 
-def run_answers(arguments: argparse.Namespace) -> int:
+def run_answers(arguments: TrainDrafter) -> int:
     """The first stage of `sparrow train drafter` alone: the target's answers."""
     return _run(arguments, only_answers=True)
 
 
-def _run(arguments: argparse.Namespace, only_answers: bool) -> int:
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+def _run(arguments: TrainDrafter, only_answers: bool) -> int:
+    quiet()
     config = load_config(DrafterTraining, arguments.config, arguments.overrides)
     device = local_device(pick_device(config.device))
     with ranks(device) as here:
-        folder = target_folder(config.target)
-        model, tokenizer = load_target(folder, config.dtype, device, False)
-        clips = clips_of(config, folder, tokenizer)
+        folder = target_folder(config.target, "target")
+        clips = clips_of(config, folder, load_tokenizer(folder, False))
+        model = load_model(folder, config.dtype, device, False)
         if only_answers:
             answers = prepare_answers(Target(model), clips, config, here)
             tokens = sum(len(a.ids) for a in answers)
@@ -43,7 +40,11 @@ def _run(arguments: argparse.Namespace, only_answers: bool) -> int:
             return 0
         drafter = train(Target(model), clips, config, here)
         if here.main:
-            console.print(f"the drafter is in {drafter}; the log and the curves are in {drafter.parent}")
+            console.print(
+                f"the drafter is in {drafter}; the log and the curves are in {drafter.parent}",
+                markup=False,
+                soft_wrap=True,
+            )
     return 0
 
 

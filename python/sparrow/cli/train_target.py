@@ -1,12 +1,12 @@
 """`sparrow train target`: the miniature target from nothing, as a checkpoint folder transformers can load."""
 
-import argparse
 import pathlib
 
 import torch
 import transformers
-from rich.console import Console
 
+from sparrow.cli.arguments import TrainTarget
+from sparrow.cli.loading import quiet
 from sparrow.files import replacing
 from sparrow.miniature.batches import Collator
 from sparrow.miniature.model import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer, trainable
@@ -17,22 +17,19 @@ from sparrow.training.config import load_config
 from sparrow.training.run import Run
 from sparrow.video import save_settings
 
-out = Console()
 
-
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: TrainTarget) -> int:
     """Trains in folder --out and writes the checkpoint to its subfolder "target"."""
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     torch.set_num_threads(1)  # matrices this small do not share well
     recipe = load_config(TargetRecipe, arguments.config, arguments.overrides)
     folder = pathlib.Path(arguments.out)
     tokenizer = miniature_tokenizer(vocabulary_texts())
     model = build_miniature(tokenizer, MiniatureSize(), recipe.seed)
     with trainable(model):
-        train_target(model, Collator(model, tokenizer, SETTINGS), recipe, Run(folder, recipe), out.print)
+        train_target(model, Collator(model, tokenizer, SETTINGS), recipe, Run(folder, recipe), print)
     export(model, tokenizer, folder / "target")
-    out.print(f"the target is in {folder / 'target'}")
+    print(f"the target is in {folder / 'target'}")
     return 0
 
 

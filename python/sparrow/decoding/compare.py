@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
+from sparrow.targets.positions import prompt_positions
 
 NEAR_TIE = (
     1e-4  # a mismatch is a near tie where the reference's top-2 margin is below this share of its largest |logit|
 )
+REPORTED = 5  # mismatches in a report
 MAX_NEAR_TIES = 1e-4  # share of tokens that may be near ties in float32
 
 
@@ -88,44 +92,71 @@ class Comparison:
             line += f", match rate {self.match_rate:.4f}"
         return line
 
+    def report(self) -> str:
+        """A few lines to read: the verdict, what drafting saved, and the first mismatches where there are any."""
+        ours, reference = (x.shape[1] - self.prompt_tokens for x in (self.ours, self.reference))
+        stats = self.output.stats
+        lines = [
+            f"identical to transformers' generate: {'yes' if self.identical else 'no'}",
+            f"  new tokens       {ours}, transformers {reference}",
+            f"  SHA-256          {self.hashes[0]}, transformers {self.hashes[1]}",
+        ]
+        if stats.rounds:
+            lines.append(
+                f"  target's passes  {stats.rounds} after the prompt, {stats.tau:.2f} tokens each, tree {stats.tree}"
+            )
+        if self.mismatches:
+            kind = "near ties only: lossless" if self.lossless else "not lossless"
+            lines.append(f"  mismatches       {len(self.mismatches)}, match rate {self.match_rate:.4f}; {kind}")
+        for m in self.mismatches[:REPORTED]:
+            tie = ", a near tie" if m.near_tie else ""
+            lines.append(f"    token {m.index}: {m.ours} for {m.reference}, logit margin {m.margin:.3g}{tie}")
+        if (more := len(self.mismatches) - REPORTED) > 0:
+            lines.append(f"    and {more} more")
+        return "\n".join(lines)
 
-def compare(model, drafter, inputs: dict[str, Any], *, max_restarts: int = 16, **options: Any) -> Comparison:
+    def __str__(self) -> str:
+        return self.report()
+
+
+def compare(model, drafter=None, *, max_restarts: int = 16, **kwargs: Any) -> Comparison:
     """Greedy decoding by transformers' generate and by ours; after a mismatch ours restarts from the right prefix.
 
+    `print` the result for a short report.
+
     Args:
-        model, drafter: as for sparrow.generate.
-        inputs: what the processor made.
+        model, drafter, kwargs: as for sparrow.generate, inputs and options; streamer and on_round hear our first run.
         max_restarts: mismatches looked at before giving up; a later one is not counted.
-        options: max_new_tokens, processors, tree, positions, ... for both.
 
     Raises:
         ValueError: do_sample=True (transformers draws other noise), or options one of the two refuses.
     """
-    if options.get("do_sample"):
+    if kwargs.get("do_sample"):
         raise ValueError("compare is for greedy decoding: transformers samples with noise of its own")
-    ours_only: dict[str, Any] = {name: options.pop(name) for name in ("tree", "seed", "positions") if name in options}
-    options["do_sample"] = False
+    ours: dict[str, Any] = {name: kwargs.pop(name) for name in ("tree", "seed", "positions") if name in kwargs}
+    heard: dict[str, Any] = {name: kwargs.pop(name) for name in ("streamer", "on_round") if name in kwargs}
+    with lock_of(model):
+        return _compare(model, drafter, max_restarts, ours, heard, {**kwargs, "do_sample": False})
+
+
+def _compare(
+    model, drafter, max_restarts: int, ours: dict[str, Any], heard: dict[str, Any], kwargs: dict[str, Any]
+) -> Comparison:
     start = time.perf_counter()
     with torch.no_grad():
         reference = model.generate(
-            **inputs,
-            **_positions(model, inputs, ours_only),
-            **options,
-            return_dict_in_generate=True,
-            output_logits=True,
+            **kwargs, **_positions(model, kwargs, ours), return_dict_in_generate=True, output_logits=True
         )
     seconds = time.perf_counter() - start
-    ids, prompt = reference.sequences, inputs["input_ids"].shape[1]
-    first = output = generate(model, drafter, **inputs, **options, **ours_only)
+    ids, prompt = reference.sequences, kwargs["input_ids"].shape[1]
+    first = output = generate(model, drafter, **kwargs, **ours, **heard)
     mismatches: list[Mismatch] = []
     while (at := _first_difference(ids, output.sequences)) is not None and len(mismatches) < max_restarts:
         mismatches.append(_mismatch(ids, output.sequences, at, prompt, reference.logits))
         if at + 1 >= ids.shape[1]:
             break
-        left = ids.shape[1] - at - 1
-        output = generate(
-            model, drafter, **_from_prefix(inputs, ids[:, : at + 1]), **{**options, "max_new_tokens": left}, **ours_only
-        )
+        longer = _from_prefix(kwargs, ids[:, : at + 1]) | {"max_new_tokens": ids.shape[1] - at - 1}
+        output = generate(model, drafter, **longer, **ours)
     return Comparison(
         ids,
         first.sequences,
@@ -139,9 +170,6 @@ def compare(model, drafter, inputs: dict[str, Any], *, max_restarts: int = 16, *
 
 def _positions(model, inputs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Tensor]:
     """The reference run numbers the prompt by the same rule as ours."""
-    from sparrow.targets.adapter import Target
-    from sparrow.targets.positions import prompt_positions
-
     ids = prompt_positions(Target(model), dict(inputs), str(ours.get("positions", "hf")))
     return {} if ids is None else {"position_ids": ids}
 

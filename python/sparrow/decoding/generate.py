@@ -1,22 +1,20 @@
 """sparrow.generate: transformers' generate() with a draft-and-verify loop inside; same output, fewer target passes."""
 
-import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparrow.decoding.loop import decode_round
+from sparrow.decoding.loop import decode_round, start
 from sparrow.decoding.stats import Clock, DecodeStats
-from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.protocol import DecodeState, Drafter, Pending
-from sparrow.drafters.specvlm import PrunedTarget, SpecVLM
-from sparrow.drafters.text import NoDrafter, TextDrafter
-from sparrow.drafters.visual import VisualDrafter
-from sparrow.sampling import Sampler
+from sparrow.drafters.protocol import Drafter, EntersLoop
+from sparrow.drafters.text import NoDrafter
 from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import borrowed
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.positions import prompt_positions
 from sparrow.targets.processors import (
@@ -37,7 +35,9 @@ class GenerateOutput:
     Attributes:
         sequences: int64 [1, P + new], prompt included, as transformers' generate.
         stats: tau, acceptance, times, memory.
-        past_key_values: the target's cache, cut to len(sequences) - 1: transformers' generate continues from it.
+        past_key_values: the target's cache, cut to len(sequences) - 1. transformers' generate goes on from it:
+            `model.generate(input_ids=longer, attention_mask=ones, past_key_values=...)` (cache=... from 5.24 on), in
+            every family.
     """
 
     sequences: Tensor
@@ -50,14 +50,18 @@ class GenerateOutput:
         return self.past_key_values
 
 
+OnRound = Callable[[list[int], int, float], Any]
+
+
 def generate(
     model,
-    drafter: SparrowDrafter | SpecVLM | Drafter | None = None,
+    drafter: EntersLoop | None = None,
     *,
     tree: TreeConfig | str | None = None,
     seed: int | None = None,
     positions: str = "hf",
     streamer=None,
+    on_round: OnRound | None = None,
     stopping_criteria=None,
     stop_strings=None,
     tokenizer=None,
@@ -66,24 +70,37 @@ def generate(
     """Generates as `model.generate(**kwargs)` does, token for token, drafting with `drafter`.
 
     Greedy output is that of transformers' generate. Sampled output follows the target's distribution exactly and, for a
-    given seed, is the same whatever the drafter and the tree.
+    given seed, is the same whatever the drafter and the tree. Without an attention_mask transformers takes tokens with
+    pad_token_id in the prompt for padding, and so does this.
+
+    The model is left as it was found, after errors, too, but for what transformers' own generate leaves: the M-RoPE
+    offset of this prompt (model.model.rope_deltas), with which a next generate goes on from the returned cache. A
+    generate that starts anew computes its own.
+
+    Calls for one model from several threads wait for each other. Only sparrow's calls do: the model's own forward or
+    generate must not run meanwhile.
 
     Args:
-        model: an unmodified transformers video LLM (sparrow.targets.adapter.FAMILIES). It is left as it was found.
+        model: an unmodified transformers video LLM (sparrow.targets.adapter.FAMILIES) in float32, bfloat16 or float16.
         drafter: a SparrowDrafter made for this model, SpecVLM() for the model itself with fewer visual tokens, any
-            object with the loop's Drafter protocol, or None for plain decoding through the same operators and cache.
+            object of a subclass of sparrow.drafters.protocol.Drafter, or None for plain decoding through the same
+            operators and cache.
         tree: shape of the draft tree, a TreeConfig or "total-depth-width"; default: the drafter's own.
         seed: of the sampling noise; default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
         streamer: gets the prompt, then every token as it is accepted, as in transformers.
+        on_round: called as on_round(tokens, accepted, seconds) after every round, with the list of tokens it emitted
+            (ids), how many drafted tokens it accepted (before any stop), and its wall seconds. The first token comes
+            from the prefill, before any round.
         stopping_criteria, stop_strings, tokenizer: as in transformers; run after every token, on CPU tensors.
         kwargs: inputs (input_ids, pixel_values_videos, ...) and options (max_new_tokens, do_sample, temperature, top_k,
             top_p, repetition_penalty, logits_processor, eos_token_id, generation_config, ...) of model.generate.
 
     Raises:
-        ValueError: an option that is not supported (beams, several return sequences, batches, ...), named; a drafter
-            that was made for another target, or is not in its dtype on its device; a model that is not supported; an
-            argument of the wrong type or out of range.
+        ValueError: an option that is not supported (beams, several return sequences, batches, padding, ...), named; a
+            drafter that was made for another target, or is not in its dtype on its device; a model that is not
+            supported; an argument of the wrong type or out of range.
+        RuntimeError: sampling from logits that are not finite, as in transformers.
     """
     if not hasattr(model, "config") or not hasattr(model, "generate"):
         raise ValueError(f"model must be a transformers model, got {type(model).__name__}")
@@ -91,26 +108,29 @@ def generate(
     for name in REFUSED_ARGUMENTS:
         if kwargs.pop(name, None) is not None:
             raise ValueError(f"sparrow.generate does not support {name}")
-    _check_arguments(target, seed, streamer, kwargs)
+    _check_arguments(target, seed, streamer, on_round, kwargs)
+    _check_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
     require_backend("tree_attention", target.embedding)
-    loop_drafter, shape = _prepare_drafter(target, drafter, tree)
+    loop_drafter, shape = _enter(target, drafter, tree)
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
-    run = _Run(target, loop_drafter, shape, seed, streamer)
+    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered=kwargs.get("position_ids") is not None)
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
-    with _left_as_found(model), torch.no_grad():
+    with borrowed(model), torch.no_grad():
         model.generate(**kwargs, stopping_criteria=criteria, custom_generate=run)
     assert run.output is not None
     return run.output
 
 
-def _check_arguments(target: Target, seed: object, streamer: object, kwargs: dict) -> None:
+def _check_arguments(target: Target, seed: object, streamer: object, on_round: object, kwargs: dict) -> None:
     """What would otherwise fail deep inside, or on a GPU without a word. Raises ValueError."""
     ids, new = kwargs.get("input_ids"), kwargs.get("max_new_tokens")
     if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 2 or ids.numel() == 0:
         got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"input_ids must be an int64 tensor [1, P], P >= 1, got {got}")
+    if ids.shape[0] != 1:
+        raise ValueError(f"sparrow.generate takes one sequence, got a batch of {ids.shape[0]}")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= target.vocab_size:
         raise ValueError(f"input_ids must lie in [0, {target.vocab_size}), got {low if low < 0 else high}")
@@ -120,91 +140,84 @@ def _check_arguments(target: Target, seed: object, streamer: object, kwargs: dic
         raise ValueError(f"seed must be an integer of 64 bits, got {seed!r}")
     if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise ValueError(f"streamer must have put and end, as transformers' have, got {type(streamer).__name__}")
+    if on_round is not None and not callable(on_round):
+        raise ValueError(f"on_round must be callable, got {type(on_round).__name__}")
 
 
-def _prepare_drafter(target: Target, drafter, tree: TreeConfig | str | None) -> tuple[Drafter, TreeConfig | None]:
+def _check_mask(ids: Tensor, mask: object) -> None:
+    """Raises ValueError for an attention_mask that hides something, or of a shape transformers has no meaning for."""
+    if mask is None:
+        return
+    p = ids.shape[1]
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != 1 or 1 != mask.shape[1] < p:
+        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask must be a tensor of shape [1, {p}], as input_ids, got {got}")
+    if hidden := int((mask != 1).sum()):
+        raise ValueError(
+            f"sparrow.generate takes a prompt without padding: attention_mask must be all ones, got {hidden} other "
+            f"values in {mask.shape[1]}"
+        )
+
+
+def _enter(
+    target: Target, drafter: EntersLoop | None, tree: TreeConfig | str | None
+) -> tuple[Drafter[Any], TreeConfig | None]:
     if isinstance(tree, str):
         tree = TreeConfig.parse(tree)
     if tree is not None and not isinstance(tree, TreeConfig):
         raise ValueError(f'tree must be a TreeConfig or text such as "30-4-8", got {tree!r}')
-    if drafter is None:
-        if tree is not None:
-            raise ValueError("tree needs a drafter: plain decoding drafts nothing")
-        return NoDrafter(), None
-    if isinstance(drafter, SpecVLM):
-        if tree is not None:
-            raise ValueError(f"tree must be None: SpecVLM's tree is static (SpecVLM.children), got {tree}")
-        return PrunedTarget(target, drafter), drafter.shape
-    if isinstance(drafter, SparrowDrafter):
-        drafter.attach(target)
-        have, want = drafter.fc.weight, target.embedding
-        if (have.dtype, have.device) != (want.dtype, want.device):
-            raise ValueError(
-                f"the drafter is {have.dtype} on {have.device}, the model {want.dtype} on {want.device}: call "
-                "drafter.place(model.device, model.dtype)"
-            )
-        loop = VisualDrafter(drafter) if drafter.config.positions == "sequence" else TextDrafter(drafter)
-        return loop, tree or TreeConfig.parse(drafter.config.tree)
-    if isinstance(drafter, type) or not all(hasattr(drafter, name) for name in ("hidden_layer", "begin", "draft")):
+    drafter = NoDrafter() if drafter is None else drafter
+    if isinstance(drafter, type) or not hasattr(drafter, "in_loop"):
         got = f"the class {drafter.__name__}" if isinstance(drafter, type) else type(drafter).__name__
         raise ValueError(f"drafter must be a SparrowDrafter, SpecVLM() or a Drafter object, got {got}")
-    return drafter, tree or TreeConfig()
-
-
-@contextlib.contextmanager
-def _left_as_found(model) -> Iterator[None]:
-    """Evaluation mode inside; training flags and M-RoPE deltas are restored in any case (attention: see Target)."""
-    training = [module for module in model.modules() if module.training]
-    has_deltas = hasattr(model.model, "rope_deltas")
-    deltas = getattr(model.model, "rope_deltas", None)
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        if has_deltas:
-            model.model.rope_deltas = deltas
+    return drafter.in_loop(target, tree)
 
 
 class _Emitted:
-    """The sequence so far, on the host; runs stopping criteria and streamer after every token."""
+    """The sequence so far, on the host. Tokens leave through `emit` alone; `stops` may ask about one before it does."""
 
     def __init__(self, prompt: Tensor, criteria, streamer):
         self.ids = prompt.cpu()
-        self.prompt_tokens = prompt.shape[1]
         self.criteria, self.streamer = criteria, streamer
-        self.done = False
+        self.count, self.done = 0, False
+        self._ends: list[bool] = []  # the criteria's answers, token by token
         if streamer is not None:
             streamer.put(self.ids)
 
-    @property
-    def count(self) -> int:
-        return self.ids.shape[1] - self.prompt_tokens
+    def stops(self, token: int) -> bool:
+        """Whether generation ends with `token`, behind all tokens asked about before: criteria see each one once."""
+        self.ids = torch.cat([self.ids, torch.tensor([[token]])], dim=1)
+        self._ends.append(bool(torch.as_tensor(self.criteria(self.ids, None)).all()))
+        return self._ends[-1]
 
-    def push(self, token: int) -> bool:
-        """Appends one token; True where generation ends with it."""
-        new = torch.tensor([[token]])
-        self.ids = torch.cat([self.ids, new], dim=1)
-        if self.streamer is not None:
-            self.streamer.put(new[0])
-        self.done = bool(torch.as_tensor(self.criteria(self.ids, None)).all())
-        return self.done
+    def emit(self, tokens: list[int]) -> list[int]:
+        """Emits tokens up to the first that ends generation; returns these."""
+        for at, token in enumerate(tokens):
+            if self.streamer is not None:
+                self.streamer.put(torch.tensor([token]))
+            if self.count == len(self._ends):
+                self.stops(token)
+            self.done = self._ends[self.count]
+            self.count += 1
+            if self.done:
+                return tokens[: at + 1]
+        return tokens
 
 
 class _Run:
     """The callable that generate() calls in place of its own decoding loop, with everything prepared."""
 
-    def __init__(self, target: Target, drafter: Drafter, shape: TreeConfig | None, seed: int | None, streamer):
-        self.target, self.drafter, self.shape, self.seed, self.streamer = target, drafter, shape, seed, streamer
+    def __init__(
+        self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | None, streamer,
+        on_round: OnRound | None, numbered: bool,
+    ):  # fmt: skip
+        self.target, self.drafter, self.shape, self.seed = target, drafter, shape, seed
+        self.streamer, self.on_round, self.numbered = streamer, on_round, numbered
         self.output: GenerateOutput | None = None
 
     def __call__(self, model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
         refuse_unsupported(generation_config)
-        if input_ids.shape[0] != 1:
-            raise ValueError(f"sparrow.generate takes one sequence, got a batch of {input_ids.shape[0]}")
-        if model_kwargs.get("attention_mask") is not None:
-            raise ValueError("sparrow.generate takes a prompt without padding: attention_mask must be all ones")
+        _refuse_all_padding(input_ids, model_kwargs.get("attention_mask"))
         seed = int(torch.randint(2**62, ())) if self.seed is None and generation_config.do_sample else self.seed or 0
         rules = rules_from(generation_config, logits_processor, seed)
         given, input_ids = input_ids.device, input_ids.to(self.target.device)
@@ -213,41 +226,34 @@ class _Run:
         most = generation_config.max_length - input_ids.shape[1]
         shape = self.shape or _PLAIN
         with clock.stage("prefill"):
-            state, is_text = self._prefill(input_ids, model_kwargs, rules, most, shape)
-        out.push(int(state.root))
+            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape.nodes)
+        if self.numbered:
+            self.target.keep_offset(state.position, input_ids.shape[1])
+        out.emit([int(state.root)])
         with self.target.verifying():
             while not out.done:
-                before = out.count
-                tokens, counts = decode_round(self.target, self.drafter, state, shape, clock, out.push)
-                for token in [] if out.done else tokens[out.count - before :]:
-                    if out.push(token):
-                        break
-                stats.emitted.append(out.count - before)
+                begun = time.perf_counter()
+                tokens, counts = decode_round(self.target, self.drafter, state, shape, clock, out.stops)
+                seconds, tokens = time.perf_counter() - begun, out.emit(tokens)
+                stats.emitted.append(len(tokens))
                 stats.accepted.append(counts[0] - 1)
+                if self.on_round is not None:
+                    self.on_round(tokens, counts[0] - 1, seconds)
+        state.cache.put_back()
         state.cache.set_length(out.ids.shape[1] - 1)
         if self.streamer is not None:
             self.streamer.end()
         stats.prompt_tokens, stats.new_tokens = input_ids.shape[1], out.count
-        stats.visual_tokens = int((~is_text).sum())
+        stats.visual_tokens = int((~self.target.is_text(input_ids)).sum())
         clock.write(stats)
         self.output = GenerateOutput(out.ids.to(given), stats, state.cache)
         return self.output.sequences
 
-    def _prefill(self, prompt: Tensor, model_kwargs, rules, most: int, shape: TreeConfig) -> tuple[DecodeState, Tensor]:
-        """Runs the prompt and draws the first token. Which prompt tokens are text is decided here, once."""
-        target = self.target
-        cache = target.new_cache(prompt.shape[1] + most + shape.nodes)
-        model_kwargs[target.cache_argument] = cache
-        prefill = target.prefill(prompt, model_kwargs, self.drafter.hidden_layer, self.drafter.visual_layer)
-        sampler = Sampler(rules, prompt, target.vocab_size)
-        root = sampler.first(prefill.logits, prompt)
-        visual = torch.tensor(sorted(target.visual_tokens()), device=prompt.device)
-        is_text = ~torch.isin(prompt, visual)
-        length = torch.full((prompt.shape[0],), prompt.shape[1] + 1, dtype=torch.int64, device=prompt.device)
-        state = DecodeState(cache, root, length, prefill.next_position, _NOTHING, sampler)
-        self.drafter.begin(prompt, is_text, prefill, state, most)
-        return state, is_text
+
+def _refuse_all_padding(input_ids: Tensor, mask: Tensor | None) -> None:
+    """A mask is here where transformers found padding tokens in a prompt without one."""
+    if mask is not None and not mask.any():
+        raise ValueError(f"input_ids must hold more than padding (pad_token_id), got {input_ids.tolist()}")
 
 
 _PLAIN = TreeConfig(total=1, depth=1, width=1)
-_NOTHING = Pending(*[torch.empty(0)] * 5)

@@ -8,8 +8,10 @@ e_t is the embedding of text token t and h_{t-1} the target's state of the previ
 drafter's own output where the target has not been there yet).
 """
 
+import json
 import pathlib
 from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +23,27 @@ import sparrow_ext
 from sparrow.drafters.compressor import Compressor
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.layer import Layer, RMSNorm
+from sparrow.drafters.protocol import Drafter
 from sparrow.files import replacing, write_json, write_tensors
 from sparrow.targets.adapter import Target
+from sparrow.tree import TreeConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+class Tables(NamedTuple):
+    """What a drafter shares with its target; in a tuple none of it is registered as the drafter's own.
+
+    Attributes:
+        embedding: the target's table [V, E].
+        head, norm: the target's LM head and final norm.
+        draft_rows: the head's rows for the draft vocabulary [Vd, E]; None where the head is no plain weight.
+    """
+
+    embedding: Tensor
+    head: nn.Module
+    norm: nn.Module
+    draft_rows: Tensor | None
 
 
 class SparrowDrafter(nn.Module):
@@ -54,8 +73,7 @@ class SparrowDrafter(nn.Module):
             self.compressor = Compressor(e, config.num_heads, config.head_dim, config.qkv_bias)
         frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
         self.register_buffer("rope_frequency", frequency, persistent=False)
-        # The target's embedding, head and norm, and the head rows we draft from: in a tuple nothing gets registered.
-        self._tables: tuple[Tensor, nn.Module, nn.Module, Tensor | None] | None = None
+        self._tables: Tables | None = None
 
     # ---- the target's tables ----
     def bind(self, embedding: Tensor, head: nn.Module, norm: nn.Module) -> None:
@@ -65,13 +83,18 @@ class SparrowDrafter(nn.Module):
             rows = None  # no plain weight: `propose` goes through the module
         elif self.config.draft_vocab:
             rows = rows[self.draft_vocab_ids]
-        self._tables = (embedding, head, norm, rows)
+        self._tables = Tables(embedding, head, norm, rows)
+
+    @property
+    def tables(self) -> Tables:
+        """What `bind` was given. Raises RuntimeError before that."""
+        if self._tables is None:
+            raise RuntimeError("the drafter shares its target's embedding and head: call bind() first")
+        return self._tables
 
     @property
     def embedding(self) -> Tensor:
-        if self._tables is None:
-            raise RuntimeError("the drafter shares its target's embedding and head: call bind() first")
-        return self._tables[0]
+        return self.tables.embedding
 
     @property
     def decoder_layer(self) -> Layer:
@@ -86,25 +109,24 @@ class SparrowDrafter(nn.Module):
 
     def head_input(self, out: Tensor) -> Tensor:
         """The drafter's output as the LM head reads it."""
-        assert self._tables is not None
         if self.config.output_norm == "own":
             return self.norm(out)
-        return self._tables[2](out) if self.config.output_norm == "target" else out
+        return self.tables.norm(out) if self.config.output_norm == "target" else out
 
     def logits(self, out: Tensor) -> Tensor:
         """Logits over the draft vocabulary [..., Vd]; out [..., E]. For training and tests."""
-        assert self._tables is not None
-        if self._tables[3] is not None:
-            return F.linear(self.head_input(out), self._tables[3])
-        all_logits = self._tables[1](self.head_input(out))
+        tables = self.tables
+        if tables.draft_rows is not None:
+            return F.linear(self.head_input(out), tables.draft_rows)
+        all_logits = tables.head(self.head_input(out))
         return all_logits[..., self.draft_vocab_ids] if self.config.draft_vocab else all_logits
 
     def propose(self, out: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k]."""
         id_map = self.draft_vocab_ids if self.config.draft_vocab else None
-        assert self._tables is not None
-        if self._tables[3] is not None:
-            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), self._tables[3], k, id_map)
+        rows = self.tables.draft_rows
+        if rows is not None:
+            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), rows, k, id_map)
         else:
             logp, ids, _ = sparrow_ext.topk_lse(self.logits(out), k, id_map)
         return logp, ids
@@ -186,6 +208,21 @@ class SparrowDrafter(nn.Module):
         ).view(b, t, -1)
         return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
 
+    # ---- in the loop ----
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
+        """See EntersLoop. Raises ValueError where dtype or device are not the target's, too."""
+        from sparrow.drafters import text, visual  # they import this file
+
+        self.attach(target)
+        have, want = self.fc.weight, target.embedding
+        if (have.dtype, have.device) != (want.dtype, want.device):
+            raise ValueError(
+                f"the drafter is {have.dtype} on {have.device}, the model {want.dtype} on {want.device}: call "
+                "drafter.place(model.device, model.dtype)"
+            )
+        kind = visual.VisualDrafter if self.config.positions == "sequence" else text.TextDrafter
+        return kind(self), tree or TreeConfig.parse(self.config.tree)
+
     # ---- storage ----
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Writes config.json and model.safetensors; the target's tables are not stored."""
@@ -203,9 +240,11 @@ class SparrowDrafter(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the config or the weights do not fit this format, or a weight is not finite.
+            ValueError: the folder holds a target; the config or the weights do not fit this format, or a weight is not
+                finite.
         """
         folder = pathlib.Path(folder)
+        _refuse_target(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
@@ -290,3 +329,13 @@ class SparrowDrafter(nn.Module):
         if ids.unique().numel() != ids.numel():
             raise ValueError("draft vocabulary ids must be distinct: each draft id maps to one token")
         self.draft_vocab_ids = ids
+
+
+def _refuse_target(folder: pathlib.Path) -> None:
+    """Raises ValueError where config.json is that of a transformers model."""
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return  # said by those who need the file
+    if isinstance(values, dict) and ("model_type" in values or "architectures" in values):
+        raise ValueError(f"{folder} is a target (model_type {values.get('model_type')!r}), not a drafter")

@@ -4,16 +4,17 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-import sparrow_ext
 from sparrow.sampling import Sampler
-from sparrow.targets.adapter import Layers, Prefill
+from sparrow.targets.adapter import Layers, Prefill, Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import DraftTree, TreeConfig
+
+D = TypeVar("D")
 
 
 @dataclass
@@ -35,8 +36,31 @@ class Pending:
     num_rows: Tensor
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt the target has run, as a drafter meets it.
+
+    Attributes:
+        tokens: int64 [B, P]; tokens that the target's attention mask hides are left out.
+        is_text: bool [B, P].
+        prefill: the target's states of these tokens.
+        root: int64 [B], the token drawn from the last logits.
+        cache: the target's, P rows.
+        max_new_tokens: room for so many more is needed.
+        error: the CUDA operators' error word.
+    """
+
+    tokens: Tensor
+    is_text: Tensor
+    prefill: Prefill
+    root: Tensor
+    cache: TargetCache
+    max_new_tokens: int
+    error: Tensor
+
+
 @dataclass
-class DecodeState:
+class DecodeState(Generic[D]):
     """Everything a generation carries from round to round.
 
     Attributes:
@@ -44,9 +68,8 @@ class DecodeState:
         root: int64 [B], emitted and not yet run.
         length: int64 [B], tokens so far, prompt and root included = absolute position of the next drawn token.
         position: int64 [..., B, 1], the root's position ids in the target.
-        pending: what the drafter has not seen yet.
         sampler: temperature, seeds, seen tokens, processors.
-        draft: the drafter's own state.
+        draft: the drafter's own, from its begin().
         error: the CUDA operators' error word, read with each round's tokens.
     """
 
@@ -54,17 +77,13 @@ class DecodeState:
     root: Tensor
     length: Tensor
     position: Tensor
-    pending: Pending
     sampler: Sampler
-    draft: object = None
-    error: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.error = sparrow_ext.error_word(self.root.device)
+    draft: D
+    error: Tensor
 
 
-class Drafter(Protocol):
-    """What the loop asks of a drafter; subclass it.
+class Drafter(Generic[D]):
+    """What the loop asks of a drafter; subclass it. D is the type of its state, which it keeps in no other place.
 
     Attributes:
         hidden_layer: which target states it wants, if any (several: joined).
@@ -74,8 +93,33 @@ class Drafter(Protocol):
     hidden_layer: Layers = None
     visual_layer: int | None = None
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        """Sets up state.draft after the prompt's prefill."""
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
+        """See EntersLoop: itself, with the tree asked for."""
+        return self, tree or TreeConfig()
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
-        """A tree below state.root; consumes state.pending."""
+    def begin(self, prompt: Prompt) -> D:
+        """The drafter's state after the prompt's prefill."""
+        raise NotImplementedError
+
+    def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:
+        """A tree below state.root."""
+        raise NotImplementedError
+
+    def accept(self, draft: D, accepted: Pending) -> None:
+        """Takes a round's tokens, the new root last, with the states the target verified them by."""
+
+
+class EntersLoop(Protocol):
+    """What generate() takes as a drafter."""
+
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
+        """What drafts for this target in the loop, and its trees' size (None = it drafts nothing).
+
+        Args:
+            target: the model that verifies.
+            tree: the size asked for; None = its own.
+
+        Raises:
+            ValueError: it was not made for this target, or cannot draft such trees.
+        """
+        ...

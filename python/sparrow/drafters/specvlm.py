@@ -7,14 +7,14 @@ docs/rivals.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import sparrow_ext
-from sparrow.drafters.protocol import DecodeState, Drafter
-from sparrow.targets.adapter import Prefill, Target
+from sparrow.drafters.protocol import DecodeState, Drafter, Prompt
+from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import DraftTree, TreeConfig
 
@@ -59,6 +59,12 @@ class SpecVLM:
         sizes = [sum(counts) for counts in self.children]
         return TreeConfig(sum(sizes), len(sizes), max(sizes, default=0))
 
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
+        """See EntersLoop."""
+        if tree is not None:
+            raise ValueError(f"tree must be None: SpecVLM's tree is static (SpecVLM.children), got {tree}")
+        return PrunedTarget(target, self), self.shape
+
 
 def kept_tokens(scores: Tensor, keep: float, mass: float) -> Tensor:
     """Which visual tokens stay: int64 [K], ascending, K = max(1, floor(keep * M)).
@@ -81,7 +87,20 @@ def kept_tokens(scores: Tensor, keep: float, mass: float) -> Tensor:
     return torch.cat([top, others[spread]]).sort().values
 
 
-class PrunedTarget(Drafter):
+@dataclass
+class PrunedDraft:
+    """What the pruned target carries from round to round.
+
+    Attributes:
+        cache: its rows.
+        covered: rows of the target's cache that it has, or has dropped.
+    """
+
+    cache: TargetCache
+    covered: int
+
+
+class PrunedTarget(Drafter[PrunedDraft]):
     """The target as its own drafter, in the loop. Takes one sequence.
 
     Args:
@@ -94,36 +113,35 @@ class PrunedTarget(Drafter):
         self.parent = torch.tensor([_breadth_first(settings.children)], dtype=torch.int32, device=target.device)
         self.anc, self.depth = sparrow_ext.tree_mask(self.parent)
         self.levels = _levels(settings.children, self.parent, self.depth)
-        self.covered = 0
 
     @torch.no_grad()
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        if prompt.shape[0] != 1:
-            raise ValueError(f"SpecVLM takes one sequence, got a batch of {prompt.shape[0]}")
+    def begin(self, prompt: Prompt) -> PrunedDraft:
+        tokens, is_text = prompt.tokens, prompt.is_text
+        if tokens.shape[0] != 1:
+            raise ValueError(f"SpecVLM takes one sequence, got a batch of {tokens.shape[0]}")
         kept, visual = is_text[0].clone(), (~is_text[0]).nonzero()[:, 0]
         if len(visual):
             first = int(visual[-1]) + 1
-            if first == prompt.shape[1]:
+            if first == tokens.shape[1]:
                 raise ValueError(
                     "SpecVLM ranks visual tokens by the text behind them; this prompt ends with a visual token"
                 )
-            sums = self.target.attention_from(prompt, first, prefill, state.cache)
+            sums = self.target.attention_from(tokens, first, prompt.prefill, prompt.cache)
             kept[visual[kept_tokens(sums[0, visual], self.settings.keep, self.settings.mass)]] = True
         places = kept.nonzero()[:, 0]
-        state.draft = state.cache.copy_of(places, len(places) + max_new_tokens + self.settings.shape.nodes)
-        self.covered = prompt.shape[1]
+        room = len(places) + prompt.max_new_tokens + self.settings.shape.nodes
+        return PrunedDraft(prompt.cache.copy_of(places, room), tokens.shape[1])
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
-        cache = state.draft
-        assert isinstance(cache, TargetCache)
+    def draft(self, state: DecodeState[PrunedDraft], shape: TreeConfig) -> DraftTree:
+        own = state.draft
         # the rows of what was accepted are the target's own, from its verification
         length = state.cache.get_seq_length()
-        cache.append_rows(state.cache.buffer[..., self.covered : length, :])
-        self.covered = length
+        own.cache.append_rows(state.cache.buffer[..., own.covered : length, :])
+        own.covered = length
         tokens = state.root[:, None]
         for level in self.levels:
             positions = state.position + self.depth[:, level.run]
-            logits, _ = self.target.verify(tokens[:, level.run], level.anc, positions, cache, None)
+            logits, _ = self.target.verify(tokens[:, level.run], level.anc, positions, own.cache, None)
             _, ids, _ = sparrow_ext.topk_lse(logits[:, -level.parents :], level.most)
             tokens = torch.cat([tokens, ids.flatten(1)[:, level.taken]], dim=1)
         return DraftTree(tokens, self.parent, self.anc, self.depth, torch.full_like(self.depth[:, 0], tokens.shape[1]))

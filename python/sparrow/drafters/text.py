@@ -1,20 +1,21 @@
 """One round of drafting: catch up with what was accepted, then grow a tree level by level."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import sparrow_ext
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.protocol import DecodeState, Drafter, Pending
-from sparrow.targets.adapter import Prefill
+from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
+from sparrow.targets.adapter import Target
 from sparrow.tree import MAX_NODES, DraftTree, TreeConfig
 
 
 @dataclass
 class DraftCache:
-    """The drafter's keys and values, text rows only unless it is one of the rivals (see rivals.py).
+    """The drafter's keys and values, text rows only unless it is one of the rivals (see visual.py).
 
     Attributes:
         keys, values: [B, capacity, K, D].
@@ -109,11 +110,11 @@ def grow(
     b, device = root.shape[0], root.device
     width = min(shape.width, drafter.num_draft_tokens)
     candidates = width + (shape.depth - 1) * width * width
-    score = torch.zeros(b, 1, device=device)
+    score = torch.zeros(b, 1, dtype=torch.float32, device=device)
     index = torch.full((b, 1), -1, dtype=torch.int32, device=device)
     anc = torch.zeros(b, 1, max(1, -(-width * shape.depth // 64)), dtype=torch.int64, device=device)
     history = (
-        torch.full((b, candidates), -torch.inf, device=device),
+        torch.full((b, candidates), -torch.inf, dtype=torch.float32, device=device),
         torch.zeros(b, candidates, dtype=torch.int64, device=device),
         torch.full((b, candidates), -1, dtype=torch.int32, device=device),
     )
@@ -130,31 +131,53 @@ def grow(
     return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error))
 
 
-class TextDrafter(Drafter):
+@dataclass
+class TextDraft:
+    """What a SparrowDrafter carries from round to round.
+
+    Attributes:
+        cache: its keys and values.
+        pending: what it has not seen yet: the prompt's text rows and the first token, then what each round accepts.
+    """
+
+    cache: DraftCache
+    pending: Pending
+
+
+class TextDrafter(Drafter[TextDraft]):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        state.pending = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
-        rows = state.pending.tokens.shape[1] + max_new_tokens
-        state.draft = DraftCache.empty(self.drafter, prompt.shape[0], rows)
+    def begin(self, prompt: Prompt) -> TextDraft:
+        prefill = prompt.prefill
+        pending = text_rows(prompt.tokens, prompt.is_text, prefill.hidden, prefill.text_position, prompt.root)
+        b, rows = pending.tokens.shape
+        return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
-        assert isinstance(state.draft, DraftCache)
-        out, position = catch_up(self.drafter, state.pending, state.draft, state.error)
-        return grow(self.drafter, state.root, out, position, state.draft, shape, state.error)
+    def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
+        cache, pending = state.draft.cache, state.draft.pending
+        out, position = catch_up(self.drafter, pending, cache, state.error)
+        return grow(self.drafter, state.root, out, position, cache, shape, state.error)
+
+    def accept(self, draft: TextDraft, accepted: Pending) -> None:
+        draft.pending = accepted
 
 
-class NoDrafter(Drafter):
+class NoDrafter(Drafter[None]):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        pass
+    def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
+        if tree is not None:
+            raise ValueError("tree needs a drafter: plain decoding drafts nothing")
+        return self, None
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
+    def begin(self, prompt: Prompt) -> None:
+        return None
+
+    def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
         b, device = state.root.shape[0], state.root.device
         parent = torch.full((b, 1), -1, dtype=torch.int32, device=device)
         anc, depth = sparrow_ext.tree_mask(parent, state.error)

@@ -1,7 +1,7 @@
 """Drafters that see the video, or number their rows as if they did: MSD, MSD + VATA, ViSpec. See docs/rivals.md.
 
 Only the prompt differs from Sparrow's: here it becomes a cache of text and visual rows. Catching up with accepted
-tokens and growing the tree are Sparrow's own code (draft.py).
+tokens and growing the tree are Sparrow's own code (text.py).
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 import sparrow_ext
 from sparrow.drafters.compressor import visual_blocks
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.protocol import DecodeState, Pending
-from sparrow.drafters.text import DraftCache, TextDrafter
+from sparrow.drafters.protocol import Pending, Prompt
+from sparrow.drafters.text import DraftCache, TextDraft, TextDrafter
 from sparrow.targets.adapter import Prefill
 
 
@@ -23,23 +23,26 @@ class VisualDrafter(TextDrafter):
         super().__init__(drafter)
         self.visual_layer = drafter.config.seen_layer
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        state.draft = prompt_cache(self.drafter, prompt, is_text, prefill, max_new_tokens, state.error)
-        b, p = prompt.shape
-        last = torch.arange(b, dtype=torch.int32, device=prompt.device)[:, None] * p + p - 1
-        state.pending = Pending(  # the root alone
-            tokens=state.root[:, None],
+    def begin(self, prompt: Prompt) -> TextDraft:
+        b, p = prompt.tokens.shape
+        last = torch.arange(b, dtype=torch.int32, device=prompt.root.device)[:, None] * p + p - 1
+        pending = Pending(  # the root alone
+            tokens=prompt.root[:, None],
             row_index=last,
-            hidden=prefill.hidden.flatten(0, 1),
-            positions=prefill.text_position[:, -1:] + 1,
+            hidden=prompt.prefill.hidden.flatten(0, 1),
+            positions=prompt.prefill.text_position[:, -1:] + 1,
             num_rows=torch.ones_like(last[:, 0]),
         )
+        cache = prompt_cache(
+            self.drafter, prompt.tokens, prompt.is_text, prompt.prefill, prompt.max_new_tokens, prompt.error
+        )
+        return TextDraft(cache, pending)
 
 
 @torch.no_grad()
 def prompt_cache(
     drafter: SparrowDrafter,
-    prompt: Tensor,
+    tokens: Tensor,
     is_text: Tensor,
     prefill: Prefill,
     max_new_tokens: int,
@@ -52,11 +55,11 @@ def prompt_cache(
     token, without FC. Of a single layer's prompt only keys and values are ever used: nothing else is computed.
 
     Args:
-        prompt: int64 [B, P]; is_text: bool [B, P].
+        tokens: int64 [B, P]; is_text: bool [B, P].
         prefill: with `visual` unless visual=none.
         error: the operators' error word.
     """
-    b, p = prompt.shape
+    b, p = tokens.shape
     ends = ~is_text & F.pad(is_text[:, 1:], (0, 1), value=True)
     seen = {"none": is_text, "rows": torch.ones_like(is_text), "compressed": is_text | ends}[drafter.config.visual]
     visual, summaries = visual_rows(drafter, is_text, ends, prefill.visual)
@@ -64,7 +67,7 @@ def prompt_cache(
     text = is_text[which, place]
     x = drafter.fc.weight.new_empty(len(place), drafter.config.hidden_size)
     x[~text] = visual
-    x[text] = text_inputs(drafter, prompt, prefill.hidden, summaries, which[text], place[text], error)
+    x[text] = text_inputs(drafter, tokens, prefill.hidden, summaries, which[text], place[text], error)
     count = seen.sum(1, dtype=torch.int32)
     cache = DraftCache.empty(drafter, b, int(count.max()) + max_new_tokens)
     slot = which * cache.keys.shape[1] + (seen.cumsum(1) - 1)[which, place]
@@ -98,7 +101,7 @@ def visual_rows(
 
 def text_inputs(
     drafter: SparrowDrafter,
-    prompt: Tensor,
+    tokens: Tensor,
     hidden: Tensor,
     summaries: Tensor | None,
     which: Tensor,
@@ -110,7 +113,7 @@ def text_inputs(
     states = drafter.reuse(before, None if summaries is None else summaries[which, place])
     rows = torch.arange(len(place), dtype=torch.int32, device=place.device)
     return sparrow_ext.hsr_project(
-        prompt[which, place], rows, drafter.embedding, states, drafter.fc.weight, drafter.fc.bias, error=error
+        tokens[which, place], rows, drafter.embedding, states, drafter.fc.weight, drafter.fc.bias, error=error
     )
 
 

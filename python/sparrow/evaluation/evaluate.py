@@ -11,16 +11,17 @@ from typing import Any
 from sparrow.drafters.network import WEIGHTS_FILE, SparrowDrafter
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.cells import LEVEL, RESAMPLES, SEED, Runs, cell
-from sparrow.evaluation.questions import Question, question, sampling, to_model
+from sparrow.evaluation.questions import Question, question, sampling
 from sparrow.evaluation.systems import AUTO, Run, System
 from sparrow.evaluation.tables import Plan
 from sparrow.evaluation.tape import Key, Tapes, model_hash, replay
 from sparrow.evaluation.trees import CANDIDATES, CLIPS, TIMED, choose
 from sparrow.files import read_json, write_json
 from sparrow.miniature.shipped import drafter_folder, training_record
+from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 
-Progress = Callable[[str, int], None]  # what is done now, and by how many clips that moves on
+Progress = Callable[[str, int], None]  # what is done now, and how many clips are done since the last call
 
 
 @dataclass
@@ -67,13 +68,13 @@ class Evaluation:
             ValueError: the file holds an evaluation with other settings; the message names the first that differs.
         """
         result = self._start(file, provenance)
-        done = {(made["length"], made["temperature"]) for made in result["cells"]}
+        done = points_of(result)
         for length, temperature in self.plan.points:
             if (length, temperature) not in done:
                 result["cells"] += self.cells(length, temperature)
                 write_json(file, result, indent=1)
             else:
-                self.progress(f"{length} visual tokens, T={temperature:g}: done before", self.plan.clips)
+                self.progress(f"{length} visual tokens, T={temperature:g}: done before", 0)
         return result
 
     def _start(self, file: pathlib.Path, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +96,9 @@ class Evaluation:
         runs: Runs = {s.name: [] for s in now}
         replayed: dict[str, list[list[int]]] = {s.name: [] for s in now if s.kind == "sparrow"}
         for number in range(plan.clips):
-            self.progress(f"{length} visual tokens, T={temperature:g}, clip {number + 1} of {plan.clips}", 1)
+            self.progress(f"{length} visual tokens, T={temperature:g}, clip {number + 1} of {plan.clips}", 0)
             self._clip(Key(plan.split, length, number, temperature), now, runs, replayed)
+            self.progress(f"{length} visual tokens, T={temperature:g}, {number + 1} of {plan.clips} clips done", 1)
         shown = {s.name for s in plan.all_systems}
         made = [cell(plan, s, length, temperature, runs, replayed.get(s.name)) for s in now if s.name in shown]
         return [{**c, "tree_choice": choices[c["system"]]} if c["system"] in choices else c for c in made]
@@ -114,7 +116,7 @@ class Evaluation:
     def ask(self, length: int, number: int, split: str) -> Question:
         """The question, its inputs where the model is."""
         asked = question(self.settings, self.tokenizer, length, number, split=split)
-        return replace(asked, inputs=to_model(asked.inputs, self.model))
+        return replace(asked, inputs=Target(self.model).inputs(asked.inputs))
 
     def _replay(self, key: Key, system: System, asked: Callable[[], Question]) -> list[int]:
         """Tokens per round."""
@@ -166,6 +168,16 @@ class Evaluation:
 def file_hash(folder: str) -> str:
     """16 hex digits of a drafter's weights."""
     return hashlib.sha256((drafter_folder(folder) / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
+
+
+def measured(file: pathlib.Path) -> set[tuple[int, float]]:
+    """The (visual length, temperature) pairs that a result file holds; none where there is no file."""
+    return points_of(read_json(file)) if file.exists() else set()
+
+
+def points_of(result: dict[str, Any]) -> set[tuple[int, float]]:
+    """The (visual length, temperature) pairs of a result's cells."""
+    return {(made["length"], made["temperature"]) for made in result["cells"]}
 
 
 def started(

@@ -63,14 +63,6 @@ def question(
     return Question(number, length, clip, inputs)
 
 
-def to_model(inputs: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """The inputs on the model's device, pixels in its dtype."""
-    return {
-        name: value.to(model.device, model.dtype if name.startswith("pixel") else value.dtype)
-        for name, value in inputs.items()
-    }
-
-
 def sampling(temperature: float, max_new_tokens: int) -> dict[str, Any]:
     """generate()'s options; top-k and top-p off.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sparrow.decoding.generate import generate
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.specvlm import SpecVLM
+from sparrow.targets.borrow import lock_of
 from sparrow.tree import TreeConfig
 
 OURS = ("plain", "sparrow", "specvlm")
@@ -107,7 +108,15 @@ def run(
         seed: of the noise: ours as generate's, transformers' by its global generator, which is left as it was.
         clock: a key of CLOCKS; "cpu" is this process' CPU time, the same on one thread of an idle machine.
     """
-    timer, emitted = Timer(CLOCKS[clock]), None
+    with lock_of(model):
+        return _run(system, model, drafter, inputs, options, seed, Timer(CLOCKS[clock]))
+
+
+def _run(
+    system: System, model: Any, drafter: SparrowDrafter | None, inputs: dict[str, Any], options: dict, seed: int,
+    timer: Timer,
+) -> Run:  # fmt: skip
+    emitted = None
     stages: dict[str, float] = {}
     start = timer.now()
     if system.kind in OURS:

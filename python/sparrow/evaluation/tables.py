@@ -40,7 +40,7 @@ class Table:
     """What a table needs.
 
     Attributes:
-        name: its name; what: in a line.
+        name: its name; names.py says what it shows.
         arms: drafters, each with every tree. others: keys of OTHERS.
         trees: "total-depth-width"; "auto" = the fastest at each visual length, of each arm; "own" = the config's.
         points: (visual length, temperature).
@@ -50,7 +50,6 @@ class Table:
     """
 
     name: str
-    what: str
     arms: tuple[Arm, ...] = ()
     trees: tuple[str, ...] = TREES
     points: tuple[Point, ...] = ()
@@ -117,45 +116,45 @@ TABLES = {
     table.name: table
     for table in (
         Table(
-            "main", "tau, speed and losslessness of every system", MAIN, (PAPER_TREE,),
+            "main", MAIN, (PAPER_TREE,),
             grid((64, 1024, 4096), 0.0, 1.0), ("specvlm", "lookup"), clips=40, live=4, timed=4, live_others=30,
             quick={"arms": (replace(SHIPPED, trees=(OWN,)), *RIVALS[1:]), "trees": (PAPER_TREE,),
                    "points": ((64, 0.0), (64, 1.0), (1024, 0.0)), "clips": 10, "live": 3, "live_others": 3, "timed": 3,
                    "runs": 2},
         ),
         Table(
-            "length", "tau over the visual length", RIVALS, TREES, grid(LENGTHS, 0.0), ("specvlm", "lookup"),
+            "length", RIVALS, TREES, grid(LENGTHS, 0.0), ("specvlm", "lookup"),
             live_others=30,
             quick={"trees": (PAPER_TREE,), "points": grid((64, 1024, 4096), 0.0), "clips": 8, "live": 1,
                    "live_others": 2},
         ),
         Table(
-            "ablation", "tau with and without MTP, IVSB and VATA", ABLATION, TREES, grid(LENGTHS, 0.0),
+            "ablation", ABLATION, TREES, grid(LENGTHS, 0.0),
             quick={"trees": (PAPER_TREE,), "points": grid((64, 1024), 0.0), "clips": 10, "live": 1},
         ),
         Table(
-            "stages", "where the time goes, and what a round costs in plain steps",
+            "stages",
             (replace(PAPER, trees=(PAPER_TREE,)), replace(SHIPPED, trees=(OWN,))), (),
             grid(LENGTHS, 0.0), clips=8, live=8, timed=8,
             quick={"points": grid((64, 1024), 0.0), "clips": 3, "live": 3, "timed": 3, "runs": 2},
         ),
         Table(
-            "trees", "tau and acceptance by depth of chains and trees", (SHIPPED, PAPER, MSD, VISPEC),
+            "trees", (SHIPPED, PAPER, MSD, VISPEC),
             ("2-2-1", "4-4-1", "8-8-1", "16-16-1", "12-6-2", "30-4-8", PAPER_TREE, "48-5-10", DEEP_TREE),
             grid((256,), 0.0),
             quick={"trees": ("8-8-1", "12-6-2", PAPER_TREE, DEEP_TREE), "clips": 10, "live": 1},
         ),
         Table(
-            "options", "tau of every training option beside the paper's recipe", OPTIONS, TREES,
+            "options", OPTIONS, TREES,
             (*grid((64, 256, 1024), 0.0), (256, 1.0)),
             quick={"points": ((64, 0.0), (256, 0.0), (256, 1.0)), "clips": 10, "live": 1},
         ),
         Table(
-            "layer_cut", "where in its layers the target takes the video in", points=grid((256,), 0.0), clips=64,
+            "layer_cut", points=grid((256,), 0.0), clips=64,
             visual=True, quick={"clips": 8},
         ),
         Table(
-            "watch", "whether the target watches: the true, another and a black video", points=grid(WATCH, 0.0),
+            "watch", points=grid(WATCH, 0.0),
             clips=64, visual=True, quick={"points": grid((64, 1024), 0.0), "clips": 8},
         ),
     )

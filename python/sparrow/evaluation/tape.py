@@ -20,13 +20,13 @@ import sparrow_ext
 from sparrow.decoding.generate import generate
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.protocol import DecodeState, Pending
+from sparrow.drafters.protocol import Pending, Prompt
 from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_rows
 from sparrow.drafters.visual import prompt_cache
 from sparrow.evaluation.questions import sampling
 from sparrow.files import write_tensors
 from sparrow.targets.adapter import Layers, Prefill
-from sparrow.tree import DraftTree, TreeConfig
+from sparrow.tree import TreeConfig
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,14 @@ class Recorder(NoDrafter):
         self.prompt: Pending | None = None
         self.is_text = self.visual = torch.empty(0)
 
-    def begin(self, prompt: Tensor, is_text: Tensor, prefill: Prefill, state: DecodeState, max_new_tokens: int) -> None:
-        self.prompt = text_rows(prompt, is_text, prefill.hidden, prefill.text_position, state.root)
+    def begin(self, prompt: Prompt) -> None:
+        prefill, is_text = prompt.prefill, prompt.is_text
+        self.prompt = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
         self.is_text = is_text[0]
-        given = prefill.hidden[:, :0] if prefill.visual is None else prefill.visual[~is_text][None]
-        self.visual = given[0]
+        self.visual = prefill.hidden[0, :0] if prefill.visual is None else prefill.visual[~is_text]
 
-    def draft(self, state: DecodeState, shape: TreeConfig) -> DraftTree:
-        if state.pending.tokens.dim() == 2:  # not in the first round: nothing has been accepted before it
-            self.rows.append(state.pending.hidden)
-        return super().draft(state, shape)
+    def accept(self, draft: None, accepted: Pending) -> None:
+        self.rows.append(accepted.hidden)
 
     def tape(self, tokens: Tensor) -> Tape:
         """The tape of the run; tokens int64 [n]."""
@@ -78,7 +76,8 @@ class Recorder(NoDrafter):
         assert first is not None
         before = first.row_index[0].long()
         states = torch.where(before[:, None] >= 0, first.hidden[before.clamp(min=0)], 0)
-        hidden = torch.cat(self.rows) if self.rows else states.new_empty(0, states.shape[1])
+        rows = self.rows[:-1]  # nothing is drafted behind the last round
+        hidden = torch.cat(rows) if rows else states.new_empty(0, states.shape[1])
         return Tape(tokens, hidden, first.tokens[0], states, first.positions[0], self.is_text, self.visual)
 
 
@@ -92,7 +91,7 @@ def record(
 ) -> Tape:
     """Decodes plainly and keeps tokens and states, and what drafters see of the video where asked; batch 1."""
     recorder = Recorder(hidden_layer, visual_layer)
-    out = generate(model, recorder, **inputs, **options, seed=seed, tree=TreeConfig(1, 1, 1))
+    out = generate(model, recorder, **inputs, **options, seed=seed)
     return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
 
 

@@ -30,11 +30,10 @@ def layer_cut(model: PreTrainedModel, first: int) -> Iterator[None]:
     target = Target(model)
     if not 0 <= first <= target.num_layers:
         raise ValueError(f"first must lie in [0, {target.num_layers}], got {first}")
-    tokens = torch.tensor(sorted(target.visual_tokens()), device=target.device)
     visual: list[Tensor] = []
 
     def see(module, args, kwargs) -> None:
-        visual[:] = [torch.isin(kwargs["input_ids"], tokens)]
+        visual[:] = [~target.is_text(kwargs["input_ids"])]
 
     def attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling=None, **_):
         n = query.shape[2]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparrow.miniature.batches import IGNORE, LOOKS, STORY, Batch, Collator, training_batch
 from sparrow.miniature.recipe import TargetRecipe
 from sparrow.miniature.watching import watch
+from sparrow.progress import track
 from sparrow.training.run import Run, learning_rate
 
 Report = Callable[[str], None]
@@ -117,7 +118,7 @@ def train_target(model: Any, collator: Collator, recipe: TargetRecipe, run: Run,
         report(f"going on from step {start}")
     model.train()
     began = time.monotonic()
-    for step in range(start, recipe.steps):
+    for step in track(range(start, recipe.steps), "training the target", "steps"):
         values = _step(model, collator, recipe, step, probes, steppers, forward, parameters)
         run.log(step=step, **values)
         done = step + 1

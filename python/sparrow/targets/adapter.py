@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 
 from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.cache import TargetCache
-from sparrow.targets.linear import skinny_linear_in
-from sparrow.targets.versions import cache_argument
+from sparrow.targets.linear import DTYPES, skinny_linear_in
+from sparrow.targets.versions import cache_argument, warn_outside_tested
+
+warn_outside_tested()
 
 FAMILIES = {
     "qwen2_vl": "Qwen2-VL",
@@ -98,6 +100,28 @@ class Target:
             if getattr(self.model.config, name, None) is not None
         }
 
+    def is_text(self, input_ids: Tensor) -> Tensor:
+        """bool, shaped as input_ids: which tokens of a prompt are text. (A generated one is text, whatever its id.)"""
+        return ~torch.isin(input_ids, torch.tensor(sorted(self.visual_tokens()), device=input_ids.device))
+
+    def inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a processor made, on the model's device; pixels in its dtype, all else (times, ids) as it is."""
+        return {
+            name: value.to(self.device, self.model.dtype if name.startswith("pixel") else value.dtype)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in inputs.items()
+        }
+
+    def keep_offset(self, next_position: Tensor, length: int) -> None:
+        """Leaves M-RoPE's offset behind that continues a prompt of `length` tokens whose position ids were given.
+
+        next_position: int64 [..., B, 1], of the token after it. transformers sets the offset where it numbers the
+        prompt itself, and reads it when it continues from a cache.
+        """
+        if self.family in MROPE_FAMILIES:
+            self.model.model.rope_deltas = (next_position[-1] if next_position.dim() == 3 else next_position) - length
+
     def fingerprint(self) -> dict[str, object]:
         """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
         weight = getattr(self.head, "weight", None)
@@ -140,12 +164,13 @@ class Target:
         )
         with self._states(hidden_layer) as states, self._states_of(visual_layer) as visual:
             out = self.model(**inputs, return_dict=True)
+        b, p = input_ids.shape
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
             logits=out.logits[:, -1].float(),
             hidden=states[0] if states else out.logits.new_empty(*input_ids.shape, 0),
             next_position=position_ids[..., -1:] + 1,
-            text_position=flat,
+            text_position=flat[:, -p:].expand(b, p),  # a mask of another width gives other ids than one per token
             visual=visual[0] if visual else None,
         )
 
@@ -200,7 +225,7 @@ class Target:
         These rows are run once more over the prompt's cache, a few at a time; the cache is left as it is.
         """
         b, p = prompt.shape
-        sums = torch.zeros(b, p, device=prompt.device)
+        sums = torch.zeros(b, p, dtype=torch.float32, device=prompt.device)
         with attention_in(self.model, RANKING):
             for start in range(first, p, step := min(64, cache.capacity - p)):
                 rows = slice(start, min(start + step, p))
@@ -257,6 +282,9 @@ def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:
     for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_sinks", "attention_chunk_size"):
         if getattr(text, name, None):
             raise ValueError(f"tree_attention does not model {name}={getattr(text, name)!r} of this {family} config")
+    if (dtype := model.get_input_embeddings().weight.dtype) not in DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+        raise ValueError(f"model must be in {names}; this one is in {str(dtype).removeprefix('torch.')}")
     devices = {str(p.device) for p in model.parameters()}
     if len(devices) > 1:
         raise ValueError(f"model must live on one device; its parameters are on {sorted(devices)}")

@@ -66,6 +66,7 @@ class TargetCache(Cache):
         self.buffer, self.lengths = torch.empty(0), torch.empty(0, dtype=torch.int32)
         self.verifying = False
         self._host_lengths = [0] * num_layers
+        self._aside: tuple[Tensor, Tensor] | None = None
 
     def layer_length(self, index: int) -> int:
         """Committed rows of one layer (the longest sequence's, where they differ)."""
@@ -102,6 +103,26 @@ class TargetCache(Cache):
         copy._share()
         copy.append_rows(self.buffer[..., places, :])
         return copy
+
+    def set_aside(self, places: Tensor) -> None:
+        """Takes the committed rows at `places`, int64 [R], ascending, out of sight: the others close up."""
+        length = self.layer_length(0)
+        left = _others(places, length)
+        self._aside = places, self.buffer[..., places, :]
+        self.buffer[..., : len(left), :] = self.buffer[..., left, :]
+        self.set_length(len(left))
+
+    def put_back(self) -> None:
+        """Undoes set_aside, whatever was appended in between; nothing where nothing was set aside."""
+        if self._aside is None:
+            return
+        (places, rows), self._aside = self._aside, None
+        length = self.layer_length(0) + len(places)
+        self.reserve(length)
+        others = _others(places, length)
+        self.buffer[..., others, :] = self.buffer[..., : len(others), :].clone()
+        self.buffer[..., places, :] = rows
+        self.set_length(length)
 
     def append_rows(self, rows: Tensor) -> None:
         """Commits rows [L, 2, B, K, R, D] of another cache; every sequence has the same length."""
@@ -154,3 +175,8 @@ class TargetCache(Cache):
         if index == len(self.layers) - 1:
             self.lengths.fill_(end)
         return k[:, :, :end], v[:, :, :end]
+
+
+def _others(places: Tensor, length: int) -> Tensor:
+    """The numbers below `length` that are not in `places`, int64, ascending."""
+    return torch.ones(length, dtype=torch.bool, device=places.device).index_fill_(0, places, False).nonzero()[:, 0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
 from sparrow.targets.positions import prompt_positions
 
 
@@ -57,7 +58,8 @@ def teacher_states(
     if (ids := prompt_positions(target, arguments, positions)) is not None:
         arguments["position_ids"] = ids
     run = _Forced(target, answer.to(target.device)[None], tuple(dict.fromkeys(layers)))
-    target.model.generate(**arguments, max_new_tokens=1, do_sample=False, custom_generate=run)
+    with lock_of(target.model):
+        target.model.generate(**arguments, max_new_tokens=1, do_sample=False, custom_generate=run)
     assert run.output is not None
     return run.output
 
@@ -83,10 +85,9 @@ class _Forced:
                 **{self.target.cache_argument: model_kwargs[self.target.cache_argument]},
             )
         next_text = prefill.text_position[0, -1] + 1
-        visual = torch.tensor(sorted(self.target.visual_tokens()), device=input_ids.device)
         self.output = TeacherStates(
             tokens=torch.cat([input_ids, self.answer], dim=1)[0],
-            is_text=torch.cat([~torch.isin(input_ids[0], visual), torch.ones_like(after, dtype=torch.bool)]),
+            is_text=torch.cat([self.target.is_text(input_ids[0]), torch.ones_like(after, dtype=torch.bool)]),
             position=torch.cat([prefill.text_position[0], next_text + after]),
             states={k: torch.cat(parts, dim=1)[0] for k, parts in caught.items()},
         )

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from sparrow.files import append_lines, lock, read_json, read_json_lines, write_json
+from sparrow.progress import track
 from sparrow.targets.adapter import Target
+from sparrow.targets.borrow import lock_of
 from sparrow.targets.positions import prompt_positions
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
@@ -20,7 +20,6 @@ from sparrow.training.recipe import Answers
 
 SETTINGS = "settings.json"
 OTHER = "choose another folder, or remove it to start again"
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def write_answers(
     missing = _missing(folder, clips, config)
     ranks.wait()  # nobody writes before everybody has read
     mine = missing[ranks.rank :: ranks.world]
-    jobs = track(mine, "answering", console=console, disable=not (ranks.main and mine), transient=True)
+    jobs = track(mine, "answering", "answers", quiet=not ranks.main)
     for group in _batches(clips, jobs, config.batch):
         made = generate_answers(target, clips, group, config, positions)
         append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
@@ -153,12 +152,6 @@ def _batches(clips: Clips, jobs, size: int) -> Iterator[list[Job]]:
     yield from waiting.values()
 
 
-def to_device(inputs: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-    """Inputs on the target's device; pixels in its dtype."""
-    dtype = target.embedding.dtype
-    return {k: v.to(target.device, dtype if k.startswith("pixel") else v.dtype) for k, v in inputs.items()}
-
-
 @torch.no_grad()
 def generate_answers(
     target: Target, clips: Clips, jobs: Sequence[Job], config: Answers, positions: str
@@ -173,18 +166,18 @@ def generate_answers(
         options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     inputs: dict[str, object] = {k: torch.cat([job[2][k] for job in jobs]) for k in jobs[0][2]}
     ids = [prompt_positions(target, dict(job[2]), positions) for job in jobs]
-    inputs = dict(to_device(inputs, target))  # type: ignore[arg-type]
+    inputs = target.inputs(inputs)
     if ids[0] is not None:
         inputs["position_ids"] = torch.cat([x for x in ids if x is not None], dim=1).to(target.device)
     devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with lock_of(target.model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(config.seed * 1_000_003 + jobs[0][0])
         out = target.model.generate(**inputs, **options, max_new_tokens=config.max_new_tokens)
     prompt = jobs[0][2]["input_ids"]
-    is_visual = torch.isin(prompt, torch.tensor(sorted(target.visual_tokens())))
+    is_text = target.is_text(prompt[0])
     ends = target.model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
-    text, visual = int((~is_visual[0]).sum()), int(is_visual[0].sum())
+    text, visual = int(is_text.sum()), int((~is_text).sum())
     return [
         Answer(clip, temperature, _until_end(row, ends), text, visual, clips.describe(clip))
         for (clip, _, _), row in zip(jobs, out[:, prompt.shape[1] :].tolist(), strict=True)

@@ -79,9 +79,7 @@ class Passes(nn.Module):
 
         final: [R, E], states after its final norm.
         """
-        assert self.drafter._tables is not None
-        head = self.drafter._tables[1]
-        logits = head(final.to(self.drafter.embedding.dtype)).float()
+        logits = self.drafter.tables.head(final.to(self.drafter.embedding.dtype)).float()
         p = (logits / self.recipe.temperature).softmax(-1)
         return logits.argmax(-1), p[:, self.drafter.draft_vocab_ids] if self.drafter.config.draft_vocab else p
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import pickle
 import random
 import sys
 from collections.abc import Sequence
@@ -93,9 +94,11 @@ class Run:
         state = self._checkpoint()
         torch.set_rng_state(state.pop("torch_rng"))
         random.setstate(state.pop("python_rng"))
-        rows = state.pop("log")
+        lines = "".join(json.dumps(row) + "\n" for row in state.pop("log"))
         if self.main:
-            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+            if not (log.exists() and log.read_bytes().startswith(lines.encode())):
+                print(f"{log} is damaged: it is written again", file=sys.stderr)
+            write_text(log, lines)
         del state["settings"]
         return state
 
@@ -110,6 +113,8 @@ class Run:
                 raise
             except Exception as error:  # damage ends in exceptions of many kinds
                 fault = " ".join(str(error).split())[:200] or type(error).__name__
+                if isinstance(error, pickle.UnpicklingError):  # torch's words recommend to run what is in there
+                    fault = "it holds other things than numbers, texts and tensors"
                 raise ValueError(
                     f"{file} is damaged, or no checkpoint of this program ({fault}). Restore it; or remove it, and the "
                     "run starts again at its first step with what else is in the folder"

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparrow.files import lock, sweep, write_tensors
+from sparrow.progress import console, track
 from sparrow.targets.adapter import Target
 from sparrow.targets.teacher import teacher_states
-from sparrow.training.answers import Answer, console, keep_settings, to_device
+from sparrow.training.answers import Answer, keep_settings
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.recipe import DrafterTraining, States
@@ -44,7 +44,7 @@ class LiveStates:
         Raises:
             ValueError: the clip is not the one that was answered: its prompt has another length.
         """
-        inputs = to_device(self.clips.inputs(answer.clip), self.target)
+        inputs = self.target.inputs(self.clips.inputs(answer.clip))
         if inputs["input_ids"].shape[1] != answer.text_tokens + answer.visual_tokens:
             raise ValueError(
                 f"clip {answer.clip} has a prompt of {inputs['input_ids'].shape[1]} tokens; it was answered with "
@@ -109,9 +109,7 @@ class CachedStates:
         missing = [a for a in answers if not self._is_there(a)]
         ranks.wait()  # nobody writes before everybody has looked
         mine = missing[ranks.rank :: ranks.world]
-        for answer in track(
-            mine, "target's states", console=console, disable=not (ranks.main and mine), transient=True
-        ):
+        for answer in track(mine, "the target's states", "answers", quiet=not ranks.main):
             if self.file(answer).exists():
                 console.print(f"{self.file(answer)} is damaged: computed again")
             write_tensors(self.file(answer), live.load(answer))

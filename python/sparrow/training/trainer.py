@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,8 +20,9 @@ from torch.utils.data import DataLoader
 
 from sparrow.decoding.generate import generate
 from sparrow.drafters.network import SparrowDrafter
+from sparrow.progress import console, track
 from sparrow.targets.adapter import Target
-from sparrow.training.answers import Answer, console, to_device, write_answers
+from sparrow.training.answers import Answer, write_answers
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.passes import METRICS, Passes
@@ -184,7 +184,7 @@ class Trainer:
         left = range(self.step, self.o.steps)
         if not left:
             self.write_drafter()  # it may be lost or damaged; the checkpoint has it
-        for _ in track(left, "training", console=console, disable=not (self.ranks.main and left), transient=True):
+        for _ in track(left, "training", "steps", quiet=not self.ranks.main):
             self._step(next(loader).to(self.device))
             last = self.step == self.o.steps
             if last or self.step % self.o.validate_every == 0:
@@ -297,7 +297,7 @@ def measure_tau(
         options: dict[str, Any] = {"do_sample": False}
         if answer.temperature > 0:
             options = {"do_sample": True, "temperature": answer.temperature, "top_k": 0, "top_p": 1.0, "seed": 0}
-        options |= to_device(clips.inputs(answer.clip), target)
+        options |= target.inputs(clips.inputs(answer.clip))
         out = generate(
             target.model, drafter, **options, positions=config.states.positions,
             max_new_tokens=config.answers.max_new_tokens,

@@ -10,6 +10,7 @@ import av
 from av.stream import Disposition
 
 from sparrow.video.info import VideoError
+from sparrow.video.matroska import is_matroska, segment_end
 
 # Only formats that hold their own data: FFmpeg would also follow playlists to other files and to the network, and take
 # text for a video.
@@ -18,10 +19,9 @@ PICTURES = "png_pipe,jpeg_pipe,bmp_pipe,webp_pipe"
 # Pictures that go with a film or a song.
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails
 BOXES = (b"mdat", b"moov", b"moof", b"free", b"skip", b"wide", b"ftyp", b"styp", b"sidx", b"mfra", b"uuid", b"udta")
-EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
-class Damage(VideoError):
+class DamagedVideoError(VideoError):
     """The file is damaged: reading past it may help."""
 
 
@@ -40,7 +40,7 @@ def opened(path: Path, formats: str, kind: str) -> Iterator[tuple[Any, Any]]:
             stream.thread_type = "AUTO"
             yield container, stream
     except av.FFmpegError as error:
-        raise Damage(f"{path} is truncated or corrupt: {reason(error)}") from error
+        raise DamagedVideoError(f"{path} is truncated or corrupt: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -72,9 +72,8 @@ def missing_bytes(path: Path) -> int:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12)
-        file.seek(0)
-        if head[:4] == EBML:
-            end = _segment_end(file)
+        if is_matroska(head):
+            end = segment_end(path)
         elif head[:4] == b"RIFF":
             end = _chunks_end(file, size)
         elif head[4:8] in BOXES:
@@ -112,24 +111,3 @@ def _chunks_end(file: BinaryIO, size: int) -> int:
         end = at + 8 + length
         at = end + length % 2
     return end
-
-
-def _segment_end(file: BinaryIO) -> int:
-    """RFC 8794: the size of the EBML header, then that of the segment; all ones: not known."""
-    file.seek(4)
-    _, header = _ebml_size(file)
-    file.seek(header, os.SEEK_CUR)
-    if file.read(4) != SEGMENT:
-        return 0
-    known, length = _ebml_size(file)
-    return file.tell() + length if known else 0
-
-
-def _ebml_size(file: BinaryIO) -> tuple[bool, int]:
-    first = file.read(1)
-    if not first or first == b"\0":
-        return False, 0
-    width = 9 - first[0].bit_length()
-    rest = file.read(width - 1)
-    value = int.from_bytes(bytes([first[0] & ((1 << (8 - width)) - 1)]) + rest, "big")
-    return value != (1 << 7 * width) - 1, value

@@ -1,5 +1,6 @@
 """Reading past damage: which frames of a film can be decoded whole, and those frames."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,13 +29,14 @@ def find_whole(path: Path, packets: Packets) -> tuple[list[int], int, tuple[str,
     Raises:
         VideoError: no frame is whole.
     """
-    keys: dict[int, int] = {}
-    bad: set[int] = set()
+    keys: list[tuple[int, int]] = []
+    # what is lost before a packet lies between it and the one before
+    bad: set[float] = {gap.before - 0.5 for gap in packets.gaps}
     doubted: set[int] = set()
     came: dict[int, tuple[int, int]] = {}
     for number, packet, frames, fault in _decoded(path, packets):
         if packet.is_keyframe:
-            keys[number] = packet.pts or 0
+            keys.append((number, packet.pts or 0))
         if packet.is_corrupt and packet.size:
             doubted.add(number)
         if fault:
@@ -45,7 +47,8 @@ def find_whole(path: Path, packets: Packets) -> tuple[list[int], int, tuple[str,
                 bad.add(frame.opaque)
     bad |= doubted - {number for number, _ in came.values()}
     total = max(len(packets.pts), max(came, default=-1) + 1)
-    whole = [i for i, (number, pts) in sorted(came.items()) if not _spoiled(number, pts, bad, keys)]
+    faults = sorted(bad)
+    whole = [i for i, (number, pts) in sorted(came.items()) if not _spoiled(number, pts, faults, keys)]
     if not whole:
         raise VideoError(f"{path} is truncated or corrupt: no frame of it can be decoded whole")
     return whole, total, _sentences(sorted(set(range(total)) - set(whole)), packets, len(bad))
@@ -63,7 +66,7 @@ def _decoded(path: Path, packets: Packets) -> Iterator[tuple[int, Any, list[tupl
     `frame.opaque` is the number of the packet that a frame was in. Where frames have no distinct times, the source
     index is the frame's number among those that came.
     """
-    decoded = 0
+    decoded, times = 0, {}
     with opened(path, CONTAINERS, "a video") as (container, stream):
         be_careful(stream)
         stream.codec_context.copy_opaque = True
@@ -79,28 +82,32 @@ def _decoded(path: Path, packets: Packets) -> Iterator[tuple[int, Any, list[tupl
                 frames, fault = packet.decode(), False
             except av.FFmpegError:
                 frames, fault = [], True
+            times[number] = packet.pts
+            # one that is in no packet was made up by the decoder
+            frames = [frame for frame in frames if frame.opaque in times]
             if len(packets.pts):
-                at = np.searchsorted(packets.pts, [frame.pts for frame in frames])
+                at = np.searchsorted(packets.pts, [times[frame.opaque] for frame in frames]).tolist()
             else:
-                at = np.arange(decoded, decoded + len(frames))
+                at = range(decoded, decoded + len(frames))
             decoded += len(frames)
-            yield number, packet, list(zip(at.tolist(), frames, strict=True)), fault
+            yield number, packet, list(zip(at, frames, strict=True)), fault
 
 
-def _spoiled(number: int, pts: int, bad: set[int], keys: dict[int, int]) -> bool:
-    """Whether a frame is damaged, or may be drawn from one that is.
+def _spoiled(number: int, pts: int, faults: list[float], keys: list[tuple[int, int]]) -> bool:
+    """Whether the frame of packet `number` is damaged, or may be drawn from one that is.
 
     It may be drawn from any packet since the last key; and since the key before that, if it shows before the last.
     """
-    before = [key for key in keys if key <= number]
-    if before and pts < keys[before[-1]]:
-        before.pop()
-    return any((before[-1] if before else 0) <= b <= number for b in bad)
+    last = bisect_right(keys, number, key=lambda key: key[0]) - 1
+    if last >= 0 and pts < keys[last][1]:
+        last -= 1
+    since = keys[last][0] if last >= 0 else 0
+    return bisect_left(faults, since) < bisect_right(faults, number)
 
 
 def _sentences(lost: list[int], packets: Packets, bad: int) -> tuple[str, ...]:
+    sentences = [f"what follows at {gap.second:.2f} s is damaged, some of it may be lost" for gap in packets.gaps]
     breaks = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(lost)) if b > a + 1), len(lost)]
-    sentences = []
     for i, j in pairwise(breaks):
         if i == j:
             continue

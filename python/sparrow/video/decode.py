@@ -12,13 +12,13 @@ from typing import Any
 import av
 import numpy as np
 
-from sparrow.video.container import CONTAINERS, PICTURES, Damage, opened, reason
+from sparrow.video.container import CONTAINERS, PICTURES, DamagedVideoError, opened, reason
 from sparrow.video.damage import be_careful, find_whole, frames_past_damage
 from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.packets import Key, Packets, read_packets
 from sparrow.video.upright import upright_rgb
 
-Choose = Callable[[int, float | None], tuple[int, ...]]
+Choose = Callable[[int, float | None, np.ndarray], tuple[int, ...]]
 Progress = Callable[[int, int], None]
 
 MAX_BYTES = 16 << 30
@@ -37,7 +37,8 @@ def decode_file(
 
     Args:
         path: an existing file.
-        choose: (number of frames, frames per second or None) -> ascending indices.
+        choose: (number of frames, frames per second or None, when each shows in seconds from the first on, float64, or
+            an empty array) -> ascending indices.
         source_fps: frames per second of a file that does not say.
         progress: called with (frames kept, frames wanted) after each kept frame.
         on_damage: "raise"; or "skip": `choose` picks among the frames that can be decoded whole.
@@ -54,14 +55,20 @@ def decode_file(
     if source_fps is not None and packets.fps is not None:
         raise VideoError(f"source_fps must not be given for a video with its own rate, {path} has {packets.fps:.3f}")
     fps = packets.fps or source_fps
-    skipped = () if packets.cut is None else (packets.cut,)
+    skipped: tuple[str, ...] = () if packets.cut is None else (packets.cut,)
     try:
+        if packets.gaps:
+            raise DamagedVideoError(
+                f"{path} is truncated or corrupt: what follows at {packets.gaps[0].second:.2f} s is damaged"
+            )
         frames, total, indices = _decode_chosen(path, packets, choose, fps, progress)
-    except Damage:
+    except DamagedVideoError:
         if on_damage == "raise":
             raise
         whole, total, lost = find_whole(path, packets)
-        indices, skipped = tuple(whole[i] for i in choose(len(whole), fps)), lost + skipped
+        seconds = packets.seconds if whole[-1] < len(packets.pts) else np.empty(0)
+        chosen = choose(len(whole), fps, seconds[whole] if len(seconds) else seconds)
+        indices, skipped = tuple(whole[i] for i in chosen), lost + skipped
         frames = _whole(path, packets, indices, progress)
     return frames, VideoInfo(total, fps, indices, frames.shape[1], frames.shape[2], skipped)
 
@@ -70,16 +77,16 @@ def _decode_chosen(
     path: Path, packets: Packets, choose: Choose, fps: float | None, progress: Progress | None
 ) -> tuple[np.ndarray, int, tuple[int, ...]]:
     """(frames, frames of the file, indices) of a file without damage."""
-    total = packets.total
+    total, seconds = packets.total, packets.seconds
     if packets.lead:
         _, total = _from_start(path, packets, None, None)
-    indices = choose(total, fps)
+    indices = choose(total, fps, seconds if len(seconds) == total else seconds[:0])
     frames = _sought(path, packets, indices, progress) if packets.seekable else None
     if frames is None:
         frames, decoded = _from_start(path, packets, indices, progress)
         if decoded <= indices[-1]:
             # not every packet gives a frame; decoding ended in good order, so this number is true
-            total, indices = decoded, choose(decoded, fps)
+            total, indices = decoded, choose(decoded, fps, seconds[:0])
             frames, _ = _from_start(path, packets, indices, progress)
     return frames, total, indices
 
@@ -207,10 +214,10 @@ def _decode(path: Path, packet: Any, second: float, decoded: int, lead: bool) ->
                 yield frame
             elif not lead:
                 at = second if frame.time is None else frame.time
-                raise Damage(f"{path} is truncated or corrupt: the frame at {at:.2f} s is damaged")
+                raise DamagedVideoError(f"{path} is truncated or corrupt: the frame at {at:.2f} s is damaged")
     except av.FFmpegError as error:
         if not lead:
-            raise Damage(
+            raise DamagedVideoError(
                 f"{path} is truncated or corrupt: a packet at {second:.2f} s is damaged, after {decoded} frames: "
                 f"{reason(error)}"
             ) from error
@@ -220,9 +227,9 @@ def _all_came(path: Path, doubted: dict[int | None, float], last: int | None, de
     """`decoded`, if no doubted packet before `last` stayed without a frame: a decoder may drop one without a word."""
     late = [at for pts, at in doubted.items() if last is None or pts is None or pts < last]
     if late:
-        raise Damage(f"{path} is truncated or corrupt: a packet at {late[0]:.2f} s is damaged")
+        raise DamagedVideoError(f"{path} is truncated or corrupt: a packet at {late[0]:.2f} s is damaged")
     if decoded == 0:
-        raise Damage(f"{path} holds no decodable video frame, or is truncated")
+        raise DamagedVideoError(f"{path} holds no decodable video frame, or is truncated")
     return decoded
 
 

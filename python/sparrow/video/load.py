@@ -22,8 +22,8 @@ from sparrow.video.settings import VideoSettings, is_finite
 Source: TypeAlias = str | Path | np.ndarray | torch.Tensor | Sequence[Any]
 ON_DAMAGE = ("raise", "skip")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# of a frame; decides whether a time lies before it
-ROUNDING = 1e-6
+# of a frame, where its number says when it shows, and of a second, where the file does, often in whole milliseconds
+ROUNDING, CLOCK_ROUNDING = 1e-6, 6e-4
 
 
 def load_video(
@@ -71,9 +71,9 @@ def load_video(
         raise VideoError(f"on_damage must be one of {', '.join(ON_DAMAGE)}, got {on_damage!r}")
     span = range(0)
 
-    def choose(total: int, rate: float | None) -> tuple[int, ...]:
+    def choose(total: int, rate: float | None, seconds: np.ndarray) -> tuple[int, ...]:
         nonlocal span
-        span = frames_between(total, rate, start, end)
+        span = frames_between(total, rate, start, end, seconds)
         asked = num_frames is not None or fps is not None or not clock
         wanted = (num_frames, fps) if asked else default_sampling(len(span), settings)
         return tuple(span.start + i for i in sample_indices(len(span), rate, settings, *wanted))
@@ -84,7 +84,7 @@ def load_video(
         frames, info = decode_file(path, choose, source_fps, progress, on_damage)
         return frames, info if start is None and end is None else replace(info, total_frames=len(span))
     total, take = _frames(source, path, progress)
-    indices = choose(total, source_fps)
+    indices = choose(total, source_fps, np.empty(0))
     frames = take(indices)
     return frames, VideoInfo(len(span), source_fps, indices, frames.shape[1], frames.shape[2])
 
@@ -100,8 +100,17 @@ def is_clip(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], VideoInfo)
 
 
-def frames_between(total: int, fps: float | None, start: float | None, end: float | None) -> range:
-    """Indices of the frames from `start` to `end` seconds, both included; frame i is shown at i / fps.
+def frames_between(
+    total: int, fps: float | None, start: float | None, end: float | None, seconds: np.ndarray | None = None
+) -> range:
+    """Indices of the frames that show from `start` to `end` seconds, both included.
+
+    Args:
+        total: frames of the clip.
+        fps: its frames per second.
+        start: None = from the first frame on.
+        end: None = to the last frame.
+        seconds: float64 [total], when each frame shows, ascending from 0; None or empty = frame i at i / fps.
 
     Raises:
         VideoError: a time that is no number >= 0, in the wrong order or beyond the clip; no clock to find it by.
@@ -111,13 +120,21 @@ def frames_between(total: int, fps: float | None, start: float | None, end: floa
     for name, value in (("start", start), ("end", end)):
         if value is not None and not (is_finite(value) and value >= 0):
             raise VideoError(f"{name} must be a number of seconds >= 0, got {value!r}")
-    if fps is None:
+    least, most = start or 0.0, math.inf if end is None else end
+    if seconds is not None and len(seconds):
+        first = int(np.searchsorted(seconds, least - CLOCK_ROUNDING))
+        last = int(np.searchsorted(seconds, most + CLOCK_ROUNDING, side="right")) - 1
+        length = float(seconds[-1])
+    elif fps is None:
         raise VideoError("start and end need a frame rate: pass source_fps for frames that have none")
-    first = 0 if start is None else math.ceil(min(start * fps, total) - ROUNDING)
-    last = total - 1 if end is None else math.floor(min(end * fps, total - 1) + ROUNDING)
+    else:
+        first = math.ceil(min(least * fps, total) - ROUNDING)
+        last = math.floor(min(most * fps, total - 1) + ROUNDING)
+        length = (total - 1) / fps
     if first > last:
         raise VideoError(
-            f"start and end must have a frame between them, got {start} and {end} in a clip of {total / fps:.2f} s"
+            f"start and end must have a frame between them, got {start} and {end} where the last of {total} frames "
+            f"shows at {length:.2f} s"
         )
     return range(first, last + 1)
 

