@@ -6,9 +6,9 @@ from sparrow.miniature.recipe import Stage, TargetRecipe
 
 WARM = (Stage(1.0, 4, (64, 128, 256), (0.6, 0.2, 0.2)),)
 TEACH = (
-    Stage(0.15, 2, (64,), (1.0,)),
-    Stage(0.65, 4, (64, 128, 256), (0.8, 0.1, 0.1)),
-    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.6, 0.1, 0.15, 0.05, 0.1)),
+    Stage(0.08, 2, (64,), (1.0,)),
+    Stage(0.50, 4, (64, 256), (0.92, 0.08)),
+    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.78, 0.06, 0.1, 0.02, 0.04)),
 )
 
 
@@ -36,22 +36,22 @@ class SmolRecipe:
     warm_steps: int = 125
     warm_tokens: int = 4096
     warm_lr: float = 1e-3
-    merger_steps: int = 30
-    lora_steps: int = 240
+    merger_steps: int = 10
+    lora_steps: int = 330
     rank: int = 8
-    batch_tokens: int = 1024
+    batch_tokens: int = 576
     merger_lr: float = 1e-3
-    lora_lr: float = 7e-4
-    warmup: int = 10
-    hold: float = 0.3
+    lora_lr: float = 1e-3
+    warmup: int = 5
+    hold: float = 0.5
     clip: float = 1.0
     other_words: float = 0.2
-    text_every: int = 8
-    text_rows: int = 6
+    text_every: int = 10
+    text_rows: int = 4
     text_weight: float = 1.0
-    text_prompts: int = 64
-    text_tokens: int = 40
-    evaluate_every: int = 60
+    text_prompts: int = 32
+    text_tokens: int = 24
+    evaluate_every: int = 100
     save_every: int = 20
     warm: tuple[Stage, ...] = field(default=WARM)
     teach: tuple[Stage, ...] = field(default=TEACH)
