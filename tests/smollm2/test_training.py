@@ -95,17 +95,24 @@ def test_each_stage_trains_its_own(whole):
         assert stage != "lora" or {n[-2:] for n in names if "language" in n} == {".A", ".B"}
 
 
-def test_least_squares_already_tell_what_covers_a_token():
+def test_least_squares_cannot_be_bettered():
     model = host.build(language())
     collator = Collator(model, tokenizer(), SETTINGS)
     data = SmolRecipe(warm_tokens=4096, warm=SHORT).warm_data()
     words = warm.Words(model.model.language_model.embed_tokens.weight, tokenizer())
     with trainable(model), torch.no_grad():
-        batches = [training_batch(collator, data, i) for i in range(7)]
-        before = warm.loss(model, words, batches[0])[0]
-        warm.solve(model, words, batches[1:])
-        after = warm.loss(model, words, batches[0])[0]
-    assert before > 1 and after < 0.75
+        batches = [training_batch(collator, data, i) for i in range(2)]
+        loss = lambda: float(warm.loss(model, words, batches[0])[0] + warm.loss(model, words, batches[1])[0])  # noqa: E731
+        before = loss()
+        warm.solve(model, words, batches)
+        after = loss()
+        last = model.model.visual.merger.mlp[2]
+        assert after < 2 < before
+        for value in (last.weight, last.bias):
+            for factor in (0.9, 1.1):
+                value *= factor
+                assert loss() > after
+                value /= factor
 
 
 def test_words_say_look_and_place():
@@ -136,9 +143,9 @@ def test_text_pulls_back_what_drifted():
         assert texts.drift(model, adapters, rows, 2).abs() < 1e-6
         for adapter in adapters.values():
             torch.nn.init.normal_(adapter.B, std=0.2)
-        optimizer = torch.optim.AdamW([p for a in adapters.values() for p in (a.A, a.B)], lr=0.02)
+        optimizer = torch.optim.AdamW([p for a in adapters.values() for p in (a.A, a.B)], lr=0.01)
         drifts = []
-        for _ in range(12):
+        for _ in range(40):
             loss = texts.drift(model, adapters, rows, 2)
             loss.backward()
             optimizer.step()

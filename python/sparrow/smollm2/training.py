@@ -115,8 +115,13 @@ class Teacher:
         recipe = self.recipe
         began = time.monotonic()
         asked = prompts("train", recipe.text_prompts, recipe.seed)
-        with lora.without(self.adapters):
-            rows = texts.answers(self.model, self.tokenizer, asked, recipe.text_tokens)
+        attention = self.model.config.get_text_config()._attn_implementation
+        self.model.set_attn_implementation({"text_config": "sdpa"})  # that of `trainable` takes no cache
+        try:
+            with lora.without(self.adapters):
+                rows = texts.answers(self.model, self.tokenizer, asked, recipe.text_tokens)
+        finally:
+            self.model.set_attn_implementation({"text_config": attention})
         self.report(f"{len(rows)} texts in {time.monotonic() - began:.0f} s")
         return rows
 
