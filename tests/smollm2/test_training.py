@@ -110,9 +110,9 @@ def test_least_squares_cannot_be_bettered():
         assert after < 2 < before
         for value in (last.weight, last.bias):
             for factor in (0.9, 1.1):
-                value *= factor
+                value.mul_(factor)
                 assert loss() > after
-                value /= factor
+                value.div_(factor)
 
 
 def test_words_say_look_and_place():

@@ -1,6 +1,11 @@
-"""Instructions for text-only training and measurement: seeded, varied, split by topic."""
+"""Instructions for text-only training and measurement: seeded, varied, split by topic.
 
+python -m sparrow.smollm2.prompts train 3000 > prompts.jsonl     # for sparrow train drafter data.clips=prompts.jsonl
+"""
+
+import json
 import random
+import sys
 
 FORMS = {
     "explain": ("Explain {} to a beginner.", "How would you explain {} to a child?", "What is {}?",
@@ -72,3 +77,8 @@ def prompts(split: str, count: int, seed: int = 0) -> list[str]:
         raise ValueError(f"count must lie in [0, {most}] for the split {split!r}, got {count}")
     turns = [made[i] for i in range(max(map(len, by_kind))) for made in by_kind if i < len(made)]
     return turns[:count]
+
+
+if __name__ == "__main__":
+    for prompt in prompts(sys.argv[1], int(sys.argv[2])):
+        print(json.dumps({"prompt": prompt}))
