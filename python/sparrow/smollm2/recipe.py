@@ -37,7 +37,7 @@ class SmolRecipe:
     warm_tokens: int = 4096
     warm_lr: float = 1e-3
     merger_steps: int = 10
-    lora_steps: int = 330
+    lora_steps: int = 185
     rank: int = 8
     batch_tokens: int = 576
     merger_lr: float = 1e-3
@@ -46,12 +46,12 @@ class SmolRecipe:
     hold: float = 0.5
     clip: float = 1.0
     other_words: float = 0.2
-    text_every: int = 10
+    text_every: int = 4
     text_rows: int = 4
-    text_weight: float = 1.0
+    text_weight: float = 4.0
     text_prompts: int = 32
     text_tokens: int = 24
-    evaluate_every: int = 100
+    evaluate_every: int = 120
     save_every: int = 20
     warm: tuple[Stage, ...] = field(default=WARM)
     teach: tuple[Stage, ...] = field(default=TEACH)

@@ -56,9 +56,12 @@ class FileClips:
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
         line = self.lines[clip]
-        videos = [self.folder / line["video"]] if "video" in line else []
-        sampling = {"num_frames": self.num_frames, "fps": self.fps} if videos else {}
-        return prepare(self.settings, self.tokenizer, line["prompt"], videos, **sampling)
+        if "video" not in line:
+            return prepare(self.settings, self.tokenizer, line["prompt"])
+        return prepare(
+            self.settings, self.tokenizer, line["prompt"], [self.folder / line["video"]],
+            num_frames=self.num_frames, fps=self.fps,
+        )  # fmt: skip
 
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])
