@@ -8,7 +8,7 @@ WARM = (Stage(1.0, 4, (64, 128, 256), (0.6, 0.2, 0.2)),)
 TEACH = (
     Stage(0.08, 2, (64,), (1.0,)),
     Stage(0.50, 4, (64, 256), (0.92, 0.08)),
-    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.78, 0.06, 0.1, 0.02, 0.04)),
+    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.82, 0.05, 0.08, 0.02, 0.03)),
 )
 
 
@@ -37,13 +37,13 @@ class SmolRecipe:
     warm_tokens: int = 4096
     warm_lr: float = 1e-3
     merger_steps: int = 10
-    lora_steps: int = 185
+    lora_steps: int = 105
     rank: int = 8
     batch_tokens: int = 576
     merger_lr: float = 1e-3
     lora_lr: float = 1e-3
     warmup: int = 5
-    hold: float = 0.5
+    hold: float = 0.4
     clip: float = 1.0
     other_words: float = 0.2
     text_every: int = 4
@@ -51,7 +51,7 @@ class SmolRecipe:
     text_weight: float = 4.0
     text_prompts: int = 32
     text_tokens: int = 24
-    evaluate_every: int = 120
+    evaluate_every: int = 240
     save_every: int = 20
     warm: tuple[Stage, ...] = field(default=WARM)
     teach: tuple[Stage, ...] = field(default=TEACH)
