@@ -237,8 +237,8 @@ def llama_line(result: dict[str, Any]) -> str:
 
 def samples_page(result: dict[str, Any]) -> str:
     """Questions and answers, all that were asked."""
-    parts = [f"# Samples\n\nGreedy answers of the target (commit {result['provenance']['commit'][:9]}), the first {SAMPLES} clips of "
-             "the test split, two questions each, then prompts without a video. None was left out.\n"]  # fmt: skip
+    about = f"Greedy answers of the target (commit {result['provenance']['commit'][:9]}), the first {SAMPLES} clips of"
+    parts = [f"# Samples\n\n{about} the test split, two questions each, then prompts without a video. None left out.\n"]
     for row in result["rows"]:
         where = "no video" if row["clip"] is None else f"clip {row['clip']}"
         parts.append(f"**{where}: {row['question']}**\n")
