@@ -1,10 +1,12 @@
 """Teaching: stages, what each trains, going on after a kill, and text that holds the language."""
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
 
+from sparrow.files import write_tensors
 from sparrow.miniature.batches import Collator, training_batch
 from sparrow.miniature.model import SETTINGS, trainable
 from sparrow.miniature.recipe import Stage
@@ -34,11 +36,11 @@ def small(monkeypatch):
     monkeypatch.setattr("sparrow.smollm2.training.DEV_CLIPS", 2)
 
 
-def teach(folder, stop=None):
+def teach(folder, stop=None, recipe=RECIPE):
     """Trains; (teacher, log). stop: the step after whose log line the process dies."""
     model = host.build(language())
     with trainable(model):
-        teacher = Teacher(model, Collator(model, tokenizer(), SETTINGS), RECIPE, Run(folder, RECIPE), lambda text: None)
+        teacher = Teacher(model, Collator(model, tokenizer(), SETTINGS), recipe, Run(folder, recipe), lambda text: None)
         if stop is not None:
             log = teacher.run.log
 
@@ -75,6 +77,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, tmp_path, stop):
     assert log == whole[1]
     for name, value in whole[0].taught().items():
         assert torch.equal(teacher.taught()[name], value), name
+
+
+def test_a_run_may_begin_with_another_ones_result(whole, tmp_path):
+    write_tensors(tmp_path / "taught.safetensors", whole[0].taught())
+    start = {"start": str(tmp_path / "taught.safetensors"), "warm_steps": 0, "merger_steps": 0}
+    teacher, log = teach(tmp_path / "run", stop=0, recipe=dataclasses.replace(RECIPE, **start, lora_lr=1e-12))
+    assert log[0]["stage"] == "lora"
+    for name, value in whole[0].taught().items():
+        torch.testing.assert_close(teacher.taught()[name], value, atol=2e-3, rtol=0) if "merger" in name else None
+        assert "merger" in name or torch.allclose(teacher.taught()[name], value, atol=1e-6), name
+    write_tensors(tmp_path / "less.safetensors", {n: v for n, v in whole[0].taught().items() if "layers.1" not in n})
+    with pytest.raises(ValueError, match="adapters of other layers"):
+        teach(tmp_path / "other", recipe=dataclasses.replace(RECIPE, start=str(tmp_path / "less.safetensors")))
 
 
 def test_each_stage_trains_its_own(whole):

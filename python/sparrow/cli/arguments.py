@@ -225,7 +225,7 @@ class TrainSmolLM2(Command):
     SETTINGS: ClassVar[str] = "sparrow.smollm2.recipe:SmolRecipe"
 
     out: str = option("of the run; FOLDER/taught.safetensors is the result", required=True, metavar="FOLDER")
-    config: str | None = option("YAML settings (default: those of the committed run)", default=None, metavar="FILE")
+    config: str | None = option("YAML settings (default: the recipe's)", default=None, metavar="FILE")
     overrides: tuple[str, ...] = option(
         "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a=b"
     )

@@ -69,14 +69,23 @@ def _load(module: Any, state: dict[str, torch.Tensor], absent: str) -> None:
         raise ValueError(f"the weights do not fit: {(unexpected or strange)[0]}")
 
 
+def load_tower(model: PreTrainedModel, taught: dict[str, torch.Tensor]) -> None:
+    """Replaces the vision tower by that of a training's result.
+
+    Raises:
+        ValueError: a weight of it is missing or strange.
+    """
+    tower = {name.removeprefix(TOWER): value.float() for name, value in taught.items() if name.startswith(TOWER)}
+    _load(model.model.visual, tower, absent=" ")
+
+
 def teach(model: PreTrainedModel, taught: dict[str, torch.Tensor]) -> None:
     """Puts a training's result into a model from `build`: the tower replaced, the adapters merged.
 
     Raises:
         ValueError: a weight is missing or strange.
     """
-    tower = {name.removeprefix(TOWER): value.float() for name, value in taught.items() if name.startswith(TOWER)}
-    _load(model.model.visual, tower, absent=" ")
+    load_tower(model, taught)
     lora.merge(model.model.language_model, {n: value for n, value in taught.items() if not n.startswith(TOWER)})
 
 

@@ -29,6 +29,8 @@ class SmolRecipe:
             text_weight: of its loss, the divergence from the original model's predictions.
         text_prompts, text_tokens: how many texts, and how long.
         evaluate_every, save_every: steps.
+        start: file of an earlier training's result (taught.safetensors) to go on from; with warm_steps=0 and
+            merger_steps=0 only the last stage is run.
         warm, teach: curricula, of the first stage and of the other two together.
     """
 
@@ -36,8 +38,8 @@ class SmolRecipe:
     warm_steps: int = 125
     warm_tokens: int = 4096
     warm_lr: float = 1e-3
-    merger_steps: int = 10
-    lora_steps: int = 105
+    merger_steps: int = 60
+    lora_steps: int = 900
     rank: int = 8
     batch_tokens: int = 576
     merger_lr: float = 1e-3
@@ -49,15 +51,19 @@ class SmolRecipe:
     text_every: int = 4
     text_rows: int = 4
     text_weight: float = 4.0
-    text_prompts: int = 32
+    text_prompts: int = 96
     text_tokens: int = 24
     evaluate_every: int = 240
     save_every: int = 20
+    start: str | None = None
     warm: tuple[Stage, ...] = field(default=WARM)
     teach: tuple[Stage, ...] = field(default=TEACH)
 
     def __post_init__(self):
-        for name in ("warm_steps", "merger_steps", "lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every",
+        for name in ("warm_steps", "merger_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every",
                      "text_rows", "text_prompts", "text_tokens", "evaluate_every", "save_every"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -75,7 +81,7 @@ class SmolRecipe:
 
     def warm_data(self) -> TargetRecipe:
         """What draws the batches of the first stage."""
-        return TargetRecipe(self.seed, self.warm_steps, self.warm_tokens, curriculum=self.warm)
+        return TargetRecipe(self.seed, max(1, self.warm_steps), self.warm_tokens, curriculum=self.warm)
 
     def teach_data(self) -> TargetRecipe:
         """What draws the batches of the others; another seed, so that no clip comes twice."""

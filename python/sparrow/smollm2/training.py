@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparrow.miniature.batches import Batch, Collator, training_batch
 from sparrow.miniature.training import Forward
 from sparrow.miniature.world import Format
-from sparrow.smollm2 import lora, texts, warm
+from sparrow.smollm2 import host, lora, texts, warm
 from sparrow.smollm2.prompts import prompts
 from sparrow.smollm2.recipe import SmolRecipe
 from sparrow.smollm2.watching import classes_of, hits, shares
@@ -47,6 +48,7 @@ class Teacher:
 
         Raises:
             FloatingPointError: a loss is not finite.
+            FileNotFoundError, ValueError: recipe.start is missing, or does not fit.
         """
         state, start = self.run.load(), 0
         if state is not None:
@@ -56,6 +58,8 @@ class Teacher:
                 adapter.load_state_dict(saved, strict=False)
             self.rows = [(list(ids), begin) for ids, begin in state["rows"]]
             self.report(f"going on from step {start}")
+        elif self.recipe.start is not None:
+            self._begin_with(self.recipe.start)
         else:
             self._solve()
         began, optimizer, stage = time.monotonic(), None, ""
@@ -83,6 +87,14 @@ class Teacher:
         data = self.recipe.warm_data()
         numbers = range(data.steps, data.steps + warm.SOLVED)
         warm.solve(self.model, self.words, (training_batch(self.collator, data, number) for number in numbers))
+
+    def _begin_with(self, file: str) -> None:
+        state = load_file(file)
+        host.load_tower(self.model, state)
+        if set(lora.weights(self.adapters)) != {name for name in state if not name.startswith(host.TOWER)}:
+            raise ValueError(f"start: {file} has adapters of other layers")
+        for name, adapter in self.adapters.items():
+            adapter.load_state_dict({part: state[f"{name}.{part}"] for part in ("A", "B")}, strict=False)
 
     def _stage(self, step: int) -> tuple[str, int, int]:
         """(stage, step within it, its steps)."""
