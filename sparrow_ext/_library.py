@@ -1,12 +1,14 @@
 """Loads libsparrow.so: its schemas and kernels register with torch's dispatcher."""
 
+import os
 import pathlib
 
 import torch
 
 from sparrow_ext._machine import has_gpu
 
-LIBRARY = pathlib.Path(__file__).with_name("libsparrow.so")
+# SPARROW_LIBRARY: another build of it, such as the sanitized one of `make fuzz`.
+LIBRARY = pathlib.Path(os.environ.get("SPARROW_LIBRARY") or pathlib.Path(__file__).with_name("libsparrow.so"))
 BUILD_COMMAND = "pip install -e . (in sparrow's source tree)"
 
 
@@ -34,17 +36,20 @@ def require_backend(op: str, tensor: torch.Tensor) -> None:
 
 
 def build_report() -> str:
-    """Which kernels this build has, why none for CUDA where it has none, and what to do where a GPU is idle."""
+    """Which kernels this build has, why none for CUDA where it has none, and gpu_warning."""
+    kernels = f"built: CPU kernels ({cpu_isa()})"
     if has_cuda_kernels():
-        return f"built: CPU kernels ({cpu_isa()}) and CUDA kernels, torch {torch.__version__}"
-    if torch.version.cuda is None:
-        why, cure = "is a build for the CPU", "install a CUDA build of torch"
-    else:
-        why, cure = "has CUDA, but the build found no nvcc (or had SPARROW_CUDA=OFF)", "install the CUDA toolkit (nvcc)"
-    report = f"built: CPU kernels ({cpu_isa()}), no CUDA kernels: torch {torch.__version__} {why}"
-    if has_gpu():
-        report += f"\nWARNING: THIS MACHINE HAS A GPU AND SPARROW CANNOT USE IT. Mend it: {cure}, then {BUILD_COMMAND}"
-    return report
+        return f"{kernels} and CUDA kernels, torch {torch.__version__}"
+    none = "has CUDA, but the build found no nvcc (or had SPARROW_CUDA=OFF)" if torch.version.cuda else "is a CPU build"
+    return "\n".join(filter(None, [f"{kernels}, no CUDA kernels: torch {torch.__version__} {none}", gpu_warning()]))
+
+
+def gpu_warning() -> str | None:
+    """What to do where the machine has a GPU and this build no kernels for it."""
+    if has_cuda_kernels() or not has_gpu():
+        return None
+    cure = "install the CUDA toolkit (nvcc)" if torch.version.cuda else "install a CUDA build of torch"
+    return f"WARNING: THIS MACHINE HAS A GPU AND SPARROW CANNOT USE IT. Mend it: {cure}, then {BUILD_COMMAND}"
 
 
 def cpu_isa() -> str:

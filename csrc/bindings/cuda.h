@@ -1,8 +1,13 @@
-// What the CUDA halves of the bindings share. Compiled by the host compiler; needs only cudart's headers.
+// What the CUDA halves of the bindings share; nothing in a build without CUDA. Compiled by the host compiler; needs
+// only cudart's headers.
 #pragma once
+#if defined(SPARROW_CUDA)
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include "bindings/checks.h"
+#include "kernels/launchers.cuh"
 
 #if !defined(SPARROW_HOSTSIM)
 // The one symbol that lives in libtorch_cuda.so. Weak: the library then loads under a CPU-only torch, too (the
@@ -18,33 +23,40 @@ namespace sparrow {
 struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
-inline cudaStream_t current_stream(const torch::stable::Tensor&) { return nullptr; }
-inline int64_t shared_memory_limit(const torch::stable::Tensor&) { return 99 * 1024; }  // sm_89's, the smallest
+inline cudaStream_t current_stream(const char*, const Tensor&) { return nullptr; }
+inline int64_t shared_memory_limit(const char*, const Tensor&) { return 99 * 1024; }  // sm_89's, the smallest
 inline void check_launch(const char* op, cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "sparrow::", op, ": CUDA error ", static_cast<int>(error));
+  check_that(error == cudaSuccess, op, "CUDA error ", static_cast<int>(error));
 }
 #else
 using torch::stable::accelerator::DeviceGuard;
 
-inline cudaStream_t current_stream(const torch::stable::Tensor& t) {
-  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr, "sparrow: this torch has no CUDA support");
+inline void check_launch(const char* op, cudaError_t error) {
+  check_that(error == cudaSuccess, op, "CUDA error: ", cudaGetErrorString(error));
+}
+
+inline cudaStream_t current_stream(const char* op, const Tensor& t) {
+  check_that(&aoti_torch_get_current_cuda_stream != nullptr, op, "this torch has no CUDA support");
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  check_that(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, op,
+             "torch gave no stream for ", device_name(t));
   return static_cast<cudaStream_t>(stream);
 }
 
 // Bytes of shared memory a block may ask for on the tensor's device.
-inline int64_t shared_memory_limit(const torch::stable::Tensor& t) {
+inline int64_t shared_memory_limit(const char* op, const Tensor& t) {
   int bytes = 0;
-  const cudaError_t error =
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, t.get_device_index());
-  STD_TORCH_CHECK(error == cudaSuccess, "sparrow: ", cudaGetErrorString(error));
+  check_launch(op, cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, t.get_device_index()));
   return bytes;
-}
-
-inline void check_launch(const char* op, cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "sparrow::", op, ": ", cudaGetErrorString(error));
 }
 #endif
 
+// Checked arguments go to their device: it is the current one while this lives, `stream` is where torch launches on it.
+struct OnDevice {
+  DeviceGuard guard;
+  cudaStream_t stream;
+  OnDevice(const char* op, const Tensor& t) : guard(t.get_device_index()), stream(current_stream(op, t)) {}
+};
+
 }  // namespace sparrow
+#endif

@@ -1,11 +1,8 @@
 #include "ops/draft_attention.h"
 
 #include "bindings/attention.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
 #include "kernels/attention_plan.h"
-#include "kernels/draft_attention.cuh"
-#endif
 
 namespace sparrow {
 namespace {
@@ -15,42 +12,44 @@ constexpr const char* kOp = "draft_attention";
 // qkv, cos_sin and out; the caches give K.
 DraftAttentionParams take_rows(const Tensor& qkv, const Tensor& cos_sin, const Tensor& k_cache, const Tensor& v_cache,
                                const Tensor& out) {
-  DraftAttentionParams d;
+  DraftAttentionParams d{};
   TreeAttentionParams& p = d.attention;
   const Arg a{kOp, "qkv", qkv};
   a.floating().dim(3).last_dense();
-  Arg{kOp, "out", out}.same_device(a).same_dtype(a).dim(4);
+  Arg{kOp, "out", out}.same_dtype(a).dim(4);
   p.dtype = dtype_of(qkv);
-  p.batch = qkv.size(0), p.nodes = qkv.size(1), p.heads = out.size(2), p.dim = out.size(3);
+  p.batch = qkv.size(0);
+  p.nodes = qkv.size(1);
+  p.heads = out.size(2);
+  p.dim = out.size(3);
   check_head_dim(kOp, p.dim);
   check_that(p.dim % 2 == 0, kOp, "head_dim must be even, got ", p.dim);
   take_caches(kOp, k_cache, v_cache, a, p);
   a.size(2, (p.heads + 2 * p.kv_heads) * p.dim, "(H + 2 K) D");
   take_out(kOp, out, a, p);
   const Arg angles{kOp, "cos_sin", cos_sin};
-  angles.same_device(a).dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "T");
+  angles.dtype({ScalarType::Float}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "T");
   angles.size(2, p.dim, "D").contiguous();
-  d.qkv = qkv.const_data_ptr(), d.qkv_b = qkv.stride(0), d.qkv_t = qkv.stride(1);
+  d.qkv = qkv.const_data_ptr();
+  d.qkv_b = qkv.stride(0);
+  d.qkv_t = qkv.stride(1);
   d.cos_sin = cos_sin.const_data_ptr<float>();
-  d.k_cache = k_cache.mutable_data_ptr(), d.v_cache = v_cache.mutable_data_ptr();
+  d.k_cache = k_cache.mutable_data_ptr();
+  d.v_cache = v_cache.mutable_data_ptr();
   return d;
 }
 
-void take_lengths(const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
-                  const std::optional<Tensor>& num_rows, const Arg& qkv, TreeAttentionParams& p) {
-  check_lengths(kOp, seq_lens, "seq_lens", qkv, p.batch);
-  check_lengths(kOp, tree_start, "tree_start", qkv, p.batch);
-  p.lens = seq_lens.const_data_ptr<int32_t>(), p.tree_start = tree_start.const_data_ptr<int32_t>();
-  p.num_rows = nullptr, p.anc = nullptr, p.words = 0;
+void take_tree(const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
+               const std::optional<Tensor>& num_rows, TreeAttentionParams& p) {
+  p.lens = take_lengths(kOp, seq_lens, "seq_lens", p.batch);
+  p.tree_start = take_lengths(kOp, tree_start, "tree_start", p.batch);
+  if (num_rows) p.num_rows = take_lengths(kOp, *num_rows, "num_rows", p.batch);
   if (anc) {
     const Arg a{kOp, "anc", *anc};
-    a.same_device(qkv).dtype({ScalarType::Long}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "T").contiguous();
-    p.anc = anc->const_data_ptr<int64_t>(), p.words = anc->size(2);
+    a.dtype({ScalarType::Long}).dim(3).size(0, p.batch, "B").size(1, p.nodes, "T").contiguous();
+    p.anc = anc->const_data_ptr<int64_t>();
+    p.words = anc->size(2);
     check_that(p.words > 0 || p.nodes == 0, kOp, "anc must have a word per 64 tree slots, got shape ", shape_of(*anc));
-  }
-  if (num_rows) {
-    check_lengths(kOp, *num_rows, "num_rows", qkv, p.batch);
-    p.num_rows = num_rows->const_data_ptr<int32_t>();
   }
 }
 
@@ -75,23 +74,38 @@ int64_t visible_rows(int64_t cache_rows, int64_t window, int64_t anchors) {
 DraftAttentionParams take_all(const Tensor& qkv, const Tensor& cos_sin, const Tensor& k_cache, const Tensor& v_cache,
                               const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                               double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
-                              const Tensor& out) {
+                              const Tensor& out, const Tensor& workspace) {
+  check_tensors(kOp, {{"qkv", qkv},
+                      {"cos_sin", cos_sin},
+                      {"k_cache", k_cache, kWritten},
+                      {"v_cache", v_cache, kWritten},
+                      {"seq_lens", seq_lens},
+                      {"tree_start", tree_start},
+                      {"anc", anc},
+                      {"num_rows", num_rows},
+                      {"out", out, kWritten},
+                      {"workspace", workspace, kWritten}});
+  check_count(kOp, "window", window);
+  check_count(kOp, "n_anchor", n_anchor);
   DraftAttentionParams d = take_rows(qkv, cos_sin, k_cache, v_cache, out);
   TreeAttentionParams& p = d.attention;
-  take_lengths(seq_lens, tree_start, anc, num_rows, {kOp, "qkv", qkv}, p);
-  check_that(window >= 0 && n_anchor >= 0, kOp, "window and n_anchor must be >= 0, got ", window, " and ", n_anchor);
-  p.scale = static_cast<float>(scale), p.window = window, p.anchors = n_anchor;
-  p.lse = nullptr, p.zero_unused = false;
+  take_tree(seq_lens, tree_start, anc, num_rows, p);
+  p.scale = take_scale(kOp, scale);
+  p.window = window;
+  p.anchors = n_anchor;
   p.max_prefix = p.cache_rows;
   return d;
 }
 
-void take_scratch(const Tensor& workspace, const Arg& qkv, int64_t alignment, DraftAttentionParams& d) {
+void take_scratch(const Tensor& workspace, int64_t alignment, DraftAttentionParams& d) {
   TreeAttentionParams& p = d.attention;
   const int64_t splits = attention_scratch_splits(visible_rows(p.cache_rows, p.window, p.anchors), 0);
-  take_workspace(kOp, workspace, qkv, draft_attention_roped(p.batch, p.nodes, p.heads, p.dim), splits, alignment, p);
+  take_workspace(kOp, workspace, draft_attention_roped(p.batch, p.nodes, p.heads, p.dim), splits, alignment, p);
   d.roped = workspace.mutable_data_ptr();
-  p.q = d.roped, p.q_h = p.dim, p.q_n = p.heads * p.dim, p.q_b = p.nodes * p.q_n;
+  p.q = d.roped;
+  p.q_h = p.dim;
+  p.q_n = p.heads * p.dim;
+  p.q_b = p.nodes * p.q_n;
 }
 
 }  // namespace
@@ -100,12 +114,12 @@ void draft_attention_op_cpu(const Tensor& qkv, const Tensor& cos_sin, Tensor k_c
                             const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                             double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
                             Tensor out, Tensor workspace) {
-  DraftAttentionParams d =
-      take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out);
+  DraftAttentionParams d = take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor,
+                                    num_rows, out, workspace);
   TreeAttentionParams& p = d.attention;
   p.split_keys = kSplitKeys;
   p.splits = attention_splits(visible_rows(p.cache_rows, window, n_anchor) + kMaxNodes, p.split_keys);
-  take_scratch(workspace, {kOp, "qkv", qkv}, sizeof(float), d);
+  take_scratch(workspace, sizeof(float), d);
   check_values(p, p.cache_rows);
   if (p.batch * p.nodes * p.heads == 0) return;
   run_items(draft_attention_append_cpu, d, p.batch * p.nodes, 1 + 262144 / qkv.size(2));
@@ -117,24 +131,29 @@ void draft_attention_op_cuda(const Tensor& qkv, const Tensor& cos_sin, Tensor k_
                              const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                              double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
                              Tensor out, Tensor workspace) {
-  const DeviceGuard guard(qkv.get_device_index());
-  DraftAttentionParams d =
-      take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out);
+  DraftAttentionParams d = take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor,
+                                    num_rows, out, workspace);
   TreeAttentionParams& p = d.attention;
   check_that(p.nodes <= kMaxNodes, kOp, "T must be <= ", kMaxNodes, ", got ", p.nodes);
-  p.window = window < kMostKeys ? window : kMostKeys, p.anchors = n_anchor < kMostKeys ? n_anchor : kMostKeys;
+  p.window = window < kMostKeys ? window : kMostKeys;
+  p.anchors = n_anchor < kMostKeys ? n_anchor : kMostKeys;
   p.split_keys = 0;
   p.splits = attention_grid_splits(visible_rows(p.cache_rows, p.window, p.anchors), p.split_keys);
-  take_scratch(workspace, {kOp, "qkv", qkv}, /*alignment=*/16, d);
-  check_launch(kOp, draft_attention_cuda(d, shared_memory_limit(qkv), current_stream(qkv)));
+  take_scratch(workspace, /*alignment=*/16, d);
+  const OnDevice on(kOp, qkv);
+  check_launch(kOp, draft_attention_cuda(d, shared_memory_limit(kOp, qkv), on.stream));
 }
 #endif
 
 int64_t draft_attention_workspace_size_op(int64_t batch, int64_t rows, int64_t heads, int64_t dim, int64_t max_len) {
-  check_that(batch >= 0 && rows >= 0 && heads >= 0 && dim >= 0 && max_len >= 0, "draft_attention_workspace_size",
-             "every argument must be >= 0");
-  return draft_attention_roped(batch, rows, heads, dim) +
-         attention_workspace(batch, rows, heads, dim, attention_scratch_splits(max_len, 0));
+  constexpr const char* op = "draft_attention_workspace_size";
+  check_count(op, "B", batch);
+  check_count(op, "T", rows);
+  check_count(op, "H", heads);
+  check_count(op, "D", dim);
+  check_count(op, "max_len", max_len);
+  return check_bytes(op, draft_attention_roped(batch, rows, heads, dim) +
+                             attention_workspace(batch, rows, heads, dim, attention_scratch_splits(max_len, 0)));
 }
 
 }  // namespace sparrow
@@ -146,10 +165,10 @@ SPARROW_LIBRARY(m) {
       "Tensor(d!) workspace) -> ()");
   m.def("draft_attention_workspace_size(int B, int T, int H, int D, int max_len) -> int");
 }
-SPARROW_CPU_IMPL(m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("draft_attention", &sparrow::draft_attention_op_cpu)); }
 SPARROW_COMPOSITE_IMPL(m) {
-  m.impl("draft_attention_workspace_size", TORCH_BOX(&sparrow::draft_attention_workspace_size_op));
+  m.impl(SPARROW_BOX("draft_attention_workspace_size", &sparrow::draft_attention_workspace_size_op));
 }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) { m.impl("draft_attention", TORCH_BOX(&sparrow::draft_attention_op_cuda)); }
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("draft_attention", &sparrow::draft_attention_op_cuda)); }
 #endif

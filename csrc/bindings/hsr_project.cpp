@@ -3,11 +3,8 @@
 #include <cstring>
 
 #include "bindings/checks.h"
-#include "bindings/linear.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#include "kernels/hsr_project.cuh"
-#endif
+#include "bindings/linear.h"
 
 namespace sparrow {
 namespace {
@@ -26,21 +23,29 @@ struct HsrArgs {
 };
 
 void check_layout(const HsrArgs& a) {
+  check_tensors(kOp, {{"token_ids", a.token_ids},
+                      {"row_index", a.row_index},
+                      {"embed", a.embed},
+                      {"hidden", a.hidden},
+                      {"weight", a.weight},
+                      {"bias", a.bias},
+                      {"num_rows", a.num_rows},
+                      {"error", a.error, kWritten}});
   const Arg token_ids{kOp, "token_ids", a.token_ids}, row_index{kOp, "row_index", a.row_index};
   const Arg embed{kOp, "embed", a.embed}, hidden{kOp, "hidden", a.hidden}, weight{kOp, "weight", a.weight};
   token_ids.dtype({ScalarType::Long}).dim(1).contiguous();
-  row_index.same_device(token_ids).dtype({ScalarType::Int}).dim(1).size(0, a.token_ids.size(0), "M").contiguous();
-  weight.same_device(token_ids).floating().dim(2);
-  embed.same_device(token_ids).same_dtype(weight).dim(2).last_dense();
-  hidden.same_device(token_ids).same_dtype(weight).dim(2).last_dense();
+  row_index.dtype({ScalarType::Int}).dim(1).size(0, a.token_ids.size(0), "M").contiguous();
+  weight.floating().dim(2);
+  embed.same_dtype(weight).dim(2).last_dense();
+  hidden.same_dtype(weight).dim(2).last_dense();
   weight.size(1, a.embed.size(1) + a.hidden.size(1), "columns of embed + columns of hidden").last_dense();
   if (a.bias) {
     const Arg bias{kOp, "bias", *a.bias};
-    bias.same_device(token_ids).same_dtype(weight).dim(1).size(0, a.weight.size(0), "rows of weight").contiguous();
+    bias.same_dtype(weight).dim(1).size(0, a.weight.size(0), "rows of weight").contiguous();
   }
   if (a.num_rows) {
     const Arg num_rows{kOp, "num_rows", *a.num_rows};
-    num_rows.same_device(token_ids).dtype({ScalarType::Int}).dim(1).size(0, 1, "one count").contiguous();
+    num_rows.dtype({ScalarType::Int}).dim(1).size(0, 1, "one count").contiguous();
   }
 }
 
@@ -60,7 +65,7 @@ int64_t check_values(const HsrArgs& a) {
 }
 
 HsrProjectParams make_params(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
-  HsrProjectParams p;
+  HsrProjectParams p{};
   p.token_ids = a.token_ids.const_data_ptr<int64_t>();
   p.row_index = a.row_index.const_data_ptr<int32_t>();
   p.embed = a.embed.const_data_ptr();
@@ -70,15 +75,19 @@ HsrProjectParams make_params(const HsrArgs& a, const Tensor& out, int64_t valid,
   p.out = out.mutable_data_ptr();
   p.packed = align_packed(scratch);
   p.rows = valid;
-  p.embed_width = a.embed.size(1), p.hidden_width = a.hidden.size(1), p.outputs = a.weight.size(0);
-  p.embed_stride = a.embed.stride(0), p.hidden_stride = a.hidden.stride(0), p.weight_stride = a.weight.stride(0);
+  p.embed_width = a.embed.size(1);
+  p.hidden_width = a.hidden.size(1);
+  p.outputs = a.weight.size(0);
+  p.embed_stride = a.embed.stride(0);
+  p.hidden_stride = a.hidden.stride(0);
+  p.weight_stride = a.weight.stride(0);
   p.out_stride = out.stride(0);
   p.dtype = dtype_of(a.weight);
-  p.vocab = a.embed.size(0), p.hidden_rows = a.hidden.size(0);
+  p.vocab = a.embed.size(0);
+  p.hidden_rows = a.hidden.size(0);
   p.num_rows = a.num_rows ? a.num_rows->const_data_ptr<int32_t>() : nullptr;
-  p.zero_rest = false;
   p.partial = static_cast<float*>(p.packed);
-  p.error = take_error(kOp, a.error, {kOp, "weight", a.weight});
+  p.error = take_error(kOp, a.error);
   return p;
 }
 
@@ -108,13 +117,22 @@ void concatenate(const HsrProjectParams& p, int64_t begin, int64_t count) {
 // Rows [begin, begin + count) of what p describes; count <= kSkinnyRows.
 void project_rows(HsrProjectParams p, int64_t begin, int64_t count) {
   const int64_t element = p.dtype == DType::f32 ? 4 : 2;
-  p.token_ids += begin, p.row_index += begin, p.rows = count;
+  p.token_ids += begin;
+  p.row_index += begin;
+  p.rows = count;
   p.out = static_cast<char*>(p.out) + begin * p.out_stride * element;
   run_items(hsr_pack_cpu, p, pack_items(count), /*grain=*/4);
   SkinnyLinearParams product{};
-  product.weight = p.weight, product.bias = p.bias, product.out = p.out, product.packed = p.packed;
-  product.rows = count, product.width = p.embed_width + p.hidden_width, product.outputs = p.outputs;
-  product.weight_stride = p.weight_stride, product.out_stride = p.out_stride, product.dtype = p.dtype;
+  product.weight = p.weight;
+  product.bias = p.bias;
+  product.out = p.out;
+  product.packed = p.packed;
+  product.rows = count;
+  product.width = p.embed_width + p.hidden_width;
+  product.outputs = p.outputs;
+  product.weight_stride = p.weight_stride;
+  product.out_stride = p.out_stride;
+  product.dtype = p.dtype;
   multiply_packed(product);
 }
 
@@ -134,29 +152,7 @@ void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
   }
 }
 
-void check_out(const HsrArgs& a, const Tensor& out, const Tensor& workspace) {
-  const Arg ids{kOp, "token_ids", a.token_ids}, weight{kOp, "weight", a.weight};
-  Arg{kOp, "out", out}
-      .same_device(ids)
-      .same_dtype(weight)
-      .dim(2)
-      .size(0, a.token_ids.size(0), "M")
-      .size(1, a.weight.size(0), "rows of weight")
-      .last_dense();
-  check_that(out.size(0) <= 1 || out.stride(0) >= out.size(1), kOp, "the rows of out must not overlap, got row stride ",
-             out.stride(0));
-  const int64_t bytes =
-      hsr_project_workspace_bytes(a.token_ids.size(0), a.embed.size(1), a.hidden.size(1), a.weight.size(0));
-  take_bytes(kOp, workspace, ids, bytes, /*alignment=*/1);  // aligned in make_params
-}
-
 }  // namespace
-
-int64_t hsr_project_workspace_size_op(int64_t rows, int64_t embed_width, int64_t hidden_width, int64_t outputs) {
-  check_that(rows >= 0 && embed_width >= 0 && hidden_width >= 0 && outputs >= 0, "hsr_project_workspace_size",
-             "M, E, H and O must not be negative, got ", rows, ", ", embed_width, ", ", hidden_width, ", ", outputs);
-  return hsr_project_workspace_bytes(rows, embed_width, hidden_width, outputs);
-}
 
 Tensor hsr_project_op_cpu(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
                           const Tensor& weight, const std::optional<Tensor>& bias,
@@ -164,25 +160,15 @@ Tensor hsr_project_op_cpu(const Tensor& token_ids, const Tensor& row_index, cons
   const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
   check_layout(a);
   const int64_t valid = check_values(a), m = token_ids.size(0);
-  Tensor out = empty(weight, {m, weight.size(0)}, weight.scalar_type());
+  Tensor out = empty(kOp, weight, {m, weight.size(0)}, weight.scalar_type());
   if (valid < m) {
     Tensor rest = rows_of(out, valid, m - valid);
     torch::stable::zero_(rest);
   }
   const int64_t bytes = hsr_project_workspace_bytes(valid, embed.size(1), hidden.size(1), weight.size(0));
-  const Tensor scratch = empty(weight, {bytes}, ScalarType::Byte);
+  const Tensor scratch = empty(kOp, weight, {bytes}, ScalarType::Byte);
   run(a, out, valid, scratch.mutable_data_ptr());
   return out;
-}
-
-void hsr_project_out_op_cpu(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
-                            const Tensor& weight, const std::optional<Tensor>& bias,
-                            const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace,
-                            const std::optional<Tensor>& error) {
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
-  check_layout(a);
-  check_out(a, out, workspace);
-  run(a, out, check_values(a), workspace.mutable_data_ptr());
 }
 
 #if defined(SPARROW_CUDA)
@@ -190,20 +176,19 @@ namespace {
 
 // The kernels take up to kSkinnyRows rows, in float32 any number; more go through the library, a chunk at a time. The
 // count of valid rows stays on the device, so all M rows are multiplied then and the valid ones kept.
-void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch, bool zero_rest) {
+void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch) {
   HsrProjectParams p = make_params(a, out, a.token_ids.size(0), scratch);
-  p.zero_rest = zero_rest;
-  const cudaStream_t stream = current_stream(a.weight);
-  if (p.dtype == DType::f32 || p.rows <= kSkinnyRows) return check_launch(kOp, hsr_project_cuda(p, stream));
+  const OnDevice on(kOp, a.weight);
+  if (p.dtype == DType::f32 || p.rows <= kSkinnyRows) return check_launch(kOp, hsr_project_cuda(p, on.stream));
   if (p.outputs == 0) return;
   const int64_t width = p.embed_width + p.hidden_width;
   void* products = static_cast<char*>(p.packed) + hsr_gathered_bytes(p.rows, width);
   for (int64_t begin = 0; begin < p.rows; begin += kHsrChunk) {
     const int64_t count = p.rows - begin < kHsrChunk ? p.rows - begin : kHsrChunk;
-    check_launch(kOp, hsr_gather_cuda(p, begin, count, p.packed, stream));
+    check_launch(kOp, hsr_gather_cuda(p, begin, count, p.packed, on.stream));
     library_linear(matrix(a.weight, products, count, p.outputs), matrix(a.weight, p.packed, count, width), a.weight,
                    a.bias);
-    check_launch(kOp, hsr_scatter_cuda(p, begin, count, products, stream));
+    check_launch(kOp, hsr_scatter_cuda(p, begin, count, products, on.stream));
   }
 }
 
@@ -212,26 +197,14 @@ void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch, bool zero_rest
 Tensor hsr_project_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed, const Tensor& hidden,
                            const Tensor& weight, const std::optional<Tensor>& bias,
                            const std::optional<Tensor>& num_rows, const std::optional<Tensor>& error) {
-  const DeviceGuard guard(weight.get_device_index());
   const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
   check_layout(a);
   const int64_t m = token_ids.size(0);
-  const Tensor out = empty(weight, {m, weight.size(0)}, weight.scalar_type());
+  const Tensor out = empty(kOp, weight, {m, weight.size(0)}, weight.scalar_type());
   const int64_t bytes = hsr_project_workspace_bytes(m, embed.size(1), hidden.size(1), weight.size(0));
-  const Tensor scratch = empty(weight, {bytes}, ScalarType::Byte);
-  run_cuda(a, out, scratch.mutable_data_ptr(), /*zero_rest=*/true);
+  const Tensor scratch = empty(kOp, weight, {bytes}, ScalarType::Byte);
+  run_cuda(a, out, scratch.mutable_data_ptr());
   return out;
-}
-
-void hsr_project_out_op_cuda(const Tensor& token_ids, const Tensor& row_index, const Tensor& embed,
-                             const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& bias,
-                             const std::optional<Tensor>& num_rows, const Tensor& out, const Tensor& workspace,
-                             const std::optional<Tensor>& error) {
-  const DeviceGuard guard(weight.get_device_index());
-  const HsrArgs a{token_ids, row_index, embed, hidden, weight, bias, num_rows, error};
-  check_layout(a);
-  check_out(a, out, workspace);
-  run_cuda(a, out, workspace.mutable_data_ptr(), /*zero_rest=*/false);
 }
 #endif
 
@@ -241,19 +214,8 @@ SPARROW_LIBRARY(m) {
   m.def(
       "hsr_project(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias=None, "
       "Tensor? num_rows=None, Tensor(a!)? error=None) -> Tensor");
-  m.def(
-      "hsr_project_out(Tensor token_ids, Tensor row_index, Tensor embed, Tensor hidden, Tensor weight, Tensor? bias, "
-      "Tensor? num_rows, Tensor(a!) out, Tensor(b!) workspace, Tensor(c!)? error=None) -> ()");
-  m.def("hsr_project_workspace_size(int M, int E, int H, int O) -> int");
 }
-SPARROW_CPU_IMPL(m) {
-  m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cpu));
-  m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cpu));
-}
-SPARROW_COMPOSITE_IMPL(m) { m.impl("hsr_project_workspace_size", TORCH_BOX(&sparrow::hsr_project_workspace_size_op)); }
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("hsr_project", &sparrow::hsr_project_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) {
-  m.impl("hsr_project", TORCH_BOX(&sparrow::hsr_project_op_cuda));
-  m.impl("hsr_project_out", TORCH_BOX(&sparrow::hsr_project_out_op_cuda));
-}
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("hsr_project", &sparrow::hsr_project_op_cuda)); }
 #endif

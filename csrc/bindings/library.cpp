@@ -18,6 +18,6 @@ SPARROW_LIBRARY(m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparrow, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&sparrow::cpu_isa_op));
-  m.impl("set_cpu_isa", TORCH_BOX(&sparrow::set_cpu_isa_op));
+  m.impl(SPARROW_BOX("cpu_isa", &sparrow::cpu_isa_op));
+  m.impl(SPARROW_BOX("set_cpu_isa", &sparrow::set_cpu_isa_op));
 }

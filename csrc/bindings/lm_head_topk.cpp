@@ -1,13 +1,9 @@
 #include "ops/lm_head_topk.h"
 
 #include "bindings/checks.h"
+#include "bindings/cuda.h"
 #include "bindings/linear.h"
 #include "bindings/topk.h"
-#if defined(SPARROW_CUDA)
-#include "bindings/cuda.h"
-#include "kernels/lm_head_topk.cuh"
-#include "kernels/topk_lse.cuh"
-#endif
 
 namespace sparrow {
 namespace {
@@ -26,10 +22,15 @@ struct LmHeadArgs {
 // Without packed, rows and parts.
 LmHeadTopkParams make_params(const LmHeadArgs& a) {
   LmHeadTopkParams p{};
-  p.h = a.h.const_data_ptr(), p.dtype = dtype_of(a.h);
-  p.inner = a.rows.inner, p.outer_stride = a.rows.outer_stride, p.inner_stride = a.rows.inner_stride;
-  p.weight = a.weight.const_data_ptr(), p.weight_stride = a.weight.stride(0);
-  p.width = a.weight.size(1), p.vocab = a.weight.size(0);
+  p.h = a.h.const_data_ptr();
+  p.dtype = dtype_of(a.h);
+  p.inner = a.rows.inner;
+  p.outer_stride = a.rows.outer_stride;
+  p.inner_stride = a.rows.inner_stride;
+  p.weight = a.weight.const_data_ptr();
+  p.weight_stride = a.weight.stride(0);
+  p.width = a.weight.size(1);
+  p.vocab = a.weight.size(0);
   return p;
 }
 
@@ -100,38 +101,31 @@ void run(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
 }
 
 LmHeadArgs check_arguments(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map) {
+  check_tensors(kOp, {{"h", h}, {"weight", weight}, {"id_map", id_map}});
   const Arg arg{kOp, "h", h}, weight_arg{kOp, "weight", weight};
-  weight_arg.same_device(arg);
   arg.floating();
   weight_arg.same_dtype(arg).dim(2).last_dense();
   const RowLayout rows = row_layout(arg);
   weight_arg.size(1, h.size(h.dim() - 1), "E, the last dimension of h");
-  check_topk(kOp, arg, weight.size(0), k, id_map);
+  check_topk(kOp, weight.size(0), k, id_map);
   return {h, rows, weight, id_map, k};
 }
 
 // The form that allocates; `run_on` is run or run_cuda.
 template <class Run>
 std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const LmHeadArgs& a) {
-  const TopkResult result = topk_outputs(a.h, a.k);
-  const Tensor scratch = empty(a.h, {a.workspace_bytes()}, ScalarType::Byte);
+  const TopkResult result = topk_outputs(kOp, a.h, a.k);
+  const Tensor scratch = empty(kOp, a.h, {a.workspace_bytes()}, ScalarType::Byte);
   run_on(a, result, static_cast<char*>(scratch.mutable_data_ptr()));
   return result.tuple();
-}
-
-// The form into the caller's tensors.
-template <class Run>
-void check_and(const Run& run_on, const LmHeadArgs& a, const TopkResult& result, const Tensor& workspace) {
-  const Arg arg{kOp, "h", a.h};
-  check_outputs(kOp, arg, a.k, result);
-  run_on(a, result, take_bytes(kOp, workspace, arg, a.workspace_bytes(), kScratchAlignment));
 }
 
 #if defined(SPARROW_CUDA)
 // Up to kSkinnyRows rows: logits in registers only.
 void skinny_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch, cudaStream_t stream) {
   LmHeadTopkParams p = make_params(a);
-  p.first = 0, p.rows = a.rows.rows, p.parts = topk_partials(scratch, p.rows, lm_head_lists(p.vocab), a.k);
+  p.rows = a.rows.rows;
+  p.parts = topk_partials(scratch, p.rows, lm_head_lists(p.vocab), a.k);
   check_launch(kOp, lm_head_topk_cuda(p, stream));
   check_launch(kOp, topk_merge_cuda(merge_params(p.parts, a.id_map, result, 0), p.rows, stream));
 }
@@ -156,41 +150,23 @@ void through_logits_cuda(const LmHeadArgs& a, const TopkResult& result, char* sc
 
 void run_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
   if (a.rows.rows == 0) return;
-  const cudaStream_t stream = current_stream(a.h);
-  if (a.rows.rows <= kSkinnyRows && dtype_of(a.h) != DType::f32) return skinny_cuda(a, result, scratch, stream);
-  through_logits_cuda(a, result, scratch, stream);
+  const OnDevice on(kOp, a.h);
+  if (a.rows.rows <= kSkinnyRows && dtype_of(a.h) != DType::f32) return skinny_cuda(a, result, scratch, on.stream);
+  through_logits_cuda(a, result, scratch, on.stream);
 }
 #endif
 
 }  // namespace
-
-int64_t lm_head_topk_workspace_size_op(int64_t rows, int64_t width, int64_t vocab, int64_t k) {
-  check_that(rows >= 0 && width >= 0 && vocab >= 1 && k >= 1, "lm_head_topk_workspace_size",
-             "M and E must be >= 0, V and k >= 1, got ", rows, ", ", width, ", ", vocab, ", ", k);
-  return lm_head_topk_workspace_bytes(rows, width, vocab, k);
-}
 
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Tensor& weight, int64_t k,
                                                        const std::optional<Tensor>& id_map) {
   return allocate_and(run, check_arguments(h, weight, k, id_map));
 }
 
-void lm_head_topk_out_op_cpu(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
-                             const Tensor& logp, const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  check_and(run, check_arguments(h, weight, k, id_map), {logp, ids, lse}, workspace);
-}
-
 #if defined(SPARROW_CUDA)
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cuda(const Tensor& h, const Tensor& weight, int64_t k,
                                                         const std::optional<Tensor>& id_map) {
-  const DeviceGuard guard(h.get_device_index());
   return allocate_and(run_cuda, check_arguments(h, weight, k, id_map));
-}
-
-void lm_head_topk_out_op_cuda(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
-                              const Tensor& logp, const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  const DeviceGuard guard(h.get_device_index());
-  check_and(run_cuda, check_arguments(h, weight, k, id_map), {logp, ids, lse}, workspace);
 }
 #endif
 
@@ -198,21 +174,8 @@ void lm_head_topk_out_op_cuda(const Tensor& h, const Tensor& weight, int64_t k, 
 
 SPARROW_LIBRARY(m) {
   m.def("lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
-  m.def(
-      "lm_head_topk_out(Tensor h, Tensor weight, int k, Tensor? id_map, Tensor(a!) logp, Tensor(b!) ids, "
-      "Tensor(c!) lse, Tensor(d!) workspace) -> ()");
-  m.def("lm_head_topk_workspace_size(int M, int E, int V, int k) -> int");
 }
-SPARROW_CPU_IMPL(m) {
-  m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cpu));
-  m.impl("lm_head_topk_out", TORCH_BOX(&sparrow::lm_head_topk_out_op_cpu));
-}
-SPARROW_COMPOSITE_IMPL(m) {
-  m.impl("lm_head_topk_workspace_size", TORCH_BOX(&sparrow::lm_head_topk_workspace_size_op));
-}
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("lm_head_topk", &sparrow::lm_head_topk_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) {
-  m.impl("lm_head_topk", TORCH_BOX(&sparrow::lm_head_topk_op_cuda));
-  m.impl("lm_head_topk_out", TORCH_BOX(&sparrow::lm_head_topk_out_op_cuda));
-}
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("lm_head_topk", &sparrow::lm_head_topk_op_cuda)); }
 #endif

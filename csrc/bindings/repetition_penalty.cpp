@@ -3,10 +3,7 @@
 #include <cmath>
 
 #include "bindings/checks.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#include "kernels/repetition_penalty.cuh"
-#endif
 
 namespace sparrow {
 namespace {
@@ -16,15 +13,18 @@ constexpr int64_t kGrainElements = 1 << 19;  // vocabulary entries swept in abou
 
 void check_arguments(Tensor& logits, const Tensor& tokens, const Tensor& anc, const Tensor& seen, const Tensor& penalty,
                      RepetitionPenaltyParams& p) {
+  check_tensors(kOp,
+                {{"logits", logits, kWritten}, {"tokens", tokens}, {"anc", anc}, {"seen", seen}, {"penalty", penalty}});
   const Arg arg{kOp, "logits", logits};
   arg.dtype({ScalarType::Float}).dim(3).last_dense();
-  p.batch = logits.size(0), p.nodes = logits.size(1), p.vocab = logits.size(2);
-  p.stride_b = logits.stride(0), p.stride_n = logits.stride(1);
-  check_that(p.nodes <= kMaxNodes, kOp, "logits must have at most ", kMaxNodes, " nodes, got shape ", shape_of(logits));
-  check_that((p.batch <= 1 || p.stride_b != 0) && (p.nodes <= 1 || p.stride_n != 0), kOp,
-             "logits is changed in place: its rows must not share memory, got an expanded tensor");
+  p.batch = logits.size(0);
+  p.nodes = logits.size(1);
+  p.vocab = logits.size(2);
+  p.stride_b = logits.stride(0);
+  p.stride_n = logits.stride(1);
+  if (p.nodes > kMaxNodes) refuse(kOp, "logits must have at most ", kMaxNodes, " nodes, got shape ", shape_of(logits));
   const auto check = [&](const char* name, const Tensor& t, ScalarType dtype, int64_t dim) {
-    Arg{kOp, name, t}.same_device(arg).dtype({dtype}).dim(dim).size(0, p.batch, "B").contiguous();
+    Arg{kOp, name, t}.dtype({dtype}).dim(dim).size(0, p.batch, "B").contiguous();
   };
   check("tokens", tokens, ScalarType::Long, 2);
   check("anc", anc, ScalarType::Long, 3);
@@ -56,7 +56,7 @@ void check_values(const RepetitionPenaltyParams& p) {
 
 void repetition_penalty_op_cpu(Tensor logits, const Tensor& tokens, const Tensor& anc, const Tensor& seen,
                                const Tensor& penalty) {
-  RepetitionPenaltyParams p;
+  RepetitionPenaltyParams p{};
   check_arguments(logits, tokens, anc, seen, penalty, p);
   check_values(p);
   if (p.vocab == 0) return;
@@ -66,10 +66,10 @@ void repetition_penalty_op_cpu(Tensor logits, const Tensor& tokens, const Tensor
 #if defined(SPARROW_CUDA)
 void repetition_penalty_op_cuda(Tensor logits, const Tensor& tokens, const Tensor& anc, const Tensor& seen,
                                 const Tensor& penalty) {
-  const DeviceGuard guard(logits.get_device_index());
-  RepetitionPenaltyParams p;
+  RepetitionPenaltyParams p{};
   check_arguments(logits, tokens, anc, seen, penalty, p);
-  check_launch(kOp, repetition_penalty_cuda(p, current_stream(logits)));
+  const OnDevice on(kOp, logits);
+  check_launch(kOp, repetition_penalty_cuda(p, on.stream));
 }
 #endif
 
@@ -78,7 +78,7 @@ void repetition_penalty_op_cuda(Tensor logits, const Tensor& tokens, const Tenso
 SPARROW_LIBRARY(m) {
   m.def("repetition_penalty(Tensor(a!) logits, Tensor tokens, Tensor anc, Tensor seen, Tensor penalty) -> ()");
 }
-SPARROW_CPU_IMPL(m) { m.impl("repetition_penalty", TORCH_BOX(&sparrow::repetition_penalty_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("repetition_penalty", &sparrow::repetition_penalty_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) { m.impl("repetition_penalty", TORCH_BOX(&sparrow::repetition_penalty_op_cuda)); }
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("repetition_penalty", &sparrow::repetition_penalty_op_cuda)); }
 #endif

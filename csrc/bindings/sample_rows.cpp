@@ -3,10 +3,7 @@
 #include <cmath>
 
 #include "bindings/checks.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#include "kernels/sample_rows.cuh"
-#endif
 
 namespace sparrow {
 namespace {
@@ -14,39 +11,45 @@ namespace {
 constexpr const char* kOp = "sample_rows";
 constexpr int64_t kGrainElements = 1 << 16;  // about 30 us of one thread
 
-void check_per_sequence(const char* name, const Tensor& t, ScalarType dtype, const Arg& logits) {
-  Arg{kOp, name, t}.same_device(logits).dtype({dtype}).dim(1).size(0, logits.t.size(0), "B").contiguous();
+void check_per_sequence(const char* name, const Tensor& t, ScalarType dtype, int64_t batch) {
+  Arg{kOp, name, t}.dtype({dtype}).dim(1).size(0, batch, "B").contiguous();
 }
 
 // Everything but the values, the scratch and the output.
 SampleRowsParams checked(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
                          const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
-  SampleRowsParams p;
+  check_tensors(kOp, {{"logits", logits},
+                      {"temperature", temperature},
+                      {"seed", seed},
+                      {"position", position},
+                      {"top_k", top_k},
+                      {"top_p", top_p}});
+  SampleRowsParams p{};
   const Arg arg{kOp, "logits", logits};
   arg.floating().dim(3).last_dense();
-  p.batch = logits.size(0), p.nodes = logits.size(1), p.vocab = logits.size(2);
-  check_that(p.vocab > 0 && p.vocab <= INT32_MAX, kOp, "logits must have a vocabulary in [1, 2^31), got shape ",
-             shape_of(logits));
-  check_per_sequence("temperature", temperature, ScalarType::Float, arg);
-  check_per_sequence("seed", seed, ScalarType::Long, arg);
+  p.batch = logits.size(0);
+  p.nodes = logits.size(1);
+  p.vocab = logits.size(2);
+  if (p.vocab == 0) refuse(kOp, "logits must have a vocabulary in [1, 2^31), got shape ", shape_of(logits));
+  check_per_sequence("temperature", temperature, ScalarType::Float, p.batch);
+  check_per_sequence("seed", seed, ScalarType::Long, p.batch);
   Arg{kOp, "position", position}
-      .same_device(arg)
       .dtype({ScalarType::Long})
       .dim(2)
       .size(0, p.batch, "B")
       .size(1, p.nodes, "N")
       .contiguous();
-  if (top_k) check_per_sequence("top_k", *top_k, ScalarType::Int, arg);
-  if (top_p) check_per_sequence("top_p", *top_p, ScalarType::Float, arg);
+  if (top_k) check_per_sequence("top_k", *top_k, ScalarType::Int, p.batch);
+  if (top_p) check_per_sequence("top_p", *top_p, ScalarType::Float, p.batch);
   p.dtype = dtype_of(logits);
-  p.stride_b = logits.stride(0), p.stride_n = logits.stride(1);
+  p.stride_b = logits.stride(0);
+  p.stride_n = logits.stride(1);
   p.logits = logits.const_data_ptr();
   p.temperature = temperature.const_data_ptr<float>();
   p.seed = seed.const_data_ptr<int64_t>();
   p.position = position.const_data_ptr<int64_t>();
   p.top_k = top_k ? top_k->const_data_ptr<int32_t>() : nullptr;
   p.top_p = top_p ? top_p->const_data_ptr<float>() : nullptr;
-  p.block_max = nullptr, p.out = nullptr;
   return p;
 }
 
@@ -68,69 +71,33 @@ void run(SampleRowsParams p, char* scratch) {
   run_items(sample_rows_cpu, p, p.batch * p.nodes, /*grain=*/1 + kGrainElements / p.vocab);
 }
 
-int64_t workspace_bytes(const SampleRowsParams& p) { return sample_rows_workspace_bytes(p.batch * p.nodes, p.vocab); }
-
 // The form that allocates; run_on(p, scratch) is the backend's.
 template <class Run>
 Tensor allocate_and(const Run& run_on, const Tensor& logits, SampleRowsParams p) {
-  const Tensor out = empty(logits, {p.batch, p.nodes}, ScalarType::Long);
-  const Tensor scratch = empty(logits, {workspace_bytes(p)}, ScalarType::Byte);
+  const Tensor out = empty(kOp, logits, {p.batch, p.nodes}, ScalarType::Long);
+  const int64_t bytes = sample_rows_workspace_bytes(p.batch * p.nodes, p.vocab);
+  const Tensor scratch = empty(kOp, logits, {bytes}, ScalarType::Byte);
   p.out = out.mutable_data_ptr<int64_t>();
   run_on(p, static_cast<char*>(scratch.mutable_data_ptr()));
   return out;
 }
 
-// The form into the caller's tensors.
-template <class Run>
-void check_and(const Run& run_on, const Tensor& logits, SampleRowsParams p, const Tensor& out,
-               const Tensor& workspace) {
-  const Arg arg{kOp, "logits", logits}, result{kOp, "out", out};
-  result.same_device(arg).dtype({ScalarType::Long}).dim(2).size(0, p.batch, "B").size(1, p.nodes, "N").contiguous();
-  p.out = out.mutable_data_ptr<int64_t>();
-  run_on(p, take_bytes(kOp, workspace, arg, workspace_bytes(p), kScratchAlignment));
-}
-
 }  // namespace
-
-int64_t sample_rows_workspace_size_op(int64_t batch, int64_t nodes, int64_t vocab) {
-  check_that(batch >= 0 && nodes >= 0 && vocab >= 1, "sample_rows_workspace_size",
-             "B and N must be >= 0 and V >= 1, got ", batch, ", ", nodes, ", ", vocab);
-  return sample_rows_workspace_bytes(batch * nodes, vocab);
-}
 
 Tensor sample_rows_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
                           const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
   return allocate_and(run, logits, checked(logits, temperature, seed, position, top_k, top_p));
 }
 
-void sample_rows_out_op_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
-                            const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p, const Tensor& out,
-                            const Tensor& workspace) {
-  check_and(run, logits, checked(logits, temperature, seed, position, top_k, top_p), out, workspace);
-}
-
 #if defined(SPARROW_CUDA)
-namespace {
-
-auto on_stream_of(const Tensor& logits) {
-  return [stream = current_stream(logits)](const SampleRowsParams& p, char* scratch) {
-    check_launch(kOp, sample_rows_cuda(p, scratch, stream));
-  };
-}
-
-}  // namespace
-
 Tensor sample_rows_op_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& seed, const Tensor& position,
                            const std::optional<Tensor>& top_k, const std::optional<Tensor>& top_p) {
-  const DeviceGuard guard(logits.get_device_index());
-  return allocate_and(on_stream_of(logits), logits, checked(logits, temperature, seed, position, top_k, top_p));
-}
-
-void sample_rows_out_op_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& seed,
-                             const Tensor& position, const std::optional<Tensor>& top_k,
-                             const std::optional<Tensor>& top_p, const Tensor& out, const Tensor& workspace) {
-  const DeviceGuard guard(logits.get_device_index());
-  check_and(on_stream_of(logits), logits, checked(logits, temperature, seed, position, top_k, top_p), out, workspace);
+  return allocate_and(
+      [&](const SampleRowsParams& p, char* scratch) {
+        const OnDevice on(kOp, logits);
+        check_launch(kOp, sample_rows_cuda(p, scratch, on.stream));
+      },
+      logits, checked(logits, temperature, seed, position, top_k, top_p));
 }
 #endif
 
@@ -140,19 +107,8 @@ SPARROW_LIBRARY(m) {
   m.def(
       "sample_rows(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k=None, "
       "Tensor? top_p=None) -> Tensor");
-  m.def(
-      "sample_rows_out(Tensor logits, Tensor temperature, Tensor seed, Tensor position, Tensor? top_k, Tensor? top_p, "
-      "Tensor(a!) out, Tensor(b!) workspace) -> ()");
-  m.def("sample_rows_workspace_size(int B, int N, int V) -> int");
 }
-SPARROW_CPU_IMPL(m) {
-  m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cpu));
-  m.impl("sample_rows_out", TORCH_BOX(&sparrow::sample_rows_out_op_cpu));
-}
-SPARROW_COMPOSITE_IMPL(m) { m.impl("sample_rows_workspace_size", TORCH_BOX(&sparrow::sample_rows_workspace_size_op)); }
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("sample_rows", &sparrow::sample_rows_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) {
-  m.impl("sample_rows", TORCH_BOX(&sparrow::sample_rows_op_cuda));
-  m.impl("sample_rows_out", TORCH_BOX(&sparrow::sample_rows_out_op_cuda));
-}
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("sample_rows", &sparrow::sample_rows_op_cuda)); }
 #endif

@@ -1,11 +1,8 @@
 #include "ops/skinny_linear.h"
 
 #include "bindings/checks.h"
-#include "bindings/linear.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#include "kernels/skinny_linear.cuh"
-#endif
+#include "bindings/linear.h"
 
 namespace sparrow {
 namespace {
@@ -42,44 +39,44 @@ struct LinearArgs {
 
 void check_arguments(const LinearArgs& a) {
   const Arg x{kOp, "x", a.x}, weight{kOp, "weight", a.weight};
-  weight.same_device(x);
   x.floating();
   weight.same_dtype(x).dim(2);
-  check_that(a.x.dim() >= 1 && a.x.dim() <= 8, kOp, "x must have 1 to 8 dimensions, got shape ", shape_of(a.x));
+  if (a.x.dim() < 1 || a.x.dim() > 8) refuse(kOp, "x must have 1 to 8 dimensions, got shape ", shape_of(a.x));
   weight.size(1, a.x.size(a.x.dim() - 1), "K, the last dimension of x").last_dense();
   if (!a.bias) return;
   const Arg bias{kOp, "bias", *a.bias};
-  bias.same_device(x).same_dtype(x).dim(1).size(0, a.weight.size(0), "rows of weight").contiguous();
+  bias.same_dtype(x).dim(1).size(0, a.weight.size(0), "rows of weight").contiguous();
 }
 
 // Returns the step between rows of out.
 int64_t check_out(const LinearArgs& a, const Tensor& out, const Tensor& workspace) {
   const Arg x{kOp, "x", a.x}, arg{kOp, "out", out};
-  arg.same_device(x).same_dtype(x).dim(a.x.dim());
+  arg.same_dtype(x).dim(a.x.dim());
   for (int64_t d = 0; d + 1 < a.x.dim(); ++d) arg.size(d, a.x.size(d), "that of x");
   arg.size(out.dim() - 1, a.weight.size(0), "rows of weight").last_dense();
   const int64_t step = row_step(out), rows = rows_in(a.x);
-  check_that(rows <= 1 || step >= out.size(out.dim() - 1), kOp,
-             "the rows of out must lie one step apart in memory and not overlap");
-  arg.apart_from(x).apart_from(Arg{kOp, "weight", a.weight});
-  const int64_t bytes = skinny_linear_workspace_bytes(rows, a.weight.size(1), a.weight.size(0));
-  Arg{kOp, "workspace", workspace}.same_device(x).dtype({ScalarType::Byte}).dim(1).contiguous();
-  check_that(workspace.size(0) >= bytes, kOp, "workspace must have at least ", bytes,
-             " bytes (skinny_linear_workspace_size), got ", workspace.size(0));
+  if (rows > 1 && step < 0)
+    refuse(kOp, "the rows of out must lie one step apart in memory, got strides ", strides_of(out));
+  const int64_t bytes = check_bytes(kOp, skinny_linear_workspace_bytes(rows, a.weight.size(1), a.weight.size(0)));
+  take_bytes(kOp, workspace, bytes, /*alignment=*/1);  // aligned in make_params
   return step;
 }
 
 // x: a.x, or its copy where row_step(a.x) < 0.
 SkinnyLinearParams make_params(const LinearArgs& a, const Tensor& x, const Tensor& out, int64_t out_step,
                                void* scratch) {
-  SkinnyLinearParams p;
+  SkinnyLinearParams p{};
   p.x = x.const_data_ptr();
   p.weight = a.weight.const_data_ptr();
   p.bias = a.bias ? a.bias->const_data_ptr() : nullptr;
   p.out = out.mutable_data_ptr();
   p.packed = align_packed(scratch);
-  p.rows = rows_in(x), p.width = a.weight.size(1), p.outputs = a.weight.size(0);
-  p.x_stride = row_step(x), p.weight_stride = a.weight.stride(0), p.out_stride = out_step;
+  p.rows = rows_in(x);
+  p.width = a.weight.size(1);
+  p.outputs = a.weight.size(0);
+  p.x_stride = row_step(x);
+  p.weight_stride = a.weight.stride(0);
+  p.out_stride = out_step;
   p.dtype = dtype_of(x);
   p.partial = static_cast<float*>(p.packed);
   return p;
@@ -107,18 +104,21 @@ std::pair<Tensor, Tensor> allocate(const LinearArgs& a) {
   for (int64_t d = 0; d + 1 < a.x.dim(); ++d) shape[d] = a.x.size(d);
   shape[a.x.dim() - 1] = a.weight.size(0);
   const int64_t bytes = skinny_linear_workspace_bytes(rows_in(a.x), a.weight.size(1), a.weight.size(0));
-  return {empty(a.x, shape, a.x.dim(), a.x.scalar_type()), empty(a.x, {bytes}, ScalarType::Byte)};
+  return {empty(kOp, a.x, shape, a.x.dim(), a.x.scalar_type()), empty(kOp, a.x, {bytes}, ScalarType::Byte)};
 }
 
 }  // namespace
 
 int64_t skinny_linear_workspace_size_op(int64_t rows, int64_t width, int64_t outputs) {
-  check_that(rows >= 0 && width >= 0 && outputs >= 0, "skinny_linear_workspace_size",
-             "M, K and N must not be negative, got ", rows, ", ", width, ", ", outputs);
-  return skinny_linear_workspace_bytes(rows, width, outputs);
+  constexpr const char* op = "skinny_linear_workspace_size";
+  check_count(op, "M", rows);
+  check_count(op, "K", width);
+  check_count(op, "N", outputs);
+  return check_bytes(op, skinny_linear_workspace_bytes(rows, width, outputs));
 }
 
 Tensor skinny_linear_op_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_tensors(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
   const LinearArgs a{x, weight, bias};
   check_arguments(a);
   const auto [out, scratch] = allocate(a);
@@ -128,6 +128,8 @@ Tensor skinny_linear_op_cpu(const Tensor& x, const Tensor& weight, const std::op
 
 void skinny_linear_out_op_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                               const Tensor& out, const Tensor& workspace) {
+  check_tensors(
+      kOp, {{"x", x}, {"weight", weight}, {"bias", bias}, {"out", out, kWritten}, {"workspace", workspace, kWritten}});
   const LinearArgs a{x, weight, bias};
   check_arguments(a);
   const int64_t step = check_out(a, out, workspace);
@@ -139,13 +141,14 @@ namespace {
 
 void run_cuda(const LinearArgs& a, const Tensor& out, int64_t out_step, void* scratch) {
   const Tensor x = with_even_rows(a.x);
-  check_launch(kOp, skinny_linear_cuda(make_params(a, x, out, out_step, scratch), current_stream(a.x)));
+  const OnDevice on(kOp, a.x);
+  check_launch(kOp, skinny_linear_cuda(make_params(a, x, out, out_step, scratch), on.stream));
 }
 
 }  // namespace
 
 Tensor skinny_linear_op_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const DeviceGuard guard(x.get_device_index());
+  check_tensors(kOp, {{"x", x}, {"weight", weight}, {"bias", bias}});
   const LinearArgs a{x, weight, bias};
   check_arguments(a);
   const auto [out, scratch] = allocate(a);
@@ -155,7 +158,8 @@ Tensor skinny_linear_op_cuda(const Tensor& x, const Tensor& weight, const std::o
 
 void skinny_linear_out_op_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                const Tensor& out, const Tensor& workspace) {
-  const DeviceGuard guard(x.get_device_index());
+  check_tensors(
+      kOp, {{"x", x}, {"weight", weight}, {"bias", bias}, {"out", out, kWritten}, {"workspace", workspace, kWritten}});
   const LinearArgs a{x, weight, bias};
   check_arguments(a);
   const int64_t step = check_out(a, out, workspace);
@@ -171,15 +175,15 @@ SPARROW_LIBRARY(m) {
   m.def("skinny_linear_workspace_size(int M, int K, int N) -> int");
 }
 SPARROW_CPU_IMPL(m) {
-  m.impl("skinny_linear", TORCH_BOX(&sparrow::skinny_linear_op_cpu));
-  m.impl("skinny_linear_out", TORCH_BOX(&sparrow::skinny_linear_out_op_cpu));
+  m.impl(SPARROW_BOX("skinny_linear", &sparrow::skinny_linear_op_cpu));
+  m.impl(SPARROW_BOX("skinny_linear_out", &sparrow::skinny_linear_out_op_cpu));
 }
 SPARROW_COMPOSITE_IMPL(m) {
-  m.impl("skinny_linear_workspace_size", TORCH_BOX(&sparrow::skinny_linear_workspace_size_op));
+  m.impl(SPARROW_BOX("skinny_linear_workspace_size", &sparrow::skinny_linear_workspace_size_op));
 }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) {
-  m.impl("skinny_linear", TORCH_BOX(&sparrow::skinny_linear_op_cuda));
-  m.impl("skinny_linear_out", TORCH_BOX(&sparrow::skinny_linear_out_op_cuda));
+  m.impl(SPARROW_BOX("skinny_linear", &sparrow::skinny_linear_op_cuda));
+  m.impl(SPARROW_BOX("skinny_linear_out", &sparrow::skinny_linear_out_op_cuda));
 }
 #endif

@@ -1,10 +1,7 @@
 #include "ops/text_compact.h"
 
 #include "bindings/checks.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#include "kernels/text_compact.cuh"
-#endif
 
 namespace sparrow {
 namespace {
@@ -14,16 +11,17 @@ constexpr int64_t kRowsPerThread = 256 << 10;
 
 std::tuple<Tensor, Tensor> allocate(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text,
                                     TextCompactParams& p) {
-  const Arg a{kOp, "is_text", is_text}, b{kOp, "seq_lens", seq_lens};
-  b.same_device(a);
+  check_count(kOp, "max_text", max_text);
+  check_tensors(kOp, {{"is_text", is_text}, {"seq_lens", seq_lens}});
+  const Arg a{kOp, "is_text", is_text};
   a.dtype({ScalarType::Bool}).dim(2);
-  p.batch = is_text.size(0), p.rows = is_text.size(1), p.max_text = max_text;
-  b.dtype({ScalarType::Int}).dim(1).size(0, p.batch, "B").contiguous();
+  p.batch = is_text.size(0);
+  p.rows = is_text.size(1);
+  p.max_text = max_text;
+  Arg{kOp, "seq_lens", seq_lens}.dtype({ScalarType::Int}).dim(1).size(0, p.batch, "B").contiguous();
   a.last_dense();
-  check_that(is_text.size(1) <= INT32_MAX, kOp, "is_text must have less than 2^31 rows, got shape ", shape_of(is_text));
-  check_that(max_text >= 0, kOp, "max_text must not be negative, got ", max_text);
-  Tensor index = empty(is_text, {p.batch, max_text}, ScalarType::Int);
-  Tensor count = empty(is_text, {p.batch}, ScalarType::Int);
+  Tensor index = empty(kOp, is_text, {p.batch, max_text}, ScalarType::Int);
+  Tensor count = empty(kOp, is_text, {p.batch}, ScalarType::Int);
   p.is_text = static_cast<const uint8_t*>(is_text.const_data_ptr());
   p.batch_stride = is_text.stride(0);
   p.seq_lens = seq_lens.const_data_ptr<int32_t>();
@@ -35,7 +33,7 @@ std::tuple<Tensor, Tensor> allocate(const Tensor& is_text, const Tensor& seq_len
 }  // namespace
 
 std::tuple<Tensor, Tensor> text_compact_op_cpu(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text) {
-  TextCompactParams p;
+  TextCompactParams p{};
   auto out = allocate(is_text, seq_lens, max_text, p);
   const int64_t rows = p.rows;
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -52,10 +50,10 @@ std::tuple<Tensor, Tensor> text_compact_op_cpu(const Tensor& is_text, const Tens
 
 #if defined(SPARROW_CUDA)
 std::tuple<Tensor, Tensor> text_compact_op_cuda(const Tensor& is_text, const Tensor& seq_lens, int64_t max_text) {
-  const DeviceGuard guard(is_text.get_device_index());
-  TextCompactParams p;
+  TextCompactParams p{};
   auto out = allocate(is_text, seq_lens, max_text, p);
-  check_launch(kOp, text_compact_cuda(p, current_stream(is_text)));
+  const OnDevice on(kOp, is_text);
+  check_launch(kOp, text_compact_cuda(p, on.stream));
   return out;
 }
 #endif
@@ -65,7 +63,7 @@ std::tuple<Tensor, Tensor> text_compact_op_cuda(const Tensor& is_text, const Ten
 SPARROW_LIBRARY(m) {
   m.def("text_compact(Tensor is_text, Tensor seq_lens, int max_text) -> (Tensor index, Tensor count)");
 }
-SPARROW_CPU_IMPL(m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cpu)); }
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("text_compact", &sparrow::text_compact_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) { m.impl("text_compact", TORCH_BOX(&sparrow::text_compact_op_cuda)); }
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("text_compact", &sparrow::text_compact_op_cuda)); }
 #endif

@@ -1,11 +1,8 @@
 // What the bindings of topk_lse and lm_head_topk share: outputs, scratch for partial results, the final merge.
 #pragma once
 #include "bindings/checks.h"
-#include "ops/topk_lse.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#include "kernels/topk_lse.cuh"
-#endif
+#include "ops/topk_lse.h"
 
 namespace sparrow {
 
@@ -14,37 +11,17 @@ struct TopkResult {
   std::tuple<Tensor, Tensor, Tensor> tuple() const { return {logp, ids, lse}; }
 };
 
-inline void check_topk(const char* op, const Arg& first, int64_t vocab, int64_t k,
-                       const std::optional<Tensor>& id_map) {
+inline void check_topk(const char* op, int64_t vocab, int64_t k, const std::optional<Tensor>& id_map) {
   check_that(k >= 1 && k <= kTopkMax && k <= vocab, op, "k must lie in [1, min(", kTopkMax, ", V = ", vocab, ")], got ",
              k);
-  check_that(vocab < (int64_t{1} << 31), op, "V must be below 2^31, got ", vocab);
-  if (!id_map) return;
-  const Arg map{op, "id_map", *id_map};
-  map.same_device(first).dtype({ScalarType::Long}).dim(1).size(0, vocab, "V").contiguous();
+  if (id_map) Arg{op, "id_map", *id_map}.dtype({ScalarType::Long}).dim(1).size(0, vocab, "V").contiguous();
 }
 
 // logp, ids [.., k] and lse [..] for the leading dimensions of `like` (2-D or 3-D).
-inline TopkResult topk_outputs(const Tensor& like, int64_t k) {
-  const int64_t a = like.size(0), b = like.dim() == 3 ? like.size(1) : 0;
-  if (like.dim() == 2)
-    return {empty(like, {a, k}, ScalarType::Float), empty(like, {a, k}, ScalarType::Long),
-            empty(like, {a}, ScalarType::Float)};
-  return {empty(like, {a, b, k}, ScalarType::Float), empty(like, {a, b, k}, ScalarType::Long),
-          empty(like, {a, b}, ScalarType::Float)};
-}
-
-// The caller's outputs: what topk_outputs makes.
-inline void check_outputs(const char* op, const Arg& like, int64_t k, const TopkResult& result) {
-  const int64_t last = like.t.dim() - 1;
-  const Arg logp{op, "logp", result.logp}, ids{op, "ids", result.ids}, lse{op, "lse", result.lse};
-  logp.same_device(like).dtype({ScalarType::Float}).dim(last + 1).size(last, k, "k");
-  ids.same_device(like).dtype({ScalarType::Long}).dim(last + 1).size(last, k, "k");
-  lse.same_device(like).dtype({ScalarType::Float}).dim(last);
-  for (const Arg* a : {&logp, &ids, &lse}) {
-    for (int64_t d = 0; d < last; ++d) a->size(d, like.t.size(d), "rows");
-    a->contiguous();
-  }
+inline TopkResult topk_outputs(const char* op, const Tensor& like, int64_t k) {
+  const int64_t last = like.dim() - 1, shape[] = {like.size(0), last == 2 ? like.size(1) : k, k};
+  return {empty(op, like, shape, last + 1, ScalarType::Float), empty(op, like, shape, last + 1, ScalarType::Long),
+          empty(op, like, shape, last, ScalarType::Float)};
 }
 
 // The partial results of [rows, chunks] in topk_partial_bytes of scratch, 8-byte aligned.
@@ -57,7 +34,7 @@ inline TopkPartials topk_partials(void* scratch, int64_t rows, int64_t chunks, i
 // The merge of the partials of rows from `first` on of the result.
 inline TopkMergeParams merge_params(const TopkPartials& parts, const std::optional<Tensor>& id_map,
                                     const TopkResult& result, int64_t first) {
-  TopkMergeParams p;
+  TopkMergeParams p{};
   p.parts = parts;
   p.id_map = id_map ? id_map->const_data_ptr<int64_t>() : nullptr;
   p.logp = result.logp.mutable_data_ptr<float>() + first * parts.k;
@@ -89,7 +66,7 @@ struct RowLayout {
 };
 inline RowLayout row_layout(const Arg& arg) {
   const Tensor& t = arg.t;
-  check_that(t.dim() == 2 || t.dim() == 3, arg.op, arg.name, " must have 2 or 3 dimensions, got shape ", shape_of(t));
+  if (t.dim() != 2 && t.dim() != 3) refuse(arg.op, arg.name, " must have 2 or 3 dimensions, got shape ", shape_of(t));
   arg.last_dense();
   if (t.dim() == 2) return {t.size(0), t.size(0) > 0 ? t.size(0) : 1, 0, t.stride(0)};
   return {t.size(0) * t.size(1), t.size(1) > 0 ? t.size(1) : 1, t.stride(0), t.stride(1)};

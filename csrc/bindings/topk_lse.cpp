@@ -1,9 +1,7 @@
 #include "ops/topk_lse.h"
 
 #include "bindings/checks.h"
-#if defined(SPARROW_CUDA)
 #include "bindings/cuda.h"
-#endif
 #include "bindings/topk.h"
 
 namespace sparrow {
@@ -17,14 +15,17 @@ struct Prepared {
 };
 
 Prepared prepare(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map) {
+  check_tensors(kOp, {{"logits", logits}, {"id_map", id_map}});
   const Arg arg{kOp, "logits", logits};
   arg.floating();
   const RowLayout rows = row_layout(arg);
   const int64_t vocab = logits.size(logits.dim() - 1);
-  check_topk(kOp, arg, vocab, k, id_map);
-  TopkLseParams p;
+  check_topk(kOp, vocab, k, id_map);
+  TopkLseParams p{};
   p.logits = logits.const_data_ptr();
-  p.inner = rows.inner, p.outer_stride = rows.outer_stride, p.inner_stride = rows.inner_stride;
+  p.inner = rows.inner;
+  p.outer_stride = rows.outer_stride;
+  p.inner_stride = rows.inner_stride;
   p.vocab = vocab;
   p.dtype = dtype_of(logits);
   return {p, rows.rows};
@@ -42,39 +43,17 @@ template <class Run>
 std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor& logits, int64_t k,
                                                 const std::optional<Tensor>& id_map) {
   const Prepared a = prepare(logits, k, id_map);
-  const TopkResult result = topk_outputs(logits, k);
-  const Tensor scratch = empty(logits, {topk_lse_workspace_bytes(a.rows, a.params.vocab, k)}, ScalarType::Byte);
+  const TopkResult result = topk_outputs(kOp, logits, k);
+  const Tensor scratch = empty(kOp, logits, {topk_lse_workspace_bytes(a.rows, a.params.vocab, k)}, ScalarType::Byte);
   run_on(a, k, id_map, result, scratch.mutable_data_ptr());
   return result.tuple();
 }
 
-// The form into the caller's tensors.
-template <class Run>
-void check_and(const Run& run_on, const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map,
-               const TopkResult& result, const Tensor& workspace) {
-  const Prepared a = prepare(logits, k, id_map);
-  const Arg arg{kOp, "logits", logits};
-  check_outputs(kOp, arg, k, result);
-  const int64_t bytes = topk_lse_workspace_bytes(a.rows, a.params.vocab, k);
-  run_on(a, k, id_map, result, take_bytes(kOp, workspace, arg, bytes, kScratchAlignment));
-}
-
 }  // namespace
-
-int64_t topk_lse_workspace_size_op(int64_t rows, int64_t vocab, int64_t k) {
-  check_that(rows >= 0 && vocab >= 1 && k >= 1, "topk_lse_workspace_size", "M must be >= 0, V and k >= 1, got ", rows,
-             ", ", vocab, ", ", k);
-  return topk_lse_workspace_bytes(rows, vocab, k);
-}
 
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t k,
                                                    const std::optional<Tensor>& id_map) {
   return allocate_and(run, logits, k, id_map);
-}
-
-void topk_lse_out_op_cpu(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map, const Tensor& logp,
-                         const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  check_and(run, logits, k, id_map, {logp, ids, lse}, workspace);
 }
 
 #if defined(SPARROW_CUDA)
@@ -83,22 +62,16 @@ namespace {
 void run_cuda(const Prepared& a, int64_t k, const std::optional<Tensor>& id_map, const TopkResult& result,
               void* scratch) {
   if (a.rows == 0) return;
+  const OnDevice on(kOp, result.lse);
   const TopkPartials parts = topk_partials(scratch, a.rows, topk_cuda_lists(a.params.vocab), k);
-  topk_lse_rows_cuda(kOp, a.params, parts, id_map, result, 0, a.rows, current_stream(result.lse));
+  topk_lse_rows_cuda(kOp, a.params, parts, id_map, result, 0, a.rows, on.stream);
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_t k,
                                                     const std::optional<Tensor>& id_map) {
-  const DeviceGuard guard(logits.get_device_index());
   return allocate_and(run_cuda, logits, k, id_map);
-}
-
-void topk_lse_out_op_cuda(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map, const Tensor& logp,
-                          const Tensor& ids, const Tensor& lse, const Tensor& workspace) {
-  const DeviceGuard guard(logits.get_device_index());
-  check_and(run_cuda, logits, k, id_map, {logp, ids, lse}, workspace);
 }
 #endif
 
@@ -106,19 +79,8 @@ void topk_lse_out_op_cuda(const Tensor& logits, int64_t k, const std::optional<T
 
 SPARROW_LIBRARY(m) {
   m.def("topk_lse(Tensor logits, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
-  m.def(
-      "topk_lse_out(Tensor logits, int k, Tensor? id_map, Tensor(a!) logp, Tensor(b!) ids, Tensor(c!) lse, "
-      "Tensor(d!) workspace) -> ()");
-  m.def("topk_lse_workspace_size(int M, int V, int k) -> int");
 }
-SPARROW_CPU_IMPL(m) {
-  m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cpu));
-  m.impl("topk_lse_out", TORCH_BOX(&sparrow::topk_lse_out_op_cpu));
-}
-SPARROW_COMPOSITE_IMPL(m) { m.impl("topk_lse_workspace_size", TORCH_BOX(&sparrow::topk_lse_workspace_size_op)); }
+SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("topk_lse", &sparrow::topk_lse_op_cpu)); }
 #if defined(SPARROW_CUDA)
-SPARROW_CUDA_IMPL(m) {
-  m.impl("topk_lse", TORCH_BOX(&sparrow::topk_lse_op_cuda));
-  m.impl("topk_lse_out", TORCH_BOX(&sparrow::topk_lse_out_op_cuda));
-}
+SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("topk_lse", &sparrow::topk_lse_op_cuda)); }
 #endif

@@ -16,16 +16,6 @@ void commit_rows(const KvCommitParams& p, int64_t item) {
   }
 }
 
-void commit_sequence(const KvCommitParams& p, int64_t b) {
-  const int32_t* path = p.path + b * p.max_path;
-  p.new_lens[b] = p.base_lens[b] + p.num_path[b];
-  if (!p.hidden) return;
-  for (int64_t j = 0; j < p.num_path[b]; ++j) {
-    std::memcpy(p.hidden_out + b * p.out_batch + j * p.out_row, p.hidden + b * p.hidden_batch + path[j] * p.hidden_row,
-                p.hidden_bytes);
-  }
-}
-
 }  // namespace
 
 void kv_commit_cpu(const KvCommitParams& p, int64_t begin, int64_t end) {
@@ -34,7 +24,8 @@ void kv_commit_cpu(const KvCommitParams& p, int64_t begin, int64_t end) {
     if (item < kv_items) {
       commit_rows(p, item);
     } else {
-      commit_sequence(p, item - kv_items);
+      const int64_t b = item - kv_items;
+      p.new_lens[b] = p.base_lens[b] + p.num_path[b];
     }
   }
 }

@@ -9,7 +9,8 @@ namespace SPARROW_ISA {
 // 32 x 32 -> 64 bits, split into its halves.
 SPARROW_INLINE void multiply(uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) {
   const uint64_t product = static_cast<uint64_t>(a) * m;
-  high = static_cast<uint32_t>(product >> 32), low = static_cast<uint32_t>(product);
+  high = static_cast<uint32_t>(product >> 32);
+  low = static_cast<uint32_t>(product);
 }
 SPARROW_INLINE void multiply(vu a, uint32_t m, vu& high, vu& low) {
 #if defined(__AVX512F__)
@@ -25,7 +26,8 @@ SPARROW_INLINE void multiply(vu a, uint32_t m, vu& high, vu& low) {
 #else
   for (int i = 0; i < kLanes; ++i) {
     const uint64_t product = static_cast<uint64_t>(a[i]) * m;
-    high[i] = static_cast<uint32_t>(product >> 32), low[i] = static_cast<uint32_t>(product);
+    high[i] = static_cast<uint32_t>(product >> 32);
+    low[i] = static_cast<uint32_t>(product);
   }
 #endif
 }
@@ -37,9 +39,12 @@ SPARROW_INLINE void philox(U (&c)[4], uint32_t key0, uint32_t key1) {
     U high0, low0, high1, low1;
     multiply(c[0], 0xD2511F53u, high0, low0);
     multiply(c[2], 0xCD9E8D57u, high1, low1);
-    c[0] = high1 ^ c[1] ^ key0, c[1] = low1;
-    c[2] = high0 ^ c[3] ^ key1, c[3] = low0;
-    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    c[0] = high1 ^ c[1] ^ key0;
+    c[1] = low1;
+    c[2] = high0 ^ c[3] ^ key1;
+    c[3] = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
   }
 }
 

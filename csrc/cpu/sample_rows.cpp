@@ -92,7 +92,10 @@ void add_histogram(const Row<T>& row, float floor, const Weight& weight, uint32_
     vf block[kBlockVecs];
     load_block(row.x, begin, row.vocab, block);
     float x[kBlock], w[kBlock];
-    for (int j = 0; j < kBlockVecs; ++j) store(x + j * kLanes, block[j]), store(w + j * kLanes, weight(block[j]));
+    for (int j = 0; j < kBlockVecs; ++j) {
+      store(x + j * kLanes, block[j]);
+      store(w + j * kLanes, weight(block[j]));
+    }
     uint32_t digit[kBlock];
     uint32_t some = 0;
     for (int i = 0; i < kBlock; ++i) {
@@ -127,7 +130,8 @@ Found descend(const Row<T>& row, float floor, double target, const Weight& weigh
     double found_above = above;
     for (int digit = (1 << bits) - 1; digit >= 0; --digit) {
       if (histogram[digit] == 0) continue;
-      found = digit, found_above = above;
+      found = digit;
+      found_above = above;
       above += histogram[digit];
       if (above >= target) break;
     }
@@ -225,7 +229,10 @@ struct Best {
   double score;
   int64_t index;
   void offer(double s, int64_t i) {
-    if (s > score || (s == score && i < index)) score = s, index = i;
+    if (s > score || (s == score && i < index)) {
+      score = s;
+      index = i;
+    }
   }
 };
 

@@ -237,7 +237,8 @@ SPARROW_INLINE void store_sums(vf a0, vf a1, vf a2, vf a3, float* to, int64_t ld
 #else
   const vf a[4] = {a0, a1, a2, a3};
   for (int j = 0; j < 4; ++j) to[j] = (a[j][0] + a[j][2]) + (a[j][1] + a[j][3]);
-  (void)ld, (void)tokens;  // one token
+  (void)ld;
+  (void)tokens;  // one token
 #endif
 }
 

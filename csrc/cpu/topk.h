@@ -19,13 +19,19 @@ constexpr float kInf = __builtin_huge_valf();
 SPARROW_INLINE void topk_clear(TopkState& s, int64_t k) {
   s.max = -kInf;
   s.sum = 0.f;
-  for (int64_t j = 0; j < k; ++j) s.value[j] = -kInf, s.index[j] = 0;
+  for (int64_t j = 0; j < k; ++j) {
+    s.value[j] = -kInf;
+    s.index[j] = 0;
+  }
 }
 
 // v > value[k - 1], and its index is larger than any in the list.
 SPARROW_INLINE void topk_insert(float* value, int32_t* index, int64_t k, float v, int32_t i) {
   int64_t j = k - 1;
-  for (; j > 0 && value[j - 1] < v; --j) value[j] = value[j - 1], index[j] = index[j - 1];
+  for (; j > 0 && value[j - 1] < v; --j) {
+    value[j] = value[j - 1];
+    index[j] = index[j - 1];
+  }
   value[j] = v;
   index[j] = i;
 }

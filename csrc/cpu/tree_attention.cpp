@@ -121,7 +121,10 @@ void add_values(Tile<T>& t, int64_t r0, int64_t r1, const T* x, int64_t x_stride
   int64_t stride = t.cols;
   const bool direct = kDirect<T> && t.cols == t.p.dim;
   if constexpr (kDirect<T>) {
-    if (direct) values = x, stride = x_stride;
+    if (direct) {
+      values = x;
+      stride = x_stride;
+    }
   }
   if (!direct) pack_rows(x, x_stride, count, ~uint64_t{0}, t.p.dim, t.values, t.cols);
   gemm(
@@ -248,10 +251,18 @@ void split_item(const TreeAttentionParams& p, int64_t item) {
 
   const int64_t slot = ((b * p.splits + s) * p.kv_heads + head) * all_rows + row0;
   Tile<T> t(p);
-  t.b = b, t.head = head, t.row0 = row0, t.rows = rows, t.cols = padded_dim(p.dim);
+  t.b = b;
+  t.head = head;
+  t.row0 = row0;
+  t.rows = rows;
+  t.cols = padded_dim(p.dim);
   t.out = p.partial + slot * t.cols;
   std::memset(t.out, 0, sizeof(float) * rows * t.cols);
-  for (int64_t r = 0; r < rows; ++r) t.top[r] = -__builtin_inff(), t.sum[r] = vf{}, t.count[r] = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    t.top[r] = -__builtin_inff();
+    t.sum[r] = vf{};
+    t.count[r] = 0;
+  }
   pack_query(t);
 
   // The visible prefix is rows [0, cut) and rows [cut + gap, len) of the cache.

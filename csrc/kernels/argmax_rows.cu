@@ -1,7 +1,7 @@
 // argmax_rows: one block per chunk of a row, then one warp per row.
 //   A (value, index) pair is one 64-bit key, ordered by value, then by lower index; NaN is above every number, so the
 //   largest key is torch.argmax's answer. Maxima of integers: the result does not depend on any order.
-#include "kernels/argmax_rows.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/logits.cuh"
 

@@ -46,8 +46,10 @@ __global__ void __launch_bounds__(kThreads) attention_combine_kernel(const __gri
     for (int s = warp; s < splits; s += kWarps) {
       const float weight = exp2f(stats[s * step].x - base);
       const float4 x = *reinterpret_cast<const float4*>(p.partial + (first + s * step) * cols + d);
-      a.x = fmaf(weight, x.x, a.x), a.y = fmaf(weight, x.y, a.y);
-      a.z = fmaf(weight, x.z, a.z), a.w = fmaf(weight, x.w, a.w);
+      a.x = fmaf(weight, x.x, a.x);
+      a.y = fmaf(weight, x.y, a.y);
+      a.z = fmaf(weight, x.z, a.z);
+      a.w = fmaf(weight, x.w, a.w);
     }
     *reinterpret_cast<float4*>(sums + warp * kMaxHeadDim + d) = a;
   }
@@ -83,7 +85,8 @@ __device__ __forceinline__ void plain_step(PlainRow& row, const float* q, int di
   }
   const float high = fmaxf(row.top, warp_max(score)), base = high == -INFINITY ? 0.f : high;
   const float shrink = exp2f(row.top - base), weight = exp2f(score - base);
-  row.top = high, row.sum = row.sum * shrink + weight;
+  row.top = high;
+  row.sum = row.sum * shrink + weight;
   for (float& a : row.acc) a *= shrink;
   const unsigned all = __ballot_sync(0xffffffffu, seen);
   for (int j = 0; j < 32; ++j) {

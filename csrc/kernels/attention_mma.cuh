@@ -60,28 +60,28 @@ struct SplitBlock {
   using Tile = AttentionTile<T, D, F>;
   const DraftAttentionParams& d;
   const TreeAttentionParams& p;
-  Tile s;
-  int b, head, group, tile, split, row0, stages;
-  Work w;
-  int begin, end, prefix_tiles, tiles;
+  const Tile s;
+  const int stages, b, head, group, row_tiles, tile, split, row0;
+  const Work w;
+  const int begin, end, prefix_tiles, tiles;  // split > w.last: the block has no keys, these mean nothing
 
   __device__ __forceinline__ SplitBlock(const DraftAttentionParams& params, unsigned char* raw, int stage_count)
       : d(params),
         p(params.attention),
         s(raw, stage_count),
+        stages(stage_count),
         b(static_cast<int>(blockIdx.z)),
         head(static_cast<int>(blockIdx.y)),
-        stages(stage_count),
-        w(params.attention, static_cast<int>(blockIdx.z)) {
-    group = static_cast<int>(p.heads / p.kv_heads);
-    const int row_tiles = (static_cast<int>(p.nodes) * group + Tile::kRows - 1) / Tile::kRows;
-    tile = static_cast<int>(blockIdx.x) % row_tiles, split = static_cast<int>(blockIdx.x) / row_tiles;
-    row0 = tile * Tile::kRows;
-    if (split > w.last) return;  // the kernel ends before the rest is used
-    begin = split * w.split_keys, end = min(begin + w.split_keys, w.text);
-    prefix_tiles = (end - begin + kTileKeys - 1) / kTileKeys;
-    tiles = prefix_tiles + (split == w.last ? (w.slots + kTileKeys - 1) / kTileKeys : 0);
-  }
+        group(static_cast<int>(p.heads / p.kv_heads)),
+        row_tiles((static_cast<int>(p.nodes) * group + Tile::kRows - 1) / Tile::kRows),
+        tile(static_cast<int>(blockIdx.x) % row_tiles),
+        split(static_cast<int>(blockIdx.x) / row_tiles),
+        row0(tile * Tile::kRows),
+        w(p, b),
+        begin(split * w.split_keys),
+        end(min(begin + w.split_keys, w.text)),
+        prefix_tiles((end - begin + kTileKeys - 1) / kTileKeys),
+        tiles(prefix_tiles + (split == w.last ? (w.slots + kTileKeys - 1) / kTileKeys : 0)) {}
   __device__ __forceinline__ int dim() const { return static_cast<int>(p.dim); }
   __device__ __forceinline__ const T* qkv(int n, int h) const {
     return static_cast<const T*>(d.qkv) + b * d.qkv_b + n * d.qkv_t + h * dim();
@@ -97,8 +97,12 @@ __device__ __forceinline__ void rope_to(T* tile, int r, int c, const T* x, const
   const int half = dim / 2;
   auto low = load_pack<T, 8>(x + c * 8), high = load_pack<T, 8>(x + half + c * 8);
   rope_pairs(low, high, cos_sin + c * 8, half);
-  store_pack(Tile::at(tile, r, c), low), store_pack(Tile::at(tile, r, c + half / 8), high);
-  if (global != nullptr) store_pack(global + c * 8, low), store_pack(global + half + c * 8, high);
+  store_pack(Tile::at(tile, r, c), low);
+  store_pack(Tile::at(tile, r, c + half / 8), high);
+  if (global != nullptr) {
+    store_pack(global + c * 8, low);
+    store_pack(global + half + c * 8, high);
+  }
 }
 
 // The block's queries; rows beyond those in use are zero.
@@ -131,7 +135,8 @@ __device__ __forceinline__ void append_rows(const SplitBlock<T, D, F>& x, T* sk,
   for (int i = threadIdx.x; i < (to - from) * Tile::kChunks; i += Tile::kThreads) {
     const int slot = from + i / Tile::kChunks, c = i % Tile::kChunks, r = slot - first, n = slot - x.w.start;
     if (c * 8 >= dim) {
-      zero16(Tile::at(sk, r, c)), zero16(Tile::at(sv, r, c));
+      zero16(Tile::at(sk, r, c));
+      zero16(Tile::at(sv, r, c));
       continue;
     }
     const int64_t row = x.w.tree_row(slot);
@@ -214,7 +219,8 @@ __device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[k
 // Weights as mma fragments: keys 16 j .. 16 j + 15 of this warp.
 template <class T, int kKeys>
 __device__ __forceinline__ void weight_fragment(uint32_t (&pf)[4], const float (&score)[kKeys / 8][4], int j) {
-  pf[0] = ptx::pack2<T>(score[2 * j][0], score[2 * j][1]), pf[1] = ptx::pack2<T>(score[2 * j][2], score[2 * j][3]);
+  pf[0] = ptx::pack2<T>(score[2 * j][0], score[2 * j][1]);
+  pf[1] = ptx::pack2<T>(score[2 * j][2], score[2 * j][3]);
   pf[2] = ptx::pack2<T>(score[2 * j + 1][0], score[2 * j + 1][1]);
   pf[3] = ptx::pack2<T>(score[2 * j + 1][2], score[2 * j + 1][3]);
 }
@@ -320,8 +326,10 @@ __device__ __forceinline__ void merge_key_warps(WarpRows<D>& rows, void* keys_pa
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float high = fmaxf(rows.top[r], top[r]), base = high == -INFINITY ? 0.f : high;
-      own[r] = ptx::exp2_approx(rows.top[r] - base), theirs[r] = ptx::exp2_approx(top[r] - base);
-      rows.top[r] = high, rows.sum[r] = rows.sum[r] * own[r] + sum[r] * theirs[r];
+      own[r] = ptx::exp2_approx(rows.top[r] - base);
+      theirs[r] = ptx::exp2_approx(top[r] - base);
+      rows.top[r] = high;
+      rows.sum[r] = rows.sum[r] * own[r] + sum[r] * theirs[r];
     }
 #pragma unroll
     for (int d = 0; d < D / 8; ++d) {

@@ -1,10 +1,9 @@
 // draft_attention: attention_mma.cuh with the rope of queries and new keys and the append to the cache inside the split
 // kernel; where that does not serve (float32, head_dim not a multiple of 16, odd strides), a kernel of its own ropes
 // and appends, and tree_attention does the rest with the roped queries.
-#include "kernels/draft_attention.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/attention_mma.cuh"
-#include "kernels/tree_attention.cuh"
 
 namespace sparrow {
 namespace {
@@ -29,7 +28,10 @@ __global__ void __launch_bounds__(kThreads) draft_append_kernel(const __grid_con
     rope_pairs(low, high, cos_sin + d, half);
     T* to = h < heads ? static_cast<T*>(p.roped) + ((b * a.nodes + n) * heads + h) * dim
                       : static_cast<T*>(p.k_cache) + b * a.k_b + row * a.k_s + (h - heads) * a.k_h;
-    if (h < heads || append) store_pack(to + d, low), store_pack(to + half + d, high);
+    if (h < heads || append) {
+      store_pack(to + d, low);
+      store_pack(to + half + d, high);
+    }
   }
   for (int i = threadIdx.x; append && i < kv_heads * dim; i += kThreads) {
     const int h = i / dim, d = i % dim;

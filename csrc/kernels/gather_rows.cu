@@ -1,7 +1,7 @@
 // gather_rows: copies indexed rows behind each other.
 //   Grid: x = one entry of index, y = stretches of a row; a thread copies units of up to 16 bytes, neighbours beside
 //   each other. Blocks of entries beyond the count return at once, so the grid is fixed by the shapes.
-#include "kernels/gather_rows.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/copy_rows.cuh"
 #include "kernels/error_word.cuh"

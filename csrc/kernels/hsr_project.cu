@@ -3,7 +3,7 @@
 //   2 reduce  (outputs, row)        the splits added in index order, the bias, one rounding
 // The gather is part of filling shared memory: columns below E come from the row's embedding, the others from its
 // hidden state. Splits do not depend on M, so neither do a row's bits.
-#include "kernels/hsr_project.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/error_word.cuh"
 #include "kernels/skinny_gemm.cuh"
@@ -23,19 +23,19 @@ __device__ __forceinline__ void report_count(const HsrProjectParams& p) {
   report_if(p.num_rows != nullptr && (*p.num_rows < 0 || *p.num_rows > p.rows), p.error, kBadCount);
 }
 __device__ __forceinline__ void report_row(const HsrProjectParams& p, int64_t m) {
-  if (p.error == nullptr) return;  // with an error word there are indices; skinny_linear has neither
+  if (p.error == nullptr) return;
   const int64_t id = p.token_ids[m], h = p.row_index[m];
   report_if(id < 0 || id >= p.vocab || h < -1 || h >= p.hidden_rows, p.error, kBadIndex);
 }
 // Row m's embedding and hidden state; null: zeros.
 template <class T>
 __device__ __forceinline__ const T* embed_row(const HsrProjectParams& p, int64_t m) {
-  const int64_t id = p.token_ids ? p.token_ids[m] : m;
+  const int64_t id = p.token_ids[m];
   return id >= 0 && id < p.vocab ? static_cast<const T*>(p.embed) + id * p.embed_stride : nullptr;
 }
 template <class T>
 __device__ __forceinline__ const T* hidden_row(const HsrProjectParams& p, int64_t m) {
-  const int64_t h = p.row_index ? p.row_index[m] : -1;
+  const int64_t h = p.row_index[m];
   return h >= 0 && h < p.hidden_rows ? static_cast<const T*>(p.hidden) + h * p.hidden_stride : nullptr;
 }
 // Element k of the concatenation of two rows.
@@ -74,10 +74,8 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
   SMEM_ARRAY(uint4, stage, Gemm::kStageElements * sizeof(T) / 16);
   SMEM_ARRAY(const T*, row, 2 * Gemm::kRows);
-  const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
-  const int64_t width = p.embed_width + p.hidden_width, begin = split * kSkinnySplit, valid = valid_rows(p);
-  const int64_t end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
-  if (o == 0 && split == 0) {  // one block looks
+  const int64_t valid = valid_rows(p);
+  if (blockIdx.x == 0 && blockIdx.y == 0) {  // one block looks
     if (threadIdx.x == 0) report_count(p);
     if (threadIdx.x < valid) report_row(p, threadIdx.x);
   }
@@ -87,29 +85,16 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
     row[2 * threadIdx.x] = exists ? embed_row<T>(p, threadIdx.x) : nullptr;
     row[2 * threadIdx.x + 1] = exists ? hidden_row<T>(p, threadIdx.x) : nullptr;
   }
-  float acc[kTiles][4] = {};
-  Gemm::run(acc, static_cast<const T*>(p.weight) + o * p.weight_stride, p.weight_stride, p.outputs - o,
-            Gathered<T>{row, p.embed_width}, reinterpret_cast<T*>(&stage[0]), begin, end);
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t to = o + threadIdx.x / 32 * 16 + lane / 4 + i / 2 * 8, m = n * 8 + lane % 4 * 2 + i % 2;
-      if (m < valid && to < p.outputs) p.partial[(split * p.rows + m) * p.outputs + to] = acc[n][i];
-    }
-  }
+  split_parts<T, kTiles, kAligned>(Gathered<T>{row, p.embed_width}, static_cast<const T*>(p.weight), p.weight_stride,
+                                   p.embed_width + p.hidden_width, p.outputs, p.rows, valid,
+                                   reinterpret_cast<T*>(&stage[0]), p.partial);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_reduce_kernel(HsrProjectParams p, int splits) {
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, m = blockIdx.y, valid = valid_rows(p);
-  if (o >= p.outputs || (m >= valid && !p.zero_rest)) return;
-  float sum = 0.f;
-  if (m < valid) {
-    for (int s = 0; s < splits; ++s) sum += p.partial[(s * p.rows + m) * p.outputs + o];
-    if (p.bias) sum += to_float(static_cast<const T*>(p.bias)[o]);
-  }
+  if (o >= p.outputs) return;
+  const float sum = m < valid ? split_sum<T>(p.partial, splits, p.rows, p.outputs, m, o, p.bias) : 0.f;
   static_cast<T*>(p.out)[m * p.out_stride + o] = from_float<T>(sum);
 }
 
@@ -137,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) hsr_plain_kernel(HsrProjectParams p)
   if (first < valid)
     plain_gemm(static_cast<const float*>(p.weight) + o * p.weight_stride, o, p.embed_width + p.hidden_width,
                PlainGathered{p}, first, valid, store);
-  if (threadIdx.x % 32 != 0 || !p.zero_rest) return;
+  if (threadIdx.x % 32 != 0) return;
   for (int64_t m = first > valid ? first : valid; m < p.rows && m < first + kPlainRows; ++m)
     out[m * p.out_stride + o] = 0.f;
 }
@@ -159,17 +144,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_scatter_kernel(HsrProjectParams p, int64_t begin, const T* y) {
   const int64_t m = begin + blockIdx.x;
   const bool exists = m < valid_rows(p);
-  if (!exists && !p.zero_rest) return;
   T* out = static_cast<T*>(p.out) + m * p.out_stride;
   for (int64_t o = threadIdx.x; o < p.outputs; o += kThreads)
     out[o] = exists ? y[blockIdx.x * p.outputs + o] : from_float<T>(0.f);
 }
 
 bool aligned(const HsrProjectParams& p) {
-  const auto multiple = [](int64_t elements) { return elements % 8 == 0; };
-  const auto address = [](const void* a) { return reinterpret_cast<uintptr_t>(a) % 16 == 0; };
-  return multiple(p.embed_width) && multiple(p.hidden_width) && multiple(p.embed_stride) && multiple(p.hidden_stride) &&
-         multiple(p.weight_stride) && address(p.embed) && address(p.hidden) && address(p.weight);
+  return skinny_aligned({p.embed_width, p.hidden_width, p.embed_stride, p.hidden_stride, p.weight_stride},
+                        {p.embed, p.hidden, p.weight});
 }
 
 template <class T>

@@ -1,13 +1,13 @@
 // kv_commit: moves the accepted rows of a verified tree together, in place.
-//   Grid: x = one item per (sequence; key or value tensor, head), and in the last launch one more per sequence for its
-//   hidden rows and its new length; y = stretches of a row. A thread owns a column of one unit (up to 16 bytes) through
+//   Grid: x = one item per (sequence; key or value tensor, head), and in the last launch one more per sequence for
+//   its new length; y = stretches of a row. A thread owns a column of one unit (up to 16 bytes) through
 //   all rows.
 // Why in place is safe, at any path length: rows of different columns never meet, so only a thread's own order counts.
 //   It loads a chunk of 16 path entries into registers before it stores one of them. Stores of a chunk that ends before
 //   row e touch rows below e only, and later chunks read rows path[j] >= j >= e.
 // base_lens is only read and new_lens only written (by the first thread of the sequence's last item), so a replay does
 // the same again.
-#include "kernels/kv_commit.cuh"
+#include "kernels/launchers.cuh"
 
 #include <algorithm>
 
@@ -19,10 +19,9 @@ namespace {
 
 constexpr int kChunk = 16;  // 16 units of 16 bytes = 64 registers
 
-// Row j of `to` becomes row path[j] of `from`, at one column, for low(j) <= path[j] < limit.
-template <class U, bool kInPlace>
-__device__ void copy_column(const char* from, int64_t from_row, char* to, int64_t to_row, const int32_t* path, int n,
-                            int64_t limit) {
+// Row j becomes row path[j], at one column, for j < path[j] < limit.
+template <class U>
+__device__ void copy_column(char* column, int64_t step, const int32_t* path, int n, int64_t limit) {
   for (int first = 0; first < n; first += kChunk) {
     U value[kChunk];
     bool valid[kChunk];
@@ -30,18 +29,18 @@ __device__ void copy_column(const char* from, int64_t from_row, char* to, int64_
     for (int c = 0; c < kChunk; ++c) {
       const int j = first + c;
       const int64_t row = j < n ? path[j] : -1;
-      valid[c] = row >= (kInPlace ? j + 1 : 0) && row < limit;  // in place, an entry equal to its row is there already
-      if (valid[c]) value[c] = *reinterpret_cast<const U*>(from + row * from_row);
+      valid[c] = row > j && row < limit;  // an entry equal to its row is there already
+      if (valid[c]) value[c] = *reinterpret_cast<const U*>(column + row * step);
     }
 #pragma unroll
     for (int c = 0; c < kChunk; ++c)
-      if (valid[c]) *reinterpret_cast<U*>(to + (first + c) * to_row) = value[c];
+      if (valid[c]) *reinterpret_cast<U*>(column + (first + c) * step) = value[c];
   }
 }
 
 // What the CPU operator would refuse; one block per sequence looks.
 __device__ void report_bad_values(const KvCommitParams& p, int64_t b, const int32_t* path, int n) {
-  const int64_t base = p.base_lens[b], most = min(p.rows - base, p.nodes);
+  const int64_t base = p.base_lens[b], most = p.rows - base;
   if (threadIdx.x == 0) report_if(n != p.num_path[b] || base < 0 || base + n > p.rows, p.error, kBadCount);
   for (int j = threadIdx.x; j < n; j += blockDim.x)
     report_if(path[j] < (j ? path[j - 1] + int64_t{1} : 0) || path[j] >= most, p.error, kBadIndex);
@@ -59,15 +58,12 @@ __global__ void __launch_bounds__(256, 1) kv_commit_kernel(KvCommitParams p) {
   if (item == moved) {
     if (blockIdx.y == 0) report_bad_values(p, b, path, n);
     if (first == 0) p.new_lens[b] = static_cast<int32_t>(max(int64_t{0}, min(base + n, p.rows)));
-    for (int64_t at = first * unit; at < p.hidden_bytes; at += step * unit)
-      copy_column<U, false>(p.hidden + b * p.hidden_batch + at, p.hidden_row, p.hidden_out + b * p.out_batch + at,
-                            p.out_row, path, n, p.nodes);
     return;
   }
   if (base < 0) return;
   char* rows = p.kv[item / p.heads] + b * p.kv_batch + item % p.heads * p.kv_head + base * p.kv_row;
   for (int64_t at = first * unit; at < p.kv_bytes; at += step * unit)
-    copy_column<U, true>(rows + at, p.kv_row, rows + at, p.kv_row, path, n, p.rows - base);
+    copy_column<U>(rows + at, p.kv_row, path, n, p.rows - base);
 }
 
 }  // namespace
@@ -77,11 +73,8 @@ cudaError_t kv_commit_cuda(const KvCommitParams& p, cudaStream_t stream) {
   uint64_t bits = 0;
   for (int64_t i = 0; i < p.tensors; ++i) bits |= address_bits(p.kv[i]);
   if (p.tensors > 0) bits |= p.kv_batch | p.kv_row | p.kv_head | p.kv_bytes;
-  if (p.hidden_bytes > 0)
-    bits |= address_bits(p.hidden) | address_bits(p.hidden_out) | p.hidden_batch | p.hidden_row | p.out_batch |
-            p.out_row | p.hidden_bytes;
   const int unit = copy_unit(bits);
-  const int64_t longest = std::max<int64_t>({p.tensors > 0 ? p.kv_bytes : 0, p.hidden_bytes, 1});
+  const int64_t longest = std::max<int64_t>(p.tensors > 0 ? p.kv_bytes : 0, 1);
   const int64_t units = (longest + unit - 1) / unit;
   const int threads = copy_threads(units);
   const dim3 grid(static_cast<unsigned>(kv_commit_items(p)), copy_blocks(units, threads));

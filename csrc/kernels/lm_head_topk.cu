@@ -3,7 +3,7 @@
 //   A warp looks after rows m = warp, warp + 4, ... of h. For each it keeps the running maximum, sum and top-k list of
 //   warp_topk.cuh in shared memory between tiles. Each block leaves one partial result per row; topk_merge_cuda merges.
 // A row's logits, and with them its bits, do not depend on how many rows there are.
-#include "kernels/lm_head_topk.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/skinny_gemm.cuh"
 #include "kernels/warp_topk.cuh"
@@ -65,12 +65,18 @@ __device__ __forceinline__ void fold_tile(const float* y, int64_t v, int64_t lef
   float high = stat[0], sum = stat[1];
   uint64_t best = list[lane];
   const float top = warp_max(fmaxf(x[0], x[1]));
-  if (top > high) sum *= rescale(high, top), high = top;
+  if (top > high) {
+    sum *= rescale(high, top);
+    high = top;
+  }
   sum += warp_sum(exp_below(x[0], high) + exp_below(x[1], high));
   warp_topk_fold(best, k, value, index_of);
   list[lane] = best;
   __syncwarp();  // every lane has read stat
-  if (lane == 0) stat[0] = high, stat[1] = sum;
+  if (lane == 0) {
+    stat[0] = high;
+    stat[1] = sum;
+  }
   __syncwarp();
 }
 
@@ -85,7 +91,10 @@ __global__ void __launch_bounds__(kThreads, kAligned ? 4 : 2) lm_head_lists_kern
   const HiddenRows<T> x{static_cast<const T*>(p.h), {p.inner, p.outer_stride, p.inner_stride}, p.first, p.rows};
   for (int m = warp; m < p.rows; m += kSkinnyWarps) {
     s.list[m * 32 + lane] = 0;
-    if (lane == 0) s.stat[m * 2] = -INFINITY, s.stat[m * 2 + 1] = 0.f;
+    if (lane == 0) {
+      s.stat[m * 2] = -INFINITY;
+      s.stat[m * 2 + 1] = 0.f;
+    }
   }
   __syncwarp();
   for (int64_t v = begin; v < end; v += kLmHeadTile) {

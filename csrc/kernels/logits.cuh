@@ -43,11 +43,13 @@ __device__ __forceinline__ void unpack_word(uint32_t word, float* v) {
   if constexpr (std::is_same_v<T, float>) {
     v[0] = __uint_as_float(word);
   } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    v[0] = __uint_as_float(word << 16), v[1] = __uint_as_float(word & 0xffff0000u);
+    v[0] = __uint_as_float(word << 16);
+    v[1] = __uint_as_float(word & 0xffff0000u);
   } else {
     __half2 h;
     memcpy(&h, &word, 4);
-    v[0] = __low2float(h), v[1] = __high2float(h);
+    v[0] = __low2float(h);
+    v[1] = __high2float(h);
   }
 }
 
@@ -57,8 +59,10 @@ __device__ __forceinline__ void load_vec(float (&v)[kVec<T>], const T* x, int64_
   if (aligned && left >= kVec<T>) {
     const uint4 w = *reinterpret_cast<const uint4*>(x);
     constexpr int kStep = kVec<T> / 4;
-    unpack_word<T>(w.x, v), unpack_word<T>(w.y, v + kStep);
-    unpack_word<T>(w.z, v + 2 * kStep), unpack_word<T>(w.w, v + 3 * kStep);
+    unpack_word<T>(w.x, v);
+    unpack_word<T>(w.y, v + kStep);
+    unpack_word<T>(w.z, v + 2 * kStep);
+    unpack_word<T>(w.w, v + 3 * kStep);
   } else {
 #pragma unroll
     for (int j = 0; j < kVec<T>; ++j) v[j] = j < left ? to_float(x[j]) : -INFINITY;

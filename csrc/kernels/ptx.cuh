@@ -58,21 +58,6 @@ PTX_FN uint4 ld_nc16(const void* p PTX_AT) {
 #endif
 }
 
-PTX_FN void bar_sync(int id, int threads PTX_AT) {
-#if defined(SPARROW_HOSTSIM)
-  hostsim::engine->barrier(id, threads, true, 0, HS_PASS);
-#else
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
-PTX_FN void bar_arrive(int id, int threads PTX_AT) {
-#if defined(SPARROW_HOSTSIM)
-  hostsim::engine->barrier(id, threads, false, 0, HS_PASS);
-#else
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
-
 PTX_FN float exp2_approx(float x) {
 #if defined(SPARROW_HOSTSIM)
   return std::exp2(x);
@@ -143,7 +128,10 @@ void mma_host(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, c
           for (int h = 0; h < 2; ++h) {
             for (int i = 0; i < 4; ++i) {
               A[g + i % 2 * 8][t + i / 2 * 8 + h] = half(x.a[i], h);
-              if (i < 2) B[t + i * 8 + h][g] = half(x.b[i], h), D[g + i * 8][t + h] = x.d[i * 2 + h];
+              if (i < 2) {
+                B[t + i * 8 + h][g] = half(x.b[i], h);
+                D[g + i * 8][t + h] = x.d[i * 2 + h];
+              }
             }
           }
         }

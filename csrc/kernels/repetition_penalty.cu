@@ -2,7 +2,7 @@
 //   The bitmap is read 16 flags at a time; logits only where a flag is set. Thread j then looks after node j: its token
 //   is penalised here where it lies in this block's stretch, is visible, not in the bitmap and not the token of a lower
 //   visible node. So every logit is changed by one thread, once.
-#include "kernels/repetition_penalty.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/logits.cuh"
 
@@ -10,6 +10,8 @@ namespace sparrow {
 namespace {
 
 constexpr int kThreads = kMaxNodes, kFlags = 16;
+// 128 threads x 16 flags x 4: a chat has seen few tokens, so a block is little else than reading its flags.
+constexpr int64_t kPenaltyChunk = 8192;
 
 __device__ __forceinline__ float penalised(float x, float p) { return x < 0.f ? x * p : x / p; }
 

@@ -3,7 +3,7 @@
 //   elements (v heads), dealt to the threads in order; kVec is 16 bytes' worth where shapes, strides and addresses
 //   allow, else 1. A thread reads both halves of a pair before it writes them: q may be roped where it lies.
 //   Blocks run in no order, so of two nodes with one slot the earlier finds the later one and leaves the cache alone.
-#include "kernels/rope_append.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/rope.cuh"
 
@@ -23,7 +23,8 @@ __device__ __forceinline__ void append_heads(const RopeAppendParams& p, int64_t 
     T* to = static_cast<T*>(p.k_cache) + b * p.kc_b + slot * p.kc_s + h * p.kc_h + d;
     auto low = load_pack<T, kVec>(k), high = load_pack<T, kVec>(k + half);
     rope_pairs(low, high, cos_sin + d, half);
-    store_pack(to, low), store_pack(to + half, high);
+    store_pack(to, low);
+    store_pack(to + half, high);
   }
   for (int i = threadIdx.x; i < kv_heads * chunks; i += kThreads) {
     const int h = i / chunks, d = i % chunks * kVec;
@@ -42,7 +43,8 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(const __grid_cons
     T* q = static_cast<T*>(p.q) + b * p.q_b + n * p.q_n + h * p.q_h + d;
     auto low = load_pack<T, kVec>(q), high = load_pack<T, kVec>(q + half);
     rope_pairs(low, high, cos_sin + d, half);
-    store_pack(q, low), store_pack(q + half, high);
+    store_pack(q, low);
+    store_pack(q + half, high);
   }
   const int32_t* slots = p.slots + b * p.nodes;
   const int slot = slots[n];

@@ -9,7 +9,7 @@
 // for top-p, tokens too improbable to matter even if all V were like that are left out: few tokens reach the histogram.
 // Draw: -log(-log u) < -log(1 - u), so a token can only reach the score s of the row's maximum (or a better one) where
 // 1 - u < e^(d - s), a float32 test with a margin above its rounding; what passes is scored in float64.
-#include "kernels/sample_rows.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/logits.cuh"
 
@@ -60,16 +60,21 @@ __device__ __forceinline__ void philox(uint32_t (&c)[4], uint32_t key0, uint32_t
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = uint64_t{c[0]} * 0xD2511F53u, b = uint64_t{c[2]} * 0xCD9E8D57u;
-    c[0] = static_cast<uint32_t>(b >> 32) ^ c[1] ^ key0, c[1] = static_cast<uint32_t>(b);
-    c[2] = static_cast<uint32_t>(a >> 32) ^ c[3] ^ key1, c[3] = static_cast<uint32_t>(a);
-    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    c[0] = static_cast<uint32_t>(b >> 32) ^ c[1] ^ key0;
+    c[1] = static_cast<uint32_t>(b);
+    c[2] = static_cast<uint32_t>(a >> 32) ^ c[3] ^ key1;
+    c[3] = static_cast<uint32_t>(a);
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
   }
 }
 struct Noise {
   uint64_t seed, position;
   // The words of tokens [4 group, 4 group + 4).
   __device__ __forceinline__ void words(uint32_t (&c)[4], uint32_t group) const {
-    c[0] = group, c[1] = static_cast<uint32_t>(position), c[2] = static_cast<uint32_t>(position >> 32);
+    c[0] = group;
+    c[1] = static_cast<uint32_t>(position);
+    c[2] = static_cast<uint32_t>(position >> 32);
     c[3] = kSampleStream;
     philox(c, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   }
@@ -111,7 +116,10 @@ __global__ void __launch_bounds__(kThreads) sample_top_kernel(SampleRowsParams p
   }
   best = warp_max(best);
   first_nan = __reduce_min_sync(kAllLanes, first_nan);
-  if (threadIdx.x % 32 == 0) best_of[threadIdx.x / 32] = best, nan_of[threadIdx.x / 32] = first_nan;
+  if (threadIdx.x % 32 == 0) {
+    best_of[threadIdx.x / 32] = best;
+    nan_of[threadIdx.x / 32] = first_nan;
+  }
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < kWarps; ++w) {
@@ -206,7 +214,10 @@ __device__ __forceinline__ void select_digit(CutShared& sh, double target) {
   const int group = 31 - select_lane(weight, above, target);
   const int bin = 31 - select_lane(sh.histogram[group * 32 + 31 - lane], above, target);
   __syncwarp();  // every lane has read sh.above
-  if (lane == 0) sh.above = above, sh.digit = static_cast<uint32_t>(group * 32 + bin);
+  if (lane == 0) {
+    sh.above = above;
+    sh.digit = static_cast<uint32_t>(group * 32 + bin);
+  }
 }
 
 // The key of the largest value at which the weight of the values >= it reaches target, among those with key >= floor;
@@ -334,7 +345,10 @@ __device__ __forceinline__ void merge_top(const Scratch& s, int64_t row, CutShar
       const int64_t other = __shfl_xor_sync(kAllLanes, first_nan, step);
       first_nan = other < first_nan ? other : first_nan;
     }
-    if (threadIdx.x == 0) sh.top = best, sh.first_nan = first_nan;
+    if (threadIdx.x == 0) {
+      sh.top = best;
+      sh.first_nan = first_nan;
+    }
   }
   __syncthreads();
 }
@@ -357,7 +371,10 @@ __global__ void __launch_bounds__(kCutThreads) sample_cut_kernel(SampleRowsParam
     const int64_t k = p.top_k == nullptr ? 0 : p.top_k[b];
     const float top_p = p.top_p == nullptr ? 1.f : p.top_p[b];
     uint32_t low = 1;
-    if (k > 0 && k < p.vocab) low = kth_largest(scan, k, sh), out.cut = from_ordered(low);
+    if (k > 0 && k < p.vocab) {
+      low = kth_largest(scan, k, sh);
+      out.cut = from_ordered(low);
+    }
     if (top_p < 1.f) nucleus(scan, low, out.top, temperature, top_p > 0.f ? top_p : 0., sh, out);
   }
   if (threadIdx.x != 0) return;

@@ -9,7 +9,10 @@
 //   16-byte read phase cover two rows of 64 bytes, in different banks. The order of accumulation depends on the columns
 //   alone, so a row's bits do not depend on how many rows there are.
 #pragma once
+#include <initializer_list>
+
 #include "kernels/logits.cuh"
+#include "ops/skinny.h"
 
 namespace sparrow {
 
@@ -129,6 +132,45 @@ cudaError_t with_tiles(int64_t rows, const F& f) {
   if (rows <= 16) return f(std::integral_constant<int, 2>{});
   if (rows <= 32) return f(std::integral_constant<int, 4>{});
   return f(std::integral_constant<int, 8>{});
+}
+
+// 16-byte accesses are possible: every count of elements is a multiple of 8, every address of 16 bytes.
+inline bool skinny_aligned(std::initializer_list<int64_t> elements, std::initializer_list<const void*> addresses) {
+  for (const int64_t n : elements)
+    if (n % 8 != 0) return false;
+  for (const void* a : addresses)
+    if (reinterpret_cast<uintptr_t>(a) % 16 != 0) return false;
+  return true;
+}
+
+// The two steps of a product that is split along its columns (kSkinnySplit of them a block), so that a row's bits
+// depend on the columns alone.
+//   parts   block (64 outputs, split): the split's sums to partial[split, m, o] for rows m < valid of `rows`
+template <class T, int kTiles, bool kAligned, class Source>
+__device__ __forceinline__ void split_parts(const Source& x, const T* w, int64_t stride, int64_t width, int64_t outputs,
+                                            int64_t rows, int64_t valid, T* stage, float* partial) {
+  using Gemm = SkinnyGemm<T, kTiles, kAligned>;
+  const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
+  const int64_t begin = split * kSkinnySplit, end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
+  float acc[kTiles][4] = {};
+  Gemm::run(acc, w + o * stride, stride, outputs - o, x, stage, begin, end);
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t to = o + threadIdx.x / 32 * 16 + lane / 4 + i / 2 * 8, m = n * 8 + lane % 4 * 2 + i % 2;
+      if (m < valid && to < outputs) partial[(split * rows + m) * outputs + to] = acc[n][i];
+    }
+  }
+}
+//   reduce  the splits added in index order, then the bias
+template <class T>
+__device__ __forceinline__ float split_sum(const float* partial, int splits, int64_t rows, int64_t outputs, int64_t m,
+                                           int64_t o, const void* bias) {
+  float sum = 0.f;
+  for (int s = 0; s < splits; ++s) sum += partial[(s * rows + m) * outputs + o];
+  return bias ? sum + to_float(static_cast<const T*>(bias)[o]) : sum;
 }
 
 // ---- float32, by plain multiply-adds: for correctness, not for speed ----

@@ -2,7 +2,7 @@
 //   A warp takes kRounds * 32 rows that follow each other, one ballot per 32; a scan over the warps' counts gives each
 //   warp its place in the output, ballots below it and lanes below give each row its own. Two block barriers per
 //   kRounds * blockDim rows.
-#include "kernels/text_compact.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/block.cuh"
 

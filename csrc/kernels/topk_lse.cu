@@ -4,7 +4,7 @@
 //   rank: distinct keys, so a key's place is the number of larger ones.
 //   The merge keeps the head of each sorted list in shared memory; k rounds take the best head and advance its list.
 // Sums are added in an order that depends on V alone.
-#include "kernels/topk_lse.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/warp_topk.cuh"
 
@@ -60,10 +60,17 @@ __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, u
       const int64_t at = tile + (u * kThreads + threadIdx.x) * kVec<T>;
       load_vec(part, x + at, last - at, aligned);
 #pragma unroll
-      for (int j = 0; j < kVec<T>; ++j) v[u * kVec<T> + j] = part[j], top = fmaxf(top, part[j]);  // NaN loses
+      // NaN loses
+      for (int j = 0; j < kVec<T>; ++j) {
+        v[u * kVec<T> + j] = part[j];
+        top = fmaxf(top, part[j]);
+      }
     }
     top = block_reduce(warp_max(top), scratch, [](float a, float b) { return fmaxf(a, b); });
-    if (top > high) sum *= rescale(high, top), high = top;
+    if (top > high) {
+      sum *= rescale(high, top);
+      high = top;
+    }
     float part = 0.f;
     uint32_t value[kItems];
 #pragma unroll
@@ -77,7 +84,10 @@ __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, u
   if (threadIdx.x % 32 < k) lists[threadIdx.x / 32 * k + threadIdx.x % 32] = list;
   __syncthreads();
   merge_by_rank(lists, k, keys + static_cast<int64_t>(blockIdx.x) * k);
-  if (threadIdx.x == 0) p.parts.stat[blockIdx.x * int64_t{2}] = high, p.parts.stat[blockIdx.x * int64_t{2} + 1] = sum;
+  if (threadIdx.x == 0) {
+    p.parts.stat[blockIdx.x * int64_t{2}] = high;
+    p.parts.stat[blockIdx.x * int64_t{2} + 1] = sum;
+  }
 }
 
 // lse of one row from its lists' (maximum, sum), by one warp.
@@ -101,8 +111,12 @@ __global__ void __launch_bounds__(32) topk_merge_kernel(TopkMergeParams p, const
   uint64_t mine = 0;
   int from = 0;
   for (int l = lane; l < lists; l += 32) {
-    heads[l] = in[static_cast<int64_t>(l) * k], taken[l] = 0;
-    if (heads[l] > mine) mine = heads[l], from = l;
+    heads[l] = in[static_cast<int64_t>(l) * k];
+    taken[l] = 0;
+    if (heads[l] > mine) {
+      mine = heads[l];
+      from = l;
+    }
   }
   for (int j = 0; j < k; ++j) {
     const uint64_t top = warp_max(mine);
@@ -117,7 +131,10 @@ __global__ void __launch_bounds__(32) topk_merge_kernel(TopkMergeParams p, const
     heads[from] = next < k ? in[static_cast<int64_t>(from) * k + next] : 0;
     mine = 0;
     for (int l = lane; l < lists; l += 32)
-      if (heads[l] > mine) mine = heads[l], from = l;
+      if (heads[l] > mine) {
+        mine = heads[l];
+        from = l;
+      }
   }
   if (lane == 0) p.lse[row] = lse;
 }

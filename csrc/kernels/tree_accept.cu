@@ -3,7 +3,7 @@
 //   `at` with the token the target chose there; the first bit is the lowest such node. Children come after their
 //   parents, so the nodes up to `at` need not be asked, the walk only ever moves up, and it ends whatever the parents
 //   hold.
-#include "kernels/tree_accept.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/error_word.cuh"
 
@@ -39,12 +39,18 @@ __global__ void tree_accept_kernel(TreeAcceptParams p) {
   int64_t* out = p.out_tokens + tree * p.max_path;
   int64_t length = 0;
   for (int at = n > 0 ? 0 : -1; at >= 0;) {
-    if (lane == 0) path[length] = at, out[length] = target[at];
+    if (lane == 0) {
+      path[length] = at;
+      out[length] = target[at];
+    }
     ++length;
     at = length < p.max_path ? matching_child(tokens, parent, n, at, target[at]) : -1;
   }
   if (lane == 0) p.num_path[tree] = static_cast<int32_t>(length);
-  for (int64_t j = length + lane; j < p.max_path; j += 32) path[j] = -1, out[j] = -1;
+  for (int64_t j = length + lane; j < p.max_path; j += 32) {
+    path[j] = -1;
+    out[j] = -1;
+  }
 }
 
 }  // namespace

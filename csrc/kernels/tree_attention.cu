@@ -1,6 +1,6 @@
 // tree_attention: the split kernel on matrix units (attention_mma.cuh), or by multiply-adds where shapes or alignment
 // do not allow them, then the combination of the splits (attention.cu).
-#include "kernels/tree_attention.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/attention_mma.cuh"
 

@@ -3,7 +3,7 @@
 //   2. The `beam` best are selected from there, in candidate order (block.cuh); a block barrier makes the block's own
 //      global writes visible to it.
 //   3. A selected one's rank is the number of selected ones before it by (score, candidate): at most 128 comparisons.
-#include "kernels/tree_expand.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/block.cuh"
 #include "kernels/error_word.cuh"

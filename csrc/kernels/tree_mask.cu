@@ -1,5 +1,5 @@
 // tree_mask: ancestor words and depths, one warp per tree (ancestors.cuh).
-#include "kernels/tree_mask.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/ancestors.cuh"
 #include "kernels/error_word.cuh"

@@ -5,7 +5,7 @@
 //   2. The N-1 best above -inf are selected in history order (block.cuh). A parent has at least its child's e and a
 //      lower index, so it is selected, too.
 //   3. Node numbers are places in that list: a parent's is found by bisection. Ancestor words as in tree_mask.
-#include "kernels/tree_rerank.cuh"
+#include "kernels/launchers.cuh"
 
 #include "kernels/ancestors.cuh"
 #include "kernels/block.cuh"
@@ -33,13 +33,16 @@ __device__ void effective_keys(const TreeRerankParams& p, int64_t b, int32_t* ke
       if (above >= 0 && above < first) own = min(own, final_key[above]);
       if (above >= first && above < i) next = static_cast<int>(above - first);
     }
-    key[t] = own, up[t] = next;
+    key[t] = own;
+    up[t] = next;
     while (__syncthreads_or(next >= 0)) {
       const int32_t bound = next >= 0 ? key[next] : own;
       const int further = next >= 0 ? up[next] : -1;
       __syncthreads();
-      own = min(own, bound), next = further;
-      key[t] = own, up[t] = next;
+      own = min(own, bound);
+      next = further;
+      key[t] = own;
+      up[t] = next;
     }
     if (i < p.history) final_key[i] = own;
     __syncthreads();

@@ -21,7 +21,10 @@ __device__ __forceinline__ void warp_topk_fold(uint64_t& list, int k, uint32_t (
     uint32_t best = 0, at = 0;
 #pragma unroll
     for (int e = 0; e < kItems; ++e)
-      if (value[e] > best) best = value[e], at = e;
+      if (value[e] > best) {
+        best = value[e];
+        at = e;
+      }
     const uint64_t mine = best == 0 ? 0 : pair_key(best, index_of(at));
     const uint64_t top = warp_max(mine);
     if (top <= __shfl_sync(kAllLanes, list, k - 1)) return;

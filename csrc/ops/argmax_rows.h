@@ -14,6 +14,11 @@ struct ArgmaxRowsParams {
   int64_t stride0, stride1;  // of logits, in elements
 };
 
+// CUDA: 128 threads x 32 elements: enough loads in flight to hide memory, enough blocks to fill a GPU from one row of a
+// real vocabulary on (38 chunks).
+constexpr int64_t kArgmaxChunk = 4096;
+constexpr int64_t argmax_chunks(int64_t vocab) { return (vocab + kArgmaxChunk - 1) / kArgmaxChunk; }
+
 // One item = one row: item i is row (i / rows1, i % rows1).
 SPARROW_CPU_KERNEL(argmax_rows_cpu, ArgmaxRowsParams)
 

@@ -9,6 +9,15 @@ constexpr int kMaxNodes = 128;
 constexpr int kWordBits = 64;
 constexpr int words_for(int64_t nodes) { return static_cast<int>((nodes + kWordBits - 1) / kWordBits); }
 
+// Counts of elements and bytes, never negative. A product that would be larger saturates: kTooMany is more than any
+// memory, and so few that sums of several do not overflow.
+constexpr int64_t kTooMany = int64_t{1} << 60;
+constexpr int64_t product(int64_t a, int64_t b) { return a > 0 && b > kTooMany / a ? kTooMany : a * b; }
+template <class... Counts>
+constexpr int64_t product(int64_t a, int64_t b, Counts... rest) {
+  return product(product(a, b), static_cast<int64_t>(rest)...);
+}
+
 // What a CUDA kernel found in its inputs and skipped: bits it sets in the caller's error word, an int32 on the device.
 // (The CPU operators raise before they run and never touch the word.)
 enum ErrorBit : int32_t { kBadParent = 1, kBadCount = 2, kBadIndex = 4 };

@@ -20,7 +20,7 @@ struct DraftAttentionParams {
 
 // Bytes: the roped queries (at most 4 per element), then attention_workspace.
 inline int64_t draft_attention_roped(int64_t batch, int64_t rows, int64_t heads, int64_t dim) {
-  return (batch * rows * heads * dim * 4 + 63) / 64 * 64;
+  return (product(batch, rows, heads, dim, 4) + 63) / 64 * 64;
 }
 
 // One item = one row of one sequence.

@@ -7,8 +7,8 @@
 namespace sparrow {
 
 struct HsrProjectParams {
-  const int64_t* token_ids;                          // [M], in [0, V); null for the CUDA kernel: 0 .. M - 1
-  const int32_t* row_index;                          // [M], in [-1, R); null for the CUDA kernel: -1
+  const int64_t* token_ids;                          // [M], in [0, V)
+  const int32_t* row_index;                          // [M], in [-1, R)
   const void* embed;                                 // [V, E], dense rows
   const void* hidden;                                // [R, H], dense rows
   const void* weight;                                // [O, E + H], dense rows, the embedding's half first
@@ -18,10 +18,10 @@ struct HsrProjectParams {
   int64_t rows, embed_width, hidden_width, outputs;  // M (valid rows), E, H, O
   int64_t embed_stride, hidden_stride, weight_stride, out_stride;  // elements
   DType dtype;
-  // The CUDA kernels' own: they take `rows` as an upper bound and look at the count and the indices themselves.
+  // The CUDA kernels' own: they take `rows` as an upper bound and look at the count and the indices themselves;
+  // rows from num_rows on become zero.
   int64_t vocab, hidden_rows;  // V, R
   const int32_t* num_rows;     // [1] or null: all rows are valid
-  bool zero_rest;              // rows from num_rows on become zero; otherwise they are left alone
   float* partial;              // scratch: split_partial_bytes(M, E + H, O)
   int32_t* error;              // the error word or null
 };
@@ -34,10 +34,10 @@ constexpr int64_t kHsrChunk = 512;
 
 // The gathered rows and the products of a chunk for the library, 2 bytes an element, the products at a multiple of 64.
 constexpr int64_t hsr_gathered_bytes(int64_t rows, int64_t width) {
-  return ((rows < kHsrChunk ? rows : kHsrChunk) * width * 2 + 63) / 64 * 64;
+  return (product(rows < kHsrChunk ? rows : kHsrChunk, width, 2) + 63) / 64 * 64;
 }
 constexpr int64_t hsr_library_bytes(int64_t rows, int64_t width, int64_t outputs) {
-  return hsr_gathered_bytes(rows, width) + (rows < kHsrChunk ? rows : kHsrChunk) * outputs * 2;
+  return hsr_gathered_bytes(rows, width) + product(rows < kHsrChunk ? rows : kHsrChunk, outputs, 2);
 }
 
 // Bytes of scratch for M rows on any backend, with room to align it to 64 bytes.

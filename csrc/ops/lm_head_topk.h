@@ -41,10 +41,10 @@ constexpr int64_t kLmHeadGemmRows = 128;
 constexpr int64_t lm_head_align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 // The rows themselves, made dense, where there are more than the streaming kernel takes.
 constexpr int64_t lm_head_dense_bytes(int64_t rows, int64_t width) {
-  return rows > kSkinnyRows ? lm_head_align(rows * width * 4) : 0;
+  return rows > kSkinnyRows ? lm_head_align(product(rows, width, 4)) : 0;
 }
 constexpr int64_t lm_head_logit_bytes(int64_t rows, int64_t vocab) {
-  return lm_head_align((rows < kLmHeadGemmRows ? rows : kLmHeadGemmRows) * vocab * 4);
+  return lm_head_align(product(rows < kLmHeadGemmRows ? rows : kLmHeadGemmRows, vocab, 4));
 }
 // Bytes of scratch for M rows on any backend and in any dtype, from an address that is a multiple of 16.
 constexpr int64_t lm_head_topk_workspace_bytes(int64_t rows, int64_t width, int64_t vocab, int64_t k) {

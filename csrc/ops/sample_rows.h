@@ -41,7 +41,7 @@ constexpr int64_t sample_chunks(int64_t vocab) { return (vocab + kSampleChunk - 
 // Bytes of scratch for M rows on any backend.
 constexpr int64_t sample_rows_workspace_bytes(int64_t rows, int64_t vocab) {
   const int64_t cpu = sample_blocks(vocab) * 4, cuda = sample_chunks(vocab) * kSampleChunkBytes + kSampleRowBytes;
-  return rows * (cpu > cuda ? cpu : cuda);
+  return product(rows, cpu > cuda ? cpu : cuda);
 }
 
 // One item = one row: item i is row (i / nodes, i % nodes).

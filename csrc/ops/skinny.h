@@ -22,7 +22,7 @@ constexpr int64_t kPackRows = 4;
 constexpr int64_t pack_items(int64_t rows) { return (rows + kPackRows - 1) / kPackRows; }
 // Bytes of M packed rows on any instruction set and for any element type, with room to align them to 64 bytes.
 constexpr int64_t packed_bytes(int64_t rows, int64_t width) {
-  return pack_items(rows) * kPackRows * ((width + 7) / 8 * 8) * 4 + 64;
+  return product(pack_items(rows) * kPackRows, (width + 7) / 8 * 8, 4) + 64;
 }
 inline void* align_packed(void* p) {
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
@@ -34,7 +34,7 @@ constexpr int64_t kSkinnySplit = 1024;
 constexpr int64_t skinny_splits(int64_t width) { return (width + kSkinnySplit - 1) / kSkinnySplit; }
 // fp32 partial sums [splits, M, O] of up to kSkinnyRows rows.
 constexpr int64_t split_partial_bytes(int64_t rows, int64_t width, int64_t outputs) {
-  return skinny_splits(width) * (rows < kSkinnyRows ? rows : kSkinnyRows) * outputs * 4;
+  return product(skinny_splits(width), rows < kSkinnyRows ? rows : kSkinnyRows, outputs, 4);
 }
 
 }  // namespace sparrow

@@ -55,7 +55,7 @@ constexpr int64_t topk_cuda_lists(int64_t vocab) {
 
 // Bytes of the partial results of [rows, chunks], either backend's layout.
 constexpr int64_t topk_partial_bytes(int64_t rows, int64_t chunks, int64_t k) {
-  return rows * chunks * (2 + 2 * k) * 4;
+  return product(rows, chunks, 2 + 2 * k, 4);
 }
 // Bytes of scratch for M rows on any backend.
 constexpr int64_t topk_lse_workspace_bytes(int64_t rows, int64_t vocab, int64_t k) {

@@ -1,6 +1,10 @@
 // tree_attention: attention of the nodes of a draft tree over a long prefix and over the tree itself.
-//   s_j = scale q . k_j over the visible keys j;   out = sum_j exp(s_j) v_j / sum_j exp(s_j);   lse = log sum_j
-//   exp(s_j)
+// Over the visible keys j:
+//
+//   s_j = scale q . k_j
+//   out = sum_j exp(s_j) v_j / sum_j exp(s_j)
+//   lse = log sum_j exp(s_j)
+//
 // Visible: the prefix, rows [0, len) of the cache (with a window only [0, anchors) and the last `window` of them), and
 // the tree slots, rows len + j, of bits j of the node's words. No visible key: out 0, lse -inf.
 //
@@ -36,9 +40,9 @@ struct TreeAttentionParams {
   int64_t words;
   int64_t batch, nodes, heads, kv_heads, dim;
   float scale;
-  int64_t window, anchors;  // window 0 = the whole prefix
-  int64_t splits,
-      split_keys;                  // splits >= used_splits for every b; on CUDA kernels/attention_plan.h
+  int64_t window, anchors;         // window 0 = the whole prefix
+  int64_t splits;                  // >= used_splits for every b; on CUDA kernels/attention_plan.h
+  int64_t split_keys;              // keys of a split
   int64_t cache_rows, max_prefix;  // S, and the bound of lens that `splits` was chosen for
   bool zero_unused;                // nodes >= num_rows: out 0 and lse -inf, or left alone
   float* partial;                  // [B, splits, K, N G, padded_dim]
@@ -75,7 +79,7 @@ inline int64_t attention_scratch_splits(int64_t max_prefix, int64_t split_size) 
 }
 // Bytes of partial and stats.
 inline int64_t attention_workspace(int64_t batch, int64_t nodes, int64_t heads, int64_t dim, int64_t splits) {
-  return batch * splits * nodes * heads * (padded_dim(dim) + 2) * static_cast<int64_t>(sizeof(float));
+  return product(batch, splits, nodes, heads, padded_dim(dim) + 2, sizeof(float));
 }
 
 SPARROW_CPU_KERNEL(tree_attention_split_cpu, TreeAttentionParams)

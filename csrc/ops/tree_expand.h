@@ -1,11 +1,14 @@
 // tree_expand: one level of the EAGLE-2 draft tree.
-//   Candidate c = t k + j is token ids[b,t,j] below beam row t. Its score is the path's log-probability,
-//     s[c] = min(beam_score[t], beam_score[t] + logp[t,j]), NaN = -inf: rounding never lets a child score above its
-//     parent.
-//   All T k candidates go to the history at `slot`: score, token, parent = beam_index[t] (-1 = the root).
-//   The best `beam` by (score descending, c ascending) are the next beam: rank r gets draft cache slot level * beam +
-//   r,
-//     anc = beam_anc[t] | bit (level * beam + r).
+// Candidate c = t k + j is token ids[b, t, j] below beam row t. Its score is the path's log-probability (NaN = -inf),
+//
+//   s[c] = min(beam_score[t], beam_score[t] + logp[t, j])
+//
+// so rounding never lets a child score above its parent. All T k candidates go to the history at `slot`: score, token,
+// parent = beam_index[t] (-1 = the root). The best `beam` by (score descending, c ascending) are the next beam: rank r
+// gets draft cache slot level * beam + r and
+//
+//   anc = beam_anc[t] | bit (level * beam + r)
+//
 // Slots: level 0 (T = 1) at 0, level l >= 1 (T = beam) at k + (l - 1) beam k, so a history index is above its parent's.
 #pragma once
 #include "ops/common.h"

@@ -20,7 +20,8 @@ Words philox(Words c, uint32_t key0, uint32_t key1) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c.w[0], p1 = uint64_t{0xCD9E8D57u} * c.w[2];
     c = {{static_cast<uint32_t>(p1 >> 32) ^ c.w[1] ^ key0, static_cast<uint32_t>(p1),
           static_cast<uint32_t>(p0 >> 32) ^ c.w[3] ^ key1, static_cast<uint32_t>(p0)}};
-    key0 += 0x9E3779B9u, key1 += 0xBB67AE85u;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
   }
   return c;
 }
@@ -38,7 +39,10 @@ int64_t definition(const std::vector<float>& x, float temperature, uint64_t seed
   int64_t index = 0;
   for (size_t i = 0; i < x.size(); ++i) {
     const double score = (x[i] - top) / temperature + gumbel(seed, position, static_cast<int64_t>(i));
-    if (score > best) best = score, index = static_cast<int64_t>(i);
+    if (score > best) {
+      best = score;
+      index = static_cast<int64_t>(i);
+    }
   }
   return index;
 }
@@ -49,9 +53,20 @@ int64_t draw(const std::vector<float>& x, float temperature, uint64_t seed, uint
   const int64_t s = static_cast<int64_t>(seed), at = static_cast<int64_t>(position);
   int64_t out = -1;
   sparrow::SampleRowsParams p{};
-  p.logits = x.data(), p.temperature = &temperature, p.seed = &s, p.position = &at, p.top_k = &k, p.top_p = &top_p;
-  p.block_max = block_max.data(), p.out = &out, p.dtype = sparrow::DType::f32;
-  p.batch = 1, p.nodes = 1, p.vocab = vocab, p.stride_b = vocab, p.stride_n = vocab;
+  p.logits = x.data();
+  p.temperature = &temperature;
+  p.seed = &s;
+  p.position = &at;
+  p.top_k = &k;
+  p.top_p = &top_p;
+  p.block_max = block_max.data();
+  p.out = &out;
+  p.dtype = sparrow::DType::f32;
+  p.batch = 1;
+  p.nodes = 1;
+  p.vocab = vocab;
+  p.stride_b = vocab;
+  p.stride_n = vocab;
   sparrow::sample_rows_cpu(p, 0, 1);
   return out;
 }

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def argmax_rows(logits: Tensor) -> Tensor:
     """The lowest index among the maxima of each row.
 
@@ -17,12 +19,16 @@ def argmax_rows(logits: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: wrong dtype, shape or stride.
+
+    Example:
+        >>> argmax_rows(torch.tensor([[1.0, 3.0, 3.0], [5.0, torch.nan, 7.0]]))
+        tensor([1, 1])
     """
     require_backend("argmax_rows", logits)
     return torch.ops.sparrow.argmax_rows(logits)
 
 
-@torch.library.register_fake("sparrow::argmax_rows")
+@fake_kernel("argmax_rows")
 def _fake(logits: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[:-1], dtype=torch.int64)
 

@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparrow_ext._arguments import check_dims, fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops.rope_append import rope
 from sparrow_ext.ops.tree_attention import attend
 from sparrow_ext.ops.tree_mask import unpack_words
 
 
+@operator
 def draft_attention(
     qkv: Tensor,
     cos_sin: Tensor,
@@ -56,35 +58,59 @@ def draft_attention(
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; on the CPU also lengths out of range
             (nothing is changed then).
+
+    Example:
+        >>> qkv = torch.zeros(1, 1, 3 * 4)  # one row: a query, a key and a value of head_dim 4
+        >>> qkv[..., 8:] = 2.0
+        >>> cos_sin = torch.tensor([[[1.0, 1.0, 0.0, 0.0]]])
+        >>> keys, values = torch.zeros(1, 8, 1, 4), torch.ones(1, 8, 1, 4)
+        >>> length, start = torch.tensor([3], dtype=torch.int32), torch.tensor([0], dtype=torch.int32)
+        >>> draft_attention(qkv, cos_sin, keys, values, length, start)  # the mean of three ones and a two
+        tensor([[[[1.2500, 1.2500, 1.2500, 1.2500]]]])
+        >>> values[0, 3, 0]
+        tensor([2., 2., 2., 2.])
     """
     require_backend("draft_attention", qkv)
+    check_dims("draft_attention", "qkv", qkv, 3)
+    check_dims("draft_attention", "k_cache", k_cache, 4)
     b, t, width = qkv.shape
     rows, kv_heads, d = k_cache.shape[1:]
-    heads = width // d - 2 * kv_heads
+    heads = width // max(d, 1) - 2 * kv_heads
+    if heads < 1:
+        raise RuntimeError(
+            f"sparrow::draft_attention: qkv must have (H + 2 K) D columns, K = {kv_heads} and D = {d} of k_cache, "
+            f"got {width}"
+        )
     if out is None:
         out = qkv.new_zeros((b, t, heads, d))
     if workspace is None:
         size = draft_attention_workspace_size(b, t, heads, d, min(rows, window + n_anchor) if window > 0 else rows)
         workspace = torch.empty(size, dtype=torch.uint8, device=qkv.device)
-    scale = d**-0.5 if scale is None else scale
+    scale = max(d, 1) ** -0.5 if scale is None else scale
     torch.ops.sparrow.draft_attention(
         qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out, workspace
     )
     return out
 
 
+@operator
 def draft_attention_workspace_size(B: int, T: int, H: int, D: int, max_len: int) -> int:
     """Bytes of scratch `draft_attention` needs; max_len: text rows seen at most. Grows with each argument.
 
     The formula of `torch.ops.sparrow.draft_attention_workspace_size` once more, in Python: torch.compile cannot trace
     an operator that returns an int.
     """
+    for name, value in {"B": B, "T": T, "H": H, "D": D, "max_len": max_len}.items():
+        if not 0 <= value < 2**31:
+            raise RuntimeError(
+                f"sparrow::draft_attention_workspace_size: {name} must lie in [0, {2**31 - 1}], got {value}"
+            )
     roped = (B * T * H * D * 4 + 63) // 64 * 64
-    splits = max(max_len // 1024 + 1, min(max_len // 128 + 1, 32))  # the CPU's and the GPU's
+    splits = max((max_len + 128) // 1024 + 1, min(max_len // 128 + 1, 32))  # the CPU's and the GPU's
     return roped + B * T * H * splits * ((D + 15) // 16 * 16 + 2) * 4
 
 
-@torch.library.register_fake("sparrow::draft_attention")
+@fake_kernel("draft_attention")
 def _fake(*args):
     return None
 

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def gather_rows(
     src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor, error: Tensor | None = None
 ) -> None:
@@ -23,12 +25,19 @@ def gather_rows(
         RuntimeError: wrong device, dtype, shape or stride, or overlapping src and dst; on the CPU also a bad index,
             count or start. The checks come first: after an error nothing has been written. The CUDA kernel skips bad
             entries, clamps counts, and sets bits 4 and 2 of `error`.
+
+    Example:
+        >>> ints = lambda *x: torch.tensor(x, dtype=torch.int32)
+        >>> src, dst = torch.arange(4.0).view(1, 4, 1), torch.zeros(1, 5, 1)
+        >>> gather_rows(src, ints([3, 1, 0]), ints(2), dst, ints(1))
+        >>> dst.flatten()
+        tensor([0., 3., 1., 0., 0.])
     """
     require_backend("gather_rows", src)
     torch.ops.sparrow.gather_rows(src, index, count, dst, dst_start, error)
 
 
-@torch.library.register_fake("sparrow::gather_rows")
+@fake_kernel("gather_rows")
 def _fake(
     src: Tensor, index: Tensor, count: Tensor, dst: Tensor, dst_start: Tensor, error: Tensor | None = None
 ) -> None:

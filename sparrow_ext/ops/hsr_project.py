@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def hsr_project(
     token_ids: Tensor,
     row_index: Tensor,
@@ -15,8 +17,6 @@ def hsr_project(
     weight: Tensor,
     bias: Tensor | None = None,
     num_rows: Tensor | None = None,
-    out: Tensor | None = None,
-    workspace: Tensor | None = None,
     error: Tensor | None = None,
 ) -> Tensor:
     """out[m] = weight @ concat(embed[token_ids[m]], hidden[row_index[m]]) + bias, without the gathered copies.
@@ -33,42 +33,30 @@ def hsr_project(
         weight: [O, E + H], the dtype of embed; rows dense; the first E columns multiply the embedding.
         bias: [O] or None.
         num_rows: int32 [1], in [0, M], or None for M. Rows from num_rows on are not computed and their indices not
-            looked at: zero in the returned tensor, left as they are in `out`.
-        out: [M, O] of the same dtype, rows dense and not overlapping; mutated and returned. None allocates.
-        workspace: uint8 [bytes], bytes >= hsr_project_workspace_size(M, E, H, O); mutated; only with `out`, where None
-            allocates it.
+            looked at; they are zero.
         error: int32 [1], the error word (see `sparrow_ext.error_word`), or None. Mutated by the CUDA kernel only.
 
     Returns:
-        [M, O] in the dtype of weight: `out` where given.
+        [M, O] in the dtype of weight.
 
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; on the CPU also an index outside its table or num_rows
             outside [0, M]. The CUDA kernel takes zeros, clamps, and sets bits 4 and 2 of `error`.
-        ValueError: `workspace` without `out`.
 
     Source: the input fusion of EAGLE's drafter (arXiv 2401.15077), here with the rows gathered inside the product.
+
+    Example:
+        >>> embed, hidden = torch.eye(3), 10 * torch.eye(3)
+        >>> weight = torch.cat([torch.eye(3), torch.eye(3)], dim=1)
+        >>> hsr_project(torch.tensor([2, 0]), torch.tensor([0, -1], dtype=torch.int32), embed, hidden, weight)
+        tensor([[10.,  0.,  1.],
+                [ 1.,  0.,  0.]])
     """
     require_backend("hsr_project", token_ids)
-    if out is None:
-        if workspace is not None:
-            raise ValueError("sparrow.hsr_project: workspace is used only together with out")
-        return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
-    if workspace is None:
-        size = hsr_project_workspace_size(token_ids.shape[0], embed.shape[-1], hidden.shape[-1], weight.shape[0])
-        workspace = torch.empty(size, dtype=torch.uint8, device=out.device)
-    torch.ops.sparrow.hsr_project_out(
-        token_ids, row_index, embed, hidden, weight, bias, num_rows, out, workspace, error
-    )
-    return out
+    return torch.ops.sparrow.hsr_project(token_ids, row_index, embed, hidden, weight, bias, num_rows, error)
 
 
-def hsr_project_workspace_size(M: int, E: int, H: int, O: int) -> int:  # noqa: E741
-    """Bytes of scratch that hsr_project's `out` form needs for up to M rows; it depends on these numbers only."""
-    return torch.ops.sparrow.hsr_project_workspace_size(M, E, H, O)
-
-
-@torch.library.register_fake("sparrow::hsr_project")
+@fake_kernel("hsr_project")
 def _fake(
     token_ids: Tensor,
     row_index: Tensor,
@@ -80,22 +68,6 @@ def _fake(
     error: Tensor | None = None,
 ) -> Tensor:
     return weight.new_empty((token_ids.shape[0], weight.shape[0]))
-
-
-@torch.library.register_fake("sparrow::hsr_project_out")
-def _fake_out(
-    token_ids: Tensor,
-    row_index: Tensor,
-    embed: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    num_rows: Tensor | None,
-    out: Tensor,
-    workspace: Tensor,
-    error: Tensor | None = None,
-) -> None:
-    return None
 
 
 def reference(
@@ -140,6 +112,7 @@ def fold_embedding(embed: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return F.linear(embed, weight[:, : embed.shape[1]], bias)
 
 
+@operator
 def hsr_project_folded(token_ids: Tensor, row_index: Tensor, table: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """hsr_project with the embedding's half folded away: out[m] = table[token_ids[m]] + weight @ hidden[row_index[m]].
 

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops import topk_lse as _topk
 
 
+@operator
 def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """topk_lse(h @ weight.T): the head's weights are streamed once and the logits are never written to memory.
 
@@ -31,47 +33,17 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
 
     Raises:
         RuntimeError: wrong dtype, shape, stride or k.
+
+    Example:
+        >>> logp, ids, lse = lm_head_topk(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0], [-9.0, 0.0]]), 2)
+        >>> ids, logp.exp()
+        (tensor([[1, 0]]), tensor([[0.8808, 0.1192]]))
     """
     require_backend("lm_head_topk", h)
     return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map)
 
 
-def lm_head_topk_out(
-    h: Tensor,
-    weight: Tensor,
-    k: int,
-    id_map: Tensor | None,
-    logp: Tensor,
-    ids: Tensor,
-    lse: Tensor,
-    workspace: Tensor,
-) -> None:
-    """`lm_head_topk` into given tensors; allocates nothing itself (the library's GEMM, beyond 64 rows, may).
-
-    Args:
-        h: see `lm_head_topk`.
-        weight: see `lm_head_topk`.
-        k: see `lm_head_topk`.
-        id_map: see `lm_head_topk`.
-        logp: written, float32 [..., k], contiguous.
-        ids: written, int64 [..., k], contiguous.
-        lse: written, float32 [...], contiguous.
-        workspace: overwritten, uint8 of at least `lm_head_topk_workspace_size` bytes, 16-byte aligned.
-
-    Raises:
-        RuntimeError: as `lm_head_topk`, and an output or a workspace that does not fit.
-    """
-    require_backend("lm_head_topk_out", h)
-    torch.ops.sparrow.lm_head_topk_out(h, weight, k, id_map, logp, ids, lse, workspace)
-
-
-@torch.compiler.assume_constant_result
-def lm_head_topk_workspace_size(M: int, E: int, V: int, k: int) -> int:
-    """Bytes of scratch `lm_head_topk_out` needs for up to M rows (the product of h's leading dimensions), any dtype."""
-    return torch.ops.sparrow.lm_head_topk_workspace_size(M, E, V, k)
-
-
-@torch.library.register_fake("sparrow::lm_head_topk")
+@fake_kernel("lm_head_topk")
 def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     lead = h.shape[:-1]
     return (
@@ -79,11 +51,6 @@ def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tu
         h.new_empty((*lead, k), dtype=torch.int64),
         h.new_empty(lead, dtype=torch.float32),
     )
-
-
-@torch.library.register_fake("sparrow::lm_head_topk_out")
-def _fake_out(*args):
-    return None
 
 
 def reference(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

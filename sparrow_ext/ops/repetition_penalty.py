@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops.tree_mask import unpack_words
 
 
+@operator
 def repetition_penalty(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor, penalty: Tensor) -> None:
     """Divides positive and multiplies negative logits of seen tokens by the penalty, once per token; changes logits.
 
@@ -23,12 +25,19 @@ def repetition_penalty(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor
         RuntimeError: wrong dtype, shape, stride, device or value; nothing is changed then.
 
     Source: the rule of transformers' RepetitionPenaltyLogitsProcessor (CTRL, arXiv 1909.05858, section 4.1).
+
+    Example:
+        >>> logits = torch.tensor([[[2.0, -2.0, 2.0, 2.0]]])
+        >>> seen = torch.tensor([[False, True, False, True]])
+        >>> repetition_penalty(logits, torch.tensor([[0]]), torch.tensor([[[1]]]), seen, torch.tensor([2.0]))
+        >>> logits  # token 0 is the node's own
+        tensor([[[ 1., -4.,  2.,  1.]]])
     """
     require_backend("repetition_penalty", logits)
     torch.ops.sparrow.repetition_penalty(logits, tokens, anc, seen, penalty)
 
 
-@torch.library.register_fake("sparrow::repetition_penalty")
+@fake_kernel("repetition_penalty")
 def _fake(logits: Tensor, tokens: Tensor, anc: Tensor, seen: Tensor, penalty: Tensor) -> None:
     return None
 

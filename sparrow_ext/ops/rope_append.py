@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def rope_append(
     q: Tensor, k: Tensor, v: Tensor, cos_sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
 ) -> None:
@@ -29,12 +31,20 @@ def rope_append(
             (nothing is changed then).
 
     Source: rotary position embedding, RoFormer (arXiv 2104.09864), in the rotate-half layout of transformers.
+
+    Example:
+        >>> q, k, v = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]), torch.ones(1, 1, 1, 2)
+        >>> keys, values = torch.zeros(2, 1, 3, 1, 2)
+        >>> quarter = torch.tensor([[[0.0, 1.0]]])  # cos and sin of 90 degrees
+        >>> rope_append(q, k, v, quarter, torch.tensor([[2]], dtype=torch.int32), keys, values)
+        >>> q.flatten(), keys.flatten()
+        (tensor([0., 1.]), tensor([ 0.,  0.,  0.,  0., -1.,  0.]))
     """
     require_backend("rope_append", q)
     torch.ops.sparrow.rope_append(q, k, v, cos_sin, slots, k_cache, v_cache)
 
 
-@torch.library.register_fake("sparrow::rope_append")
+@fake_kernel("rope_append")
 def _fake(q, k, v, cos_sin, slots, k_cache, v_cache):
     return None
 

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 STREAM = 0  # the last word of the Philox counter; a drafter that samples must use another one
 
 
+@operator
 def sample_rows(
     logits: Tensor,
     temperature: Tensor,
@@ -40,47 +42,20 @@ def sample_rows(
 
     Source: Gumbel-max: Maddison, Tarlow, Minka, "A* sampling" (arXiv 1411.0030), section 2; Philox: Salmon et al.,
         "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+
+    Example:
+        >>> logits, seed, position = torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([7]), torch.tensor([[12]])
+        >>> sample_rows(logits, torch.tensor([0.0]), seed, position)
+        tensor([[2]])
+        >>> drawn = sample_rows(logits, torch.tensor([1.0]), seed, position)
+        >>> bool((drawn == sample_rows(logits, torch.tensor([1.0]), seed, position)).all())
+        True
     """
     require_backend("sample_rows", logits)
     return torch.ops.sparrow.sample_rows(logits, temperature, seed, position, top_k, top_p)
 
 
-def sample_rows_out(
-    logits: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    position: Tensor,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
-    out: Tensor,
-    workspace: Tensor,
-) -> None:
-    """`sample_rows` into given tensors; allocates nothing.
-
-    Args:
-        logits: see `sample_rows`.
-        temperature: see `sample_rows`.
-        seed: see `sample_rows`.
-        position: see `sample_rows`.
-        top_k: see `sample_rows`.
-        top_p: see `sample_rows`.
-        out: written, int64 [B, N], contiguous.
-        workspace: overwritten, uint8 of at least `sample_rows_workspace_size` bytes, 16-byte aligned.
-
-    Raises:
-        RuntimeError: as `sample_rows`, and an output or a workspace that does not fit.
-    """
-    require_backend("sample_rows_out", logits)
-    torch.ops.sparrow.sample_rows_out(logits, temperature, seed, position, top_k, top_p, out, workspace)
-
-
-@torch.compiler.assume_constant_result
-def sample_rows_workspace_size(B: int, N: int, V: int) -> int:
-    """Bytes of scratch `sample_rows_out` needs for these shapes; grows with each argument."""
-    return torch.ops.sparrow.sample_rows_workspace_size(B, N, V)
-
-
-@torch.library.register_fake("sparrow::sample_rows")
+@fake_kernel("sample_rows")
 def _fake(
     logits: Tensor,
     temperature: Tensor,
@@ -90,11 +65,6 @@ def _fake(
     top_p: Tensor | None = None,
 ) -> Tensor:
     return logits.new_empty(logits.shape[:-1], dtype=torch.int64)
-
-
-@torch.library.register_fake("sparrow::sample_rows_out")
-def _fake_out(*args):
-    return None
 
 
 def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:

@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparrow_ext._arguments import check_dims, fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def skinny_linear(
     x: Tensor,
     weight: Tensor,
@@ -37,6 +39,10 @@ def skinny_linear(
     Raises:
         RuntimeError: wrong device, dtype, shape or stride.
         ValueError: `workspace` without `out`.
+
+    Example:
+        >>> skinny_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([0.0, 1.0]))
+        tensor([[3., 5.]])
     """
     require_backend("skinny_linear", x)
     if out is None:
@@ -44,23 +50,25 @@ def skinny_linear(
             raise ValueError("sparrow.skinny_linear: workspace is used only together with out")
         return torch.ops.sparrow.skinny_linear(x, weight, bias)
     if workspace is None:
+        check_dims("skinny_linear", "weight", weight, 2)
         size = skinny_linear_workspace_size(x.shape[:-1].numel(), weight.shape[1], weight.shape[0])
         workspace = torch.empty(size, dtype=torch.uint8, device=out.device)
     torch.ops.sparrow.skinny_linear_out(x, weight, bias, out, workspace)
     return out
 
 
+@operator
 def skinny_linear_workspace_size(M: int, K: int, N: int) -> int:
     """Bytes of scratch that skinny_linear's `out` form needs for up to M rows; it depends on these numbers only."""
     return torch.ops.sparrow.skinny_linear_workspace_size(M, K, N)
 
 
-@torch.library.register_fake("sparrow::skinny_linear")
+@fake_kernel("skinny_linear")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@torch.library.register_fake("sparrow::skinny_linear_out")
+@fake_kernel("skinny_linear_out")
 def _fake_out(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, workspace: Tensor) -> None:
     return None
 

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def text_compact(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
     """Lists the text rows of each sequence.
 
@@ -21,12 +23,17 @@ def text_compact(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tens
     Raises:
         RuntimeError: wrong device, dtype, shape or stride; on the CPU also a length outside [0, S] and more text rows
             than max_text.
+
+    Example:
+        >>> is_text = torch.tensor([[True, False, False, True, True]])
+        >>> text_compact(is_text, torch.tensor([4], dtype=torch.int32), 3)
+        (tensor([[ 0,  3, -1]], dtype=torch.int32), tensor([2], dtype=torch.int32))
     """
     require_backend("text_compact", is_text)
     return torch.ops.sparrow.text_compact(is_text, seq_lens, max_text)
 
 
-@torch.library.register_fake("sparrow::text_compact")
+@fake_kernel("text_compact")
 def _fake(is_text: Tensor, seq_lens: Tensor, max_text: int) -> tuple[Tensor, Tensor]:
     b = is_text.shape[0]
     return is_text.new_empty((b, max_text), dtype=torch.int32), is_text.new_empty((b,), dtype=torch.int32)

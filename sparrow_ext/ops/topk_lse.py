@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 MAX_K = 32
 
 
+@operator
 def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k log-probabilities and log-sum-exp of rows of logits, in one pass and without writing probabilities.
 
@@ -30,39 +32,17 @@ def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tens
         RuntimeError: wrong dtype, shape, stride or k.
 
     The one-pass maximum and sum: "Online normalizer calculation for softmax" (arXiv 1805.02867).
+
+    Example:
+        >>> logp, ids, lse = topk_lse(torch.tensor([[0.0, 2.0, -9.0]]), 2)
+        >>> ids, logp.exp(), lse
+        (tensor([[1, 0]]), tensor([[0.8808, 0.1192]]), tensor([2.1269]))
     """
     require_backend("topk_lse", logits)
     return torch.ops.sparrow.topk_lse(logits, k, id_map)
 
 
-def topk_lse_out(
-    logits: Tensor, k: int, id_map: Tensor | None, logp: Tensor, ids: Tensor, lse: Tensor, workspace: Tensor
-) -> None:
-    """`topk_lse` into given tensors; allocates nothing.
-
-    Args:
-        logits: see `topk_lse`.
-        k: see `topk_lse`.
-        id_map: see `topk_lse`.
-        logp: written, float32 [..., k], contiguous.
-        ids: written, int64 [..., k], contiguous.
-        lse: written, float32 [...], contiguous.
-        workspace: overwritten, uint8 of at least `topk_lse_workspace_size` bytes, 16-byte aligned.
-
-    Raises:
-        RuntimeError: as `topk_lse`, and an output or a workspace that does not fit.
-    """
-    require_backend("topk_lse_out", logits)
-    torch.ops.sparrow.topk_lse_out(logits, k, id_map, logp, ids, lse, workspace)
-
-
-@torch.compiler.assume_constant_result
-def topk_lse_workspace_size(M: int, V: int, k: int) -> int:
-    """Bytes of scratch `topk_lse_out` needs for up to M rows (the product of the leading dimensions)."""
-    return torch.ops.sparrow.topk_lse_workspace_size(M, V, k)
-
-
-@torch.library.register_fake("sparrow::topk_lse")
+@fake_kernel("topk_lse")
 def _fake(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     lead = logits.shape[:-1]
     return (
@@ -70,11 +50,6 @@ def _fake(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor,
         logits.new_empty((*lead, k), dtype=torch.int64),
         logits.new_empty(lead, dtype=torch.float32),
     )
-
-
-@torch.library.register_fake("sparrow::topk_lse_out")
-def _fake_out(*args):
-    return None
 
 
 def reference(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 
+@operator
 def tree_accept(
     tokens: Tensor,
     parent: Tensor,
@@ -40,12 +42,19 @@ def tree_accept(
             kernel never accepts a node with a bad parent, clamps counts, and sets bits 1 and 2 of `error`.
 
     Source: SpecInfer (arXiv 2305.09781), algorithm 2, for a target choice drawn once per node.
+
+    Example:
+        >>> tokens = torch.tensor([[7, 4, 5, 6]])  # the root 7, its children 4 and 5, and 6 below 5
+        >>> parent = torch.tensor([[-1, 0, 0, 2]], dtype=torch.int32)
+        >>> num_path, path, emitted = tree_accept(tokens, parent, torch.tensor([[5, 0, 6, 9]]), None, 4)
+        >>> num_path, path, emitted
+        (tensor([3], dtype=torch.int32), tensor([[ 0,  2,  3, -1]], dtype=torch.int32), tensor([[ 5,  6,  9, -1]]))
     """
     require_backend("tree_accept", tokens)
     return torch.ops.sparrow.tree_accept(tokens, parent, target, num_nodes, max_path, error)
 
 
-@torch.library.register_fake("sparrow::tree_accept")
+@fake_kernel("tree_accept")
 def _fake(
     tokens: Tensor,
     parent: Tensor,

@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparrow_ext._arguments import check_dims, fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops.tree_mask import unpack_words
 
 
+@operator
 def tree_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -50,15 +52,27 @@ def tree_attention(
 
     Source: tree attention of SpecInfer (arXiv 2305.09781), section 4.2; split keys and online softmax as in
     FlashAttention-2 (arXiv 2307.08691).
+
+    Example:
+        >>> q, keys = torch.zeros(1, 2, 1, 4), torch.zeros(1, 5, 1, 4)
+        >>> values = torch.arange(5.0).view(1, 5, 1, 1).expand(1, 5, 1, 4)
+        >>> values = values.contiguous()
+        >>> anc, _ = torch.ops.sparrow.tree_mask(torch.tensor([[-1, -1]], dtype=torch.int32))  # two roots
+        >>> out, lse = tree_attention(q, keys, values, torch.tensor([2], dtype=torch.int32), anc=anc)
+        >>> out[0, :, 0, 0]  # the means of values 0, 1 and 2, and of 0, 1 and 3
+        tensor([1.0000, 1.3333])
     """
     require_backend("tree_attention", q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    check_dims("tree_attention", "q", q, 4)
+    check_dims("tree_attention", "k_cache", k_cache, 4)
+    scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
     max_prefix_len = k_cache.shape[1] if max_prefix_len is None else max_prefix_len
     return torch.ops.sparrow.tree_attention(
         q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size
     )
 
 
+@operator
 def tree_attention_out(
     q: Tensor,
     k_cache: Tensor,
@@ -91,6 +105,15 @@ def tree_attention_out(
 
     Raises:
         RuntimeError: as `tree_attention`, and a workspace that is too small.
+
+    Example:
+        >>> q, keys = torch.zeros(1, 2, 1, 4), torch.zeros(1, 5, 1, 4)
+        >>> out = torch.empty(1, 2, 1, 4)
+        >>> workspace = torch.empty(tree_attention_workspace_size(1, 2, 1, 4, 2), dtype=torch.uint8)
+        >>> prefix = torch.tensor([2], dtype=torch.int32)
+        >>> tree_attention_out(q, keys, torch.ones(1, 5, 1, 4), prefix, None, None, 0.5, 2, 0, out, None, workspace)
+        >>> out[0, 1, 0]
+        tensor([1., 1., 1., 1.])
     """
     require_backend("tree_attention_out", q)
     torch.ops.sparrow.tree_attention_out(
@@ -99,18 +122,19 @@ def tree_attention_out(
 
 
 @torch.compiler.assume_constant_result
+@operator
 def tree_attention_workspace_size(B: int, N: int, H: int, D: int, max_prefix_len: int, split_size: int = 0) -> int:
     """Bytes of scratch `tree_attention_out` needs for these shapes; grows with each argument but split_size."""
     return torch.ops.sparrow.tree_attention_workspace_size(B, N, H, D, max_prefix_len, split_size)
 
 
-@torch.library.register_fake("sparrow::tree_attention")
+@fake_kernel("tree_attention")
 def _fake(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size=0):
     b, n, h, d = q.shape
     return q.new_empty((b, n, h, d)), q.new_empty((b, n, h), dtype=torch.float32)
 
 
-@torch.library.register_fake("sparrow::tree_attention_out")
+@fake_kernel("tree_attention_out")
 def _fake_out(*args):
     return None
 

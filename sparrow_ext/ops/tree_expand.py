@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 Beam = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+@operator
 def tree_expand(
     logp: Tensor,
     ids: Tensor,
@@ -55,6 +57,14 @@ def tree_expand(
             of `error`; tree_rerank never keeps its children.
 
     Source: EAGLE-2 (arXiv 2406.16858), section 4.1, the expansion phase.
+
+    Example:
+        >>> logp, ids = torch.tensor([[[-0.1, -2.0, -3.0]]]), torch.tensor([[[5, 6, 7]]])
+        >>> score, root, anc = torch.zeros(1, 1), torch.full((1, 1), -1, dtype=torch.int32), torch.zeros(1, 1, 1).long()
+        >>> history = torch.full((1, 3), -torch.inf), torch.zeros(1, 3).long(), torch.full((1, 3), -1).int()
+        >>> tokens, rows, score, index, anc = tree_expand(logp, ids, score, root, anc, 0, 2, *history)
+        >>> tokens, score, anc.flatten()
+        (tensor([[5, 6]]), tensor([[-0.1000, -2.0000]]), tensor([1, 2]))
     """
     require_backend("tree_expand", logp)
     return torch.ops.sparrow.tree_expand(
@@ -62,7 +72,7 @@ def tree_expand(
     )
 
 
-@torch.library.register_fake("sparrow::tree_expand")
+@fake_kernel("tree_expand")
 def _fake(
     logp: Tensor,
     ids: Tensor,

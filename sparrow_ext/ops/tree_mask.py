@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
 MAX_NODES = 128
 
 
+@operator
 def tree_mask(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ancestor words and depths of draft trees.
 
@@ -25,12 +27,17 @@ def tree_mask(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tens
             bad parent as -1 and sets bit 1 of `error`.
 
     Source: the ancestor mask of tree verification, SpecInfer (arXiv 2305.09781), section 4.2.
+
+    Example:
+        >>> anc, depth = tree_mask(torch.tensor([[-1, 0, 0, 1]], dtype=torch.int32))
+        >>> [f"{word:04b}" for word in anc.flatten().tolist()], depth
+        (['0001', '0011', '0101', '1011'], tensor([[0, 1, 1, 2]], dtype=torch.int32))
     """
     require_backend("tree_mask", parent)
     return torch.ops.sparrow.tree_mask(parent, error)
 
 
-@torch.library.register_fake("sparrow::tree_mask")
+@fake_kernel("tree_mask")
 def _fake(parent: Tensor, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     b, n = parent.shape
     return parent.new_empty((b, n, (n + 63) // 64), dtype=torch.int64), parent.new_empty((b, n), dtype=torch.int32)

@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor
 
+from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 from sparrow_ext.ops import tree_mask
 
 Tree = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+@operator
 def tree_rerank(
     root_token: Tensor,
     hist_score: Tensor,
@@ -45,12 +47,20 @@ def tree_rerank(
             CUDA kernel never keeps an entry with a bad parent and sets bit 1 of `error`.
 
     Source: EAGLE-2 (arXiv 2406.16858), section 4.2, the reranking phase.
+
+    Example:
+        >>> score = torch.tensor([[-0.1, -2.0, -0.5]])
+        >>> parent = torch.tensor([[-1, -1, 0]], dtype=torch.int32)  # entry 2 lies below entry 0
+        >>> root, ids = torch.tensor([9]), torch.tensor([[5, 6, 7]])
+        >>> tokens, parent, anc, depth, nodes = tree_rerank(root, score, ids, parent, 3)
+        >>> tokens, parent, depth
+        (tensor([[9, 5, 7]]), tensor([[-1,  0,  1]], dtype=torch.int32), tensor([[0, 1, 2]], dtype=torch.int32))
     """
     require_backend("tree_rerank", root_token)
     return torch.ops.sparrow.tree_rerank(root_token, hist_score, hist_id, hist_parent, num_nodes, error)
 
 
-@torch.library.register_fake("sparrow::tree_rerank")
+@fake_kernel("tree_rerank")
 def _fake(
     root_token: Tensor,
     hist_score: Tensor,

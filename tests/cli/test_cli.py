@@ -216,6 +216,7 @@ def test_failures_while_decoding(checkpoint, capsys, monkeypatch, error, words, 
         (["--device", "cuda"], ["--device cuda"]),
         (["--num-frames", "4000"], ["4000"]),
         (["--drafter", "TARGET"], ["--drafter: ", "target is a target, not a drafter"]),
+        (["--drafter", "/nowhere"], ["--drafter: no such drafter folder: '/nowhere'"]),
         (["--drafter", "PAIR"], ["--drafter: ", "give ", "drafter"]),
         (["--target", "DRAFTER"], ["--target: ", "drafter is a drafter, not a target"]),
         (["--target", "PAIR"], ["--target: ", "give ", "target"]),
@@ -240,7 +241,7 @@ def test_doctor(checkpoint, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["doctor", "--target", str(checkpoint / "target")]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1].startswith(f"  sparrow generate --target {checkpoint / 'target'}")
+    assert out.splitlines()[-2].startswith(f"  sparrow generate --target {checkpoint / 'target'}")
     assert "CPU kernels" in out and out.count("identical: yes") == 2 and "Qwen2.5-VL, 1 safetensors" in out
     fails(capsys, ["doctor", "--target", "/nowhere"], "/nowhere")
 

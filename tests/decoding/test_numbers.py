@@ -43,7 +43,7 @@ def test_processors_that_leave_nothing_to_draw(tiny, value, everywhere, n):
 
     def options(sample):
         given = LogitsProcessorList([Set(value, n, everywhere)])
-        return {**inputs, "max_new_tokens": 8, "eos_token_id": None, "do_sample": sample, "logits_processor": given}
+        return {**inputs, "max_new_tokens": n + 1, "eos_token_id": None, "do_sample": sample, "logits_processor": given}
 
     with pytest.raises(RuntimeError, match="probability tensor contains"):
         model.generate(**options(True))
@@ -57,9 +57,10 @@ def test_processors_that_leave_nothing_to_draw(tiny, value, everywhere, n):
 
 @pytest.mark.parametrize(("value", "everywhere"), BAD)
 @pytest.mark.parametrize("rules", [{}, {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1}])
-def test_weights_that_leave_nothing_to_draw(value, everywhere, rules):
+@pytest.mark.parametrize("new", [1, 5])
+def test_weights_that_leave_nothing_to_draw(value, everywhere, rules, new):
     model, inputs = tiny_target("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
-    options = {**inputs, "max_new_tokens": 5, "eos_token_id": None}
+    options = {**inputs, "max_new_tokens": new, "eos_token_id": None}
     with torch.no_grad():
         model.lm_head = torch.nn.Linear(64, 300).eval()
         model.lm_head.bias[slice(None) if everywhere else slice(7, 8)] = value

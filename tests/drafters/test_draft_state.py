@@ -265,7 +265,9 @@ def test_storage(tiny, tmp_path):
 def test_a_target_is_no_drafter(tiny, tmp_path, sharded):
     tiny("qwen2_5_vl").save_pretrained(tmp_path, max_shard_size="200KB" if sharded else "1GB")
     assert (tmp_path / "model.safetensors").exists() != sharded
-    with pytest.raises(ValueError, match=r"is a target \(model_type 'qwen2_5_vl'\), not a drafter"):
+    with pytest.raises(
+        ValueError, match=r"config.json does not fit: this is a target \(model_type 'qwen2_5_vl'\), not a drafter"
+    ):
         sparrow.SparrowDrafter.from_pretrained(tmp_path)
 
 

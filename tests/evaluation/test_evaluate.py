@@ -228,8 +228,13 @@ def test_cells_and_resuming(pair, folder, tmp_path):
         evaluation(pair, folder, tmp_path, kill).write(file, {"command": "first"})
     half = json.loads(file.read_text())
     assert [c["temperature"] for c in half["cells"]] == [0.0] * 4
-    seen = []
-    whole = evaluation(pair, folder, tmp_path, lambda text, clips: seen.append(text)).write(file, {"command": "second"})
+    told: list[tuple[str, int]] = []
+    resumed = evaluation(pair, folder, tmp_path, lambda text, runs: told.append((text, runs)))
+    whole = resumed.write(file, {"command": "second"})
+    seen = [text for text, _ in told]
+    assert sum(runs for _, runs in told) == sum(
+        resumed.plan.operations(1.0, clip) for clip in range(3)
+    )  # all that was left, and no more
     assert json.loads(file.read_text()) == whole and whole["cells"][:4] == half["cells"]  # to the last second
     assert [p["command"] for p in whole["provenance"]] == ["first", "second"] and not any(
         "T=0, clip" in s for s in seen

@@ -1,21 +1,14 @@
-// What the tests set and read in the simulated library: schedule seed, threads, statistics, names of launched kernels.
+// What module.cpp sets and reads in the simulated library: schedule seed, threads, names of launched kernels.
 #include <string>
+#include <vector>
 
 #include "cuda_host.hpp"
 #if defined(HOSTSIM_RACE)
 #include "hostsim_race.hpp"
 #endif
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
-EXPORT void hostsim_configure(uint64_t seed, int workers) {
+void configure_simulator(uint64_t seed, int workers) {
   hostsim::options.seed = seed;
   hostsim::options.workers = workers;
 }
-EXPORT void hostsim_stats(uint64_t* out) { std::memcpy(out, &hostsim::stats, sizeof hostsim::stats); }
-EXPORT const char* hostsim_launched() {
-  static std::string names;
-  names.clear();
-  for (const std::string& name : hostsim::launched) names += name + "\n";
-  return names.c_str();
-}
+std::vector<std::string> launched_kernels() { return {hostsim::launched.begin(), hostsim::launched.end()}; }

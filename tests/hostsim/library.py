@@ -3,15 +3,17 @@
 A pass here says that the kernel's source is right under every schedule tried. It is never a GPU pass.
 """
 
-import ctypes
 import functools
+import importlib.util
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
+import pybind11
 import torch
 
 HERE = pathlib.Path(__file__).parent
@@ -45,7 +47,11 @@ def build(target: str) -> pathlib.Path:
         raise RuntimeError("the simulated build needs the CUDA toolkit's headers: install nvcc or set CUDACXX")
     tools = {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
     tools.pop("LD_PRELOAD", None)  # the sanitizer is for the kernels, not for the compiler
-    settings = {"SPARROW_TORCH_DIR": pathlib.Path(torch.__file__).parent, "CUDA_INCLUDE_DIR": include}
+    settings = {
+        "SPARROW_TORCH_DIR": pathlib.Path(torch.__file__).parent,
+        "CUDA_INCLUDE_DIR": include,
+        "PYTHON_INCLUDE_DIRS": f"{sysconfig.get_paths()['include']};{pybind11.get_include()}",
+    }
     configure = ["cmake", "-G", "Ninja", "-S", HERE, "-B", out, *(f"-D{k}={v}" for k, v in settings.items())]
     for command in (configure, ["cmake", "--build", out, "--target", target, "-j", str(os.cpu_count())]):
         done = subprocess.run(command, capture_output=True, text=True, env=tools, check=False)
@@ -88,20 +94,19 @@ def declared_kernels() -> set[str]:
 
 
 class Simulator:
-    """The loaded library: `ops.<name>` are the operators, `configure` chooses the schedule."""
+    """The loaded library: `ops.<name>` are the operators, `configure` chooses the schedule, `module` is module.cpp."""
 
     def __init__(self, path: pathlib.Path):
-        torch.ops.load_library(path)
+        spec = importlib.util.spec_from_file_location("sparrow_hostsim", path)
+        assert spec and spec.loader
+        self.module = importlib.util.module_from_spec(spec)  # loads the library, which registers its operators
+        spec.loader.exec_module(self.module)
         self.ops = torch.ops.sparrow_hostsim
-        self._library = ctypes.CDLL(str(path))
-        self._library.hostsim_configure.argtypes = [ctypes.c_uint64, ctypes.c_int]
-        self._library.hostsim_launched.restype = ctypes.c_char_p
 
     def configure(self, seed: int = 0, workers: int = 1) -> None:
         """Seed 0 runs threads and blocks in order, any other a random schedule."""
-        self._library.hostsim_configure(seed, workers)
+        self.module.configure(seed, workers)
 
     def launched(self) -> set[str]:
         """Names of the kernels launched so far, without template arguments."""
-        written = self._library.hostsim_launched().decode().split("\n")
-        return {re.split(r"[<(]", name.strip("() "))[0].split("::")[-1] for name in written if name}
+        return {re.split(r"[<(]", name.strip("() "))[0].split("::")[-1] for name in self.module.launched()}

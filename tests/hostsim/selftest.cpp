@@ -7,6 +7,10 @@
 template <class... A>
 void launch_kernel(A&&... args) { hostsim::launch(std::forward<A>(args)...); }
 
+// Named barriers: no kernel has them, the simulator does.
+static void bar_sync(int id, int threads, const char* hs_file = __FILE__, int hs_line = __LINE__) { hostsim::engine->barrier(id, threads, true, 0, HS_PASS); }
+static void bar_arrive(int id, int threads, const char* hs_file = __FILE__, int hs_line = __LINE__) { hostsim::engine->barrier(id, threads, false, 0, HS_PASS); }
+
 static int bad = 0, checks = 0;
 #define CHECK(c) do { ++checks; if (!(c)) { ++bad; std::printf("FAIL seed %llu %s:%d %s\n", (unsigned long long)hostsim::options.seed, __FILE__, __LINE__, #c); } } while (0)
 template <class F> std::string error_of(F f) { try { f(); } catch (std::exception& e) { return e.what(); } return ""; }
@@ -25,8 +29,8 @@ __global__ void producer_consumer(int* out, int rounds) {  // warp 0 fills, warp
   SMEM_ARRAY(int, buf, 32);
   int w = threadIdx.x / 32, l = threadIdx.x % 32;
   for (int r = 0; r < rounds; ++r) {
-    if (w == 0) { if (r) ptx::bar_sync(2, 64); buf[l] = r * 100 + l; ptx::bar_arrive(1, 64); }
-    else { ptx::bar_sync(1, 64); out[r * 32 + l] = buf[31 - l]; if (r + 1 < rounds) ptx::bar_arrive(2, 64); }
+    if (w == 0) { if (r) bar_sync(2, 64); buf[l] = r * 100 + l; bar_arrive(1, 64); }
+    else { bar_sync(1, 64); out[r * 32 + l] = buf[31 - l]; if (r + 1 < rounds) bar_arrive(2, 64); }
   }
 }
 __global__ void histogram(const int* x, int n, int* hist, float* sum) {
@@ -106,7 +110,7 @@ __global__ void complain(int what, uint4* g) {
   if (what == 8) { if (t % 2) __shfl_sync(~0u, t, 0); else __ballot_sync(~0u, 1); }
   if (what == 9) { if (t == 1) __trap(); }
   if (what == 10) { if (t < 16) __shfl_xor_sync(0xFFFFu, t, 16); }
-  if (what == 11) ptx::bar_sync(1, 48);
+  if (what == 11) bar_sync(1, 48);
   if (what == 12) { ptx::cp_async16(raw + 16 * t, g, true); ptx::cp_async_commit(); }
 }
 int main() {

@@ -10,7 +10,7 @@ from tests.ops.test_kv_commit import assert_same, clones, inputs, ints
 @pytest.mark.parametrize("nodes", [1, 2, 15, 16, 17, 64, 128])
 def test_equals_reference(sim, nodes, layout):
     for seed in range(2):
-        arguments = inputs(3, nodes, DTYPES[(seed + nodes) % 3], layout, seed, hidden=seed > 0)
+        arguments = inputs(3, nodes, DTYPES[(seed + nodes) % 3], layout, seed)
         want = clones(arguments)
         op.reference(*want)
         sim.ops.kv_commit(*arguments)
@@ -31,7 +31,7 @@ def test_every_unit_of_copying(sim, dtype):
 def test_in_place_aliasing_of_random_paths(sim):
     """Sources and targets overlap: storing a row before its chunk is loaded reads rows already overwritten."""
     for seed in range(30):
-        arguments = inputs(1, 128, torch.float32, "dense", seed, layers=1, rows=128, heads=1, dim=1, hidden=False)
+        arguments = inputs(1, 128, torch.float32, "dense", seed, layers=1, rows=128, heads=1, dim=1)
         want = clones(arguments)
         op.reference(*want)
         sim.ops.kv_commit(*arguments)
@@ -53,7 +53,7 @@ def test_rows_longer_than_a_block_and_rows_equal_alone(sim):
 
 
 def test_identity_path_replays_to_the_same_lengths(sim):
-    kv, _, _, base, new_lens, *_ = inputs(2, 16, torch.float32, "dense", 0)
+    kv, _, _, base, new_lens = inputs(2, 16, torch.float32, "dense", 0)
     path, before = torch.arange(16, dtype=torch.int32).repeat(2, 1), kv.clone()
     for _ in range(2):
         sim.ops.kv_commit(kv, path, ints(16, 16), base, new_lens)
@@ -69,18 +69,15 @@ def test_empty(sim, shape):
 
 
 def test_bad_values_are_skipped_and_clamped(sim):
-    """Rows outside the cache or hidden, entries below their own row, counts and lengths out of range."""
+    """Rows outside the cache, entries below their own row, counts and lengths out of range."""
     kv = torch.arange(2 * 4 * 8, dtype=torch.float32).view(1, 2, 4, 8, 1, 1)
     path = torch.tensor([[0, 9, 3], [2, 0, 2**31 - 1], [-7, 2, 3], [1, 2, 3]], dtype=torch.int32)
-    hidden, out = torch.arange(16.0).view(4, 4, 1), torch.full((4, 3, 1), -1.0)
     want, new_lens = kv.clone(), ints(0, 0, 0, 0)
     want[:, :, 0, 4], want[:, :, 1, 0] = kv[:, :, 0, 5], kv[:, :, 1, 2]  # sequence 0: base 2; 1: base 0
     error = ints(0)
-    sim.ops.kv_commit(kv, path, ints(99, 3, -2, 3), ints(2, 0, 4, -1), new_lens, hidden, out, error)
+    sim.ops.kv_commit(kv, path, ints(99, 3, -2, 3), ints(2, 0, 4, -1), new_lens, error)
     assert torch.equal(kv, want) and error.item() == 2 + 4
     assert new_lens.tolist() == [5, 3, 4, 2]
-    rows = [[0, -1, 3], [6, 4, -1], [-1, -1, -1], [13, 14, 15]]
-    assert out.squeeze(2).tolist() == rows
 
 
 def test_what_sets_which_bit_of_the_error_word(sim):
@@ -113,7 +110,7 @@ def test_layers_equal_stacked(sim, layers, layout):
 
 
 def test_more_layers_than_one_launch_takes(simulator):
-    """130 tensors: two launches. Hidden rows and lengths are written once, by the last."""
+    """130 tensors: two launches. Lengths are written once, by the last."""
     simulator.configure(seed=1)
     arguments = inputs(1, 9, torch.float32, "dense", 2, layers=65, heads=1, dim=4)
     want = clones(arguments)

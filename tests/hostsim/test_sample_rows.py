@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import sample_rows as op
-from tests.ops.checks import DTYPES, guarded_workspace, poison, strided
+from tests.ops.checks import DTYPES, strided
 from tests.ops.sampling_cases import FILTERS, case, definition, filters
 
 INF, NAN = float("inf"), float("nan")
@@ -118,16 +118,6 @@ def test_strided_rows_and_rows_alone(sim, dtype):
         logits[1:2, 3:4], rest[0][1:2], seed[1:2], position[1:2, 3:4].contiguous(), rest[3][1:2], rest[4][1:2]
     )
     assert int(alone) == int(want[1, 3])
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 70), (1, 1, 1), (1, 2, 9001), (0, 3, 9), (2, 0, 9)])
-def test_out_form_equals_the_allocating_one(sim, shape):
-    logits, seed, position = case(*shape)
-    arguments = (torch.full(shape[:1], 0.8), seed, position, *filters(shape[0], 40, 0.9))
-    out = poison(torch.empty(shape[:2], dtype=torch.int64))
-    with guarded_workspace(op.sample_rows_workspace_size(*shape)) as workspace:
-        sim.ops.sample_rows_out(logits, *arguments, out, workspace)
-    assert torch.equal(out, sim.ops.sample_rows(logits, *arguments))
 
 
 def test_bad_device_values_are_defined(sim):

@@ -181,7 +181,7 @@ BAD = [
     ({"anc": torch.zeros(1, 3, 1, dtype=torch.int32)}, "anc must be int64"),
     ({"anc": torch.zeros(1, 2, 1, dtype=torch.int64)}, "dimension 1 of anc must be 3"),
     ({"num_rows": ints(4)}, r"num_rows\[0\] must lie in \[0, T = 3\], got 4"),
-    ({"window": -1}, "window and n_anchor must be >= 0"),
+    ({"window": -1}, r"window must lie in \[0, 2147483647\], got -1"),
     ({"out": torch.zeros(1, 3, 4, 16).half()}, "out must have the dtype of qkv"),
     ({"out": torch.zeros(1, 2, 4, 16)}, "dimension 1 of out must be 3"),
     ({"workspace": torch.zeros(10**5)}, "workspace must be uint8"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import hsr_project as op
-from tests.ops.checks import DTYPES, assert_close64, available_isas, compiled, cpu_isa, poison, strided
+from tests.ops.checks import DTYPES, assert_close64, available_isas, compiled, cpu_isa, strided
 
 V, R = 50, 33
 
@@ -84,10 +84,6 @@ def test_strided_views(m, dtype):
     args = inputs(m, dtype)
     views = [*args[:2], *(strided(a) for a in args[2:5]), args[5]]
     assert torch.equal(op.hsr_project(*views), op.hsr_project(*args))
-    out = strided(torch.zeros(m, 45, dtype=dtype))
-    assert op.hsr_project(*args, out=out) is out
-    assert torch.equal(out, op.hsr_project(*args))
-    assert out._base.isnan().sum() == out._base.numel() - out.numel()
 
 
 @pytest.mark.parametrize("m", [8, 100])
@@ -99,22 +95,6 @@ def test_num_rows(m, valid):
     want = op.hsr_project(args[0][:valid], args[1][:valid], *args[2:])
     got = op.hsr_project(*args, num_rows=count)
     assert torch.equal(got[:valid], want) and not got[valid:].any()
-    workspace = torch.full((op.hsr_project_workspace_size(m, 70, 75, 45),), 255, dtype=torch.uint8)  # all bits: NaN
-    out = poison(torch.empty(m, 45))
-    op.hsr_project(*args, num_rows=count, out=out, workspace=workspace)
-    assert torch.equal(out[:valid], want) and bool(out[valid:].isnan().all())
-
-
-def test_workspace_holds_every_smaller_call_and_nothing_beyond_is_written():
-    size = op.hsr_project_workspace_size(64, 70, 75, 45)
-    assert size == op.hsr_project_workspace_size(64, 70, 75, 45) > 0
-    for m, dtype in [(1, torch.bfloat16), (17, torch.float16), (64, torch.float32)]:
-        args = inputs(m, dtype)
-        big = torch.full((size + 256,), 171, dtype=torch.uint8)
-        out = torch.empty(m, 45, dtype=dtype)
-        op.hsr_project(*args, out=out, workspace=big[:size])
-        assert torch.equal(out, op.hsr_project(*args)) and bool((big[size:] == 171).all())
-    assert op.hsr_project_workspace_size(10**6, 70, 75, 45) == op.hsr_project_workspace_size(512, 70, 75, 45)
 
 
 def test_far_offsets():
@@ -189,11 +169,6 @@ def replaced(**new):
             {"row_index": torch.tensor([0, -2, 2, 0], dtype=torch.int32)},
             r"row_index\[1\] must lie in \[-1, 33\), got -2",
         ),
-        ({"out": torch.zeros(3, 45)}, "dimension 0 of out must be 4"),
-        ({"out": torch.zeros(4, 45, dtype=torch.float16)}, "out must have the dtype of weight"),
-        ({"out": torch.zeros(45).expand(4, 45)}, "rows of out must not overlap"),
-        ({"out": torch.zeros(4, 45), "workspace": torch.zeros(64, dtype=torch.uint8)}, "workspace must have at least"),
-        ({"out": torch.zeros(4, 45), "workspace": torch.zeros(9999)}, "workspace must be uint8"),
     ],
 )
 def test_bad_arguments_raise(new, message):
@@ -201,16 +176,7 @@ def test_bad_arguments_raise(new, message):
         op.hsr_project(**replaced(**new))
 
 
-def test_other_bad_calls_raise():
-    with pytest.raises(ValueError, match="only together with out"):
-        op.hsr_project(**replaced(workspace=torch.zeros(9999, dtype=torch.uint8)))
-    with pytest.raises(RuntimeError, match="must not be negative"):
-        op.hsr_project_workspace_size(-1, 2, 2, 2)
-
-
 def test_opcheck_and_compile():
     args, count = inputs(5, none_rows=True), torch.tensor([3], dtype=torch.int32)
     torch.library.opcheck(torch.ops.sparrow.hsr_project, (*args, count))
-    workspace = torch.empty(op.hsr_project_workspace_size(5, 70, 75, 45), dtype=torch.uint8)
-    torch.library.opcheck(torch.ops.sparrow.hsr_project_out, (*args, count, torch.zeros(5, 45), workspace))
     assert torch.equal(compiled(op.hsr_project, *args), op.hsr_project(*args))

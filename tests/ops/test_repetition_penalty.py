@@ -107,7 +107,7 @@ def test_empty(batch, nodes, vocab):
         ({"logits": torch.zeros(2, 3, 8).bfloat16()}, "repetition_penalty: logits must be float32, got bfloat16"),
         ({"logits": torch.zeros(3, 8)}, r"logits must have 3 dimensions, got shape \[3, 8\]"),
         ({"logits": torch.zeros(2, 8, 3).transpose(1, 2)}, "logits must be dense in its last dimension"),
-        ({"logits": torch.zeros(1, 3, 8).expand(2, 3, 8)}, "must not share memory"),
+        ({"logits": torch.zeros(1, 3, 8).expand(2, 3, 8)}, "logits is written: it must not hold an element twice"),
         ({"tokens": torch.zeros(2, 3, dtype=torch.int32)}, "tokens must be int64, got int32"),
         ({"tokens": torch.zeros(2, 4, dtype=torch.int64)}, r"dimension 1 of tokens must be 3 \(N\)"),
         ({"tokens": torch.tensor([[0, 1, 2], [0, 8, 0]])}, r"tokens\[1\]\[1\] must lie in \[0, 8\), got 8"),

@@ -81,11 +81,14 @@ def test_of_two_nodes_with_one_slot_the_later_stays():
 
 def test_strides_beyond_int32():
     step = 2**30 + 32
-    cache = torch.empty(2 * step + 64, dtype=torch.bfloat16).as_strided((1, 3, 1, 16), (0, step, 16, 1))
-    cache.zero_()
+    buffer = torch.empty(2 * step + 64, dtype=torch.bfloat16)  # hardly touched
+    keys, values = (buffer.as_strided((1, 3, 1, 16), (0, step, 16, 1), at) for at in (0, 32))
     q, k, v, cos_sin, _, _, _ = case((1, 1, 2, 1, 16), torch.bfloat16)
-    op.rope_append(q, k, v, cos_sin, ints(2)[None], cache, cache)  # k and then v of the one row
-    assert torch.equal(cache[0, 2], v[0, 0]) and bool((cache[0, :2] == 0).all())
+    for cache in (keys, values):
+        cache.zero_()
+    op.rope_append(q, k, v, cos_sin, ints(2)[None], keys, values)
+    assert torch.equal(values[0, 2], v[0, 0]) and torch.equal(keys[0, 2], op.rope(k.float(), cos_sin)[0, 0].bfloat16())
+    assert bool((keys[0, :2] == 0).all()) and bool((values[0, :2] == 0).all())
 
 
 @pytest.mark.parametrize(("b", "n"), [(0, 4), (2, 0)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparrow_ext.ops import sample_rows as op
-from tests.ops.checks import DTYPES, available_isas, compiled, cpu_isa, guarded_workspace, poison, strided
+from tests.ops.checks import DTYPES, available_isas, compiled, cpu_isa, strided
 from tests.ops.sampling_cases import FILTERS, assert_equals_definition, case, filters
 
 INF, NAN = float("inf"), float("nan")
@@ -198,44 +198,12 @@ def test_bad_arguments_raise(change, message):
         op.sample_rows(**arguments)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 70), (1, 1, 1), (3, 1, 9001), (0, 3, 9), (2, 0, 9)])
-def test_out_form_equals_the_allocating_one(shape):
-    logits, seed, position = case(*shape)
-    arguments = (torch.full(shape[:1], 0.8), seed, position, *filters(shape[0], 40, 0.9))
-    out = poison(torch.empty(shape[:2], dtype=torch.int64))
-    with guarded_workspace(op.sample_rows_workspace_size(*shape)) as workspace:
-        op.sample_rows_out(strided(logits), *arguments, out, workspace)
-    assert torch.equal(out, op.sample_rows(logits, *arguments))
-
-
-def test_bad_out_and_workspace_raise():
-    logits, seed, position = case(2, 3, 70)
-    arguments = (logits, torch.ones(2), seed, position, None, None)
-    out, workspace = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(op.sample_rows_workspace_size(2, 3, 70)).byte()
-    for changed, message in (
-        ((out.int(), workspace), "out must be int64, got int32"),
-        ((out[:1], workspace), r"dimension 0 of out must be 2 \(B\)"),
-        ((torch.zeros(3, 2, dtype=torch.int64).T, workspace), "out must be contiguous"),
-        ((out, workspace[:-1]), r"workspace must have at least \d+ bytes \(sample_rows_workspace_size\)"),
-    ):
-        with pytest.raises(RuntimeError, match="sample_rows: " + message):
-            op.sample_rows_out(*arguments, *changed)
-    with pytest.raises(RuntimeError, match=r"temperature\[1\] must be 0"):
-        op.sample_rows_out(logits, torch.tensor([1.0, -1.0]), *arguments[2:], out, workspace)
-    with pytest.raises(RuntimeError, match="sample_rows_workspace_size: B and N must be >= 0 and V >= 1, got 1, -1, 5"):
-        op.sample_rows_workspace_size(1, -1, 5)
-
-
 def test_opcheck_and_compile():
     logits, seed, position = case(2, 3, 70)
     for filtered in ((None, None), (20, 0.9)):
         arguments = (logits, torch.ones(2), seed, position, *filters(2, *filtered))
         torch.library.opcheck(torch.ops.sparrow.sample_rows, arguments)
         assert torch.equal(compiled(op.sample_rows, *arguments), op.sample_rows(*arguments))
-        out, workspace = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(9999, dtype=torch.uint8)
-        torch.library.opcheck(torch.ops.sparrow.sample_rows_out, (*arguments, out, workspace))
-        compiled(op.sample_rows_out, *arguments, out, workspace)
-        assert torch.equal(out, op.sample_rows(*arguments))
 
 
 def test_eager_draws_from_the_same_distribution():

@@ -76,7 +76,7 @@ def test_too_many_text_rows_raise(max_text, isa):
         ({"is_text": torch.zeros(8, dtype=torch.bool)}, "is_text must have 2 dimensions"),
         ({"seq_lens": torch.zeros(2, dtype=INT)}, r"dimension 0 of seq_lens must be 1 \(B\)"),
         ({"is_text": torch.zeros(1, 16, dtype=torch.bool)[:, ::2]}, "is_text must be dense in its last dimension"),
-        ({"max_text": -1}, "max_text must not be negative, got -1"),
+        ({"max_text": -1}, r"max_text must lie in \[0, 2147483647\], got -1"),
         ({"seq_lens": torch.tensor([9], dtype=INT)}, r"seq_lens\[0\] must lie in \[0, 8\], got 9"),
         ({"seq_lens": torch.tensor([-1], dtype=INT)}, r"seq_lens\[0\] must lie in \[0, 8\], got -1"),
     ],

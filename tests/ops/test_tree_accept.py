@@ -134,7 +134,7 @@ LONG, INT = torch.int64, torch.int32
         ({"target": torch.zeros(2, 3, dtype=LONG)}, r"dimension 0 of target must be 1 \(B\)"),
         ({"num_nodes": torch.zeros(2, dtype=INT)}, r"dimension 0 of num_nodes must be 1 \(B\)"),
         ({"tokens": torch.zeros(1, 6, dtype=LONG)[:, ::2]}, "tokens must be contiguous"),
-        ({"max_path": 0}, "max_path must be at least 1, got 0"),
+        ({"max_path": 0}, r"max_path must lie in \[1, 2147483647\], got 0"),
         ({"num_nodes": torch.tensor([4], dtype=INT)}, r"num_nodes\[0\] must lie in \[0, 3\], got 4"),
         ({"num_nodes": torch.tensor([-1], dtype=INT)}, r"num_nodes\[0\] must lie in \[0, 3\], got -1"),
         ({"parent": torch.tensor([[-1, 0, 2]], dtype=INT)}, r"parent\[0\]\[2\] must lie in \[-1, 2\), got 2"),

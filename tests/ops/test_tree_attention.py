@@ -243,8 +243,8 @@ BAD = [
     ({"anc": torch.zeros(1, 3, 2, dtype=torch.int64)}, r"dimension 2 of anc must be 1 \(W = ceil\(N / 64\)\)"),
     ({"anc": torch.zeros(1, 3, 1, dtype=torch.int32)}, "anc must be int64, got int32"),
     ({"anc": torch.zeros(1, 3, 2, dtype=torch.int64)[:, :, :1]}, "anc must be contiguous"),
-    ({"max_prefix_len": -1}, "max_prefix_len must be >= 0"),
-    ({"split_size": -1}, "split_size must be >= 0"),
+    ({"max_prefix_len": -1}, r"max_prefix_len must lie in \[0, 2147483647\], got -1"),
+    ({"split_size": -1}, r"split_size must lie in \[0, 1152921504606846976\], got -1"),
 ]
 
 

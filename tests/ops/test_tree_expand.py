@@ -163,7 +163,7 @@ def test_empty_batch():
         (8, torch.zeros(1, 21, dtype=LONG), r"dimension 1 of hist_id must be 20 \(C\)"),
         (9, torch.zeros(1, 40, dtype=INT)[:, ::2], "hist_parent must be contiguous"),
         (0, torch.zeros(1, 2, 8)[..., ::2], "logp must be dense in its last dimension"),
-        (5, -1, "level must not be negative, got -1"),
+        (5, -1, r"level must lie in \[0, 2147483647\], got -1"),
         (5, 64, "level 64 and beam 2 must fit into the 2 words"),
         (3, torch.tensor([[0, 12]], dtype=INT), r"beam_index\[0\]\[1\] must lie in \[-1, 12\), got 12"),
         (3, torch.tensor([[-2, 0]], dtype=INT), r"beam_index\[0\]\[0\] must lie in \[-1, 12\), got -2"),

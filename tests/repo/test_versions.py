@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 
 import sparrow
 from sparrow.cli import doctor
+from sparrow.targets import versions  # importing some models, transformers replaces its own module
 from sparrow.targets.adapter import Target
 from sparrow.targets.versions import cache_argument, outside_tested, warn_outside_tested
 from tests.videos import FAMILIES, sample_inputs
@@ -71,12 +71,12 @@ def test_tested_range(name, release, inside):
 
 
 def test_one_warning_outside_the_range(monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "5.24.0")
+    monkeypatch.setattr(versions.transformers, "__version__", "5.24.0")
     monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_outside_tested()
-    monkeypatch.setattr(transformers, "__version__", "6.0.0")
+    monkeypatch.setattr(versions.transformers, "__version__", "6.0.0")
     monkeypatch.setattr(torch, "__version__", "3.0.0")
     with pytest.warns(
         UserWarning, match=r"torch 3.0.0 .* torch >=2.10,<\S+; transformers 6.0.0 .* >=5.18,<\S+$"

@@ -15,6 +15,7 @@ from sparrow.training.run import Run, learning_rate
 from tests.pairs import write_tiny_pair
 
 ASSET = pathlib.Path(cli.__file__).parents[1] / "assets" / "recipes" / "sparrow.yaml"
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,15 @@ def test_other_data_is_not_mixed_with_old_answers(folder, capsys):
     assert "'num_frames': 4" in capsys.readouterr().err
 
 
+def test_a_file_of_clips_may_move(folder, tmp_path):
+    """Its lines are compared, not its place: nothing is answered again."""
+    file = folder / "run/answers/answers-0.jsonl"
+    before = file.read_bytes()
+    (tmp_path / "moved.jsonl").write_bytes((folder / "clips.jsonl").read_bytes())
+    argv = ["train", "answers", "--config", str(folder / "train.yaml"), f"data.clips={tmp_path / 'moved.jsonl'}"]
+    assert cli.main(argv) == 0 and file.read_bytes() == before
+
+
 def test_synthetic_clips_are_drawn_by_number(folder):
     """Frames, rate and prompt reach the model's inputs; the numbers count from the first."""
     import types
@@ -143,13 +153,17 @@ def test_synthetic_clips_are_drawn_by_number(folder):
 
 def test_the_shipped_settings_are_valid():
     """Text only with three passes; with the overrides in the file's head the paper's recipe, which the defaults are."""
-    config = load_config(DrafterTraining, ASSET)
+    config = load_config(DrafterTraining, "sparrow")
+    assert config == load_config(DrafterTraining, ASSET)
     assert not config.recipe.visual and config.recipe.mtp_depth == 3 and config.drafter.hidden_layer == -1
-    overrides = next(
-        line for line in ASSET.read_text().splitlines() if line.startswith("#   recipe.visual=true")
-    ).split()
-    paper = load_config(DrafterTraining, ASSET, overrides[1:])
+    trained = json.loads((ROOT / "bench" / "arms" / "paper" / "training.json").read_text())["overrides"].split()
+    paper = load_config(DrafterTraining, "paper")
+    assert paper == load_config(DrafterTraining, "sparrow", trained)  # what the arm was trained with
     assert paper.recipe == Recipe() and (paper.optimisation.optimiser, paper.optimisation.batch_rows) == ("adamw", 4096)
+    seven = load_config(DrafterTraining, "qwen2_5_vl_7b")
+    assert seven.recipe == config.recipe and seven.dtype == "bfloat16" and seven.drafter.draft_vocab == 32000
+    with pytest.raises(FileNotFoundError, match=r"recipes in the package are paper, qwen2_5_vl_7b, sparrow$"):
+        load_config(DrafterTraining, "nothing")
     with pytest.raises(ConfigError, match="unknown setting nothing"):
         load_config(DrafterTraining, ASSET, ["nothing=1"])
 

@@ -20,6 +20,13 @@ def moving(count: int, height: int = 64, width: int = 96) -> np.ndarray:
     return frames
 
 
+def textured(count: int) -> np.ndarray:
+    """uint8 [count, 64, 96, 3]: a ground of noise that drifts, of which every packet has hundreds of bytes."""
+    ground = np.random.default_rng(0).integers(0, 256, (64, 96 + count, 3), np.uint8)
+    fresh = np.random.default_rng(1).integers(0, 60, (count, 64, 96, 3), np.uint8)
+    return np.stack([ground[:, i : i + 96] // 2 + fresh[i] for i in range(count)])
+
+
 def encode(
     path: Path,
     codec: str = "libx264",

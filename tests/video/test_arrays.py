@@ -16,7 +16,8 @@ from tests.video.golden.cases import clip
 
 
 def test_arrays(tmp_path: Path) -> None:
-    frames = clip((5, 9, 7), 1)
+    # larger than the moving square, or all frames are the same
+    frames = clip((5, 19, 17), 1)
     np.save(tmp_path / "a.npy", frames)
     np.savez(tmp_path / "a.npz", frames=frames)
     sources = [frames, torch.from_numpy(frames), list(frames), tmp_path / "a.npy", str(tmp_path / "a.npz")]
@@ -116,7 +117,7 @@ def test_damaged_numpy_files(name: str, tmp_path: Path) -> None:
 
 
 def test_whole_numpy_files(tmp_path: Path) -> None:
-    frames = clip((5, 9, 7), 1)
+    frames = clip((5, 19, 17), 1)
     np.save(tmp_path / "columns.npy", np.asfortranarray(frames))
     np.savez_compressed(tmp_path / "packed.npz", frames)
     (tmp_path / "zip_inside.npy").write_bytes(b"")

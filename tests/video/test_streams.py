@@ -53,6 +53,15 @@ def test_default_stream_is_the_film(suffix: str, first: bool, film: Path, small:
 
 
 @pytest.mark.parametrize("first", [True, False])
+def test_longest_is_the_film_where_nothing_else_says(first: bool, film: Path, tmp_path: Path) -> None:
+    small = encode(tmp_path / "small.mp4", frames=moving(2, 32, 32), base=Fraction(1, 2), rate=2)
+    parts = [(film, PLAIN), (small, PLAIN)]
+    path = together(tmp_path / "two.ts", parts if first else parts[::-1])
+    frames, _ = load_video(path)
+    assert frames.shape == (30, 64, 96, 3)
+
+
+@pytest.mark.parametrize("first", [True, False])
 def test_cover_is_no_film(first: bool, film: Path, small: Path, tmp_path: Path) -> None:
     cover = together(tmp_path / "cover.mp4", [(small, Disposition.attached_pic)])
     with av.open(str(cover)) as container:

@@ -3,66 +3,23 @@
 Nothing heavy is imported here: help, and whatever is wrong with an argument by itself, come at once.
 """
 
-import argparse
 import dataclasses
 import math
-import struct
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from sparrow.cli.options import (
+    MAX_FLOAT32,
+    MAX_INT32,
+    check_seed,
+    check_temperature,
+    option,
+    positive,
+    shape,
+    shape_or_word,
+)
 from sparrow.evaluation.names import TABLES
 from sparrow.tree import PRESETS, TreeConfig
-
-MIN_TEMPERATURE = 1e-30  # the operator's, csrc/ops/sample_rows.h
-MAX_INT32 = 2**31 - 1
-
-
-def option(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False, **how: Any) -> Any:
-    """A field that is the option --its-name, or a positional argument; `how` goes to argparse's add_argument."""
-    return dataclasses.field(default=default, metadata={"help": help, "positional": positional, "how": how})
-
-
-def positive(text: str) -> int:
-    """A number of things."""
-    value = int(text)
-    if not 1 <= value <= MAX_INT32:
-        raise argparse.ArgumentTypeError(f"must lie in [1, {MAX_INT32}], got {value}")
-    return value
-
-
-def shape(text: str) -> TreeConfig:
-    """A tree."""
-    try:
-        return TreeConfig.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def shape_or_word(text: str) -> TreeConfig | str:
-    """A tree, "auto" or "own"."""
-    return text if text in ("auto", "own") else shape(text)
-
-
-def float32(value: float) -> float:
-    """The value as the operators get it."""
-    try:
-        return struct.unpack("f", struct.pack("f", value))[0]
-    except OverflowError:
-        return math.copysign(math.inf, value)
-
-
-def check_temperature(value: float) -> None:
-    """Raises ValueError for a temperature the operators do not take."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"--temperature must be at least 0 and finite, got {value}")
-    if value and not MIN_TEMPERATURE <= float32(value) < math.inf:
-        raise ValueError(f"--temperature must be 0 or lie in [1e-30, 3.4e38], the range of float32, got {value}")
-
-
-def check_seed(value: int) -> None:
-    """Raises ValueError for a seed the operators do not take."""
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(f"--seed must be an integer of 64 bits, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +109,9 @@ class Generate(Command):
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"--top-p must lie in [0, 1], got {self.top_p}")
         penalty = self.repetition_penalty
-        if penalty is not None and not 0 < float32(penalty) < math.inf:
-            raise ValueError(f"--repetition-penalty must be positive and finite, in float32 too, got {penalty}")
+        if penalty is not None and not 1 / MAX_FLOAT32 <= penalty <= MAX_FLOAT32:
+            least, most = f"{1 / MAX_FLOAT32:g}", f"{MAX_FLOAT32:g}"
+            raise ValueError(f"--repetition-penalty must lie in [{least}, {most}] (1 = off), got {penalty}")
         if self.temperature == 0 and (self.top_k, self.top_p) != (0, 1.0):
             raise ValueError("--top-k and --top-p need --temperature above 0: greedy decoding draws nothing")
         if self.fps is not None and not 0 < self.fps < math.inf:
@@ -176,11 +134,14 @@ class TrainDrafter(Command):
 
     RUN = "sparrow.cli.train:run_drafter"
     ABOUT = "answers, states and training of a drafter"
-    EXAMPLE = """sparrow train drafter --config python/sparrow/assets/recipes/sparrow.yaml target=FOLDER \\
+    EXAMPLE = """sparrow train drafter --config sparrow target=FOLDER \\
       data.clips=clips.jsonl run=runs/mine"""
     SETTINGS: ClassVar[str] = "sparrow.training.recipe:DrafterTraining"
 
-    config: str | None = option("YAML settings (default: the paper's recipe)", default=None, metavar="FILE")
+    config: str | None = option(
+        "a recipe of the package (sparrow, paper, qwen2_5_vl_7b) or a YAML file (default: the paper's recipe)",
+        default=None, metavar="NAME|FILE",
+    )  # fmt: skip
     overrides: tuple[str, ...] = option(
         "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a.b=c"
     )

@@ -18,8 +18,9 @@ from sparrow.tree import TreeConfig
 from sparrow.video import load_settings, prepare
 
 PROMPT = "Describe the video in detail."
-ABOUT = """The model is a miniature (3.9 million parameters, trained on synthetic clips). It errs in what it sees, and
-that is no matter here: the point is that its words come sooner and stay the same, to the last one."""
+ABOUT = """The model is a miniature: 3.9 million parameters, trained on synthetic clips.
+It errs in what it sees, and that does not matter here. The point is that its
+words come sooner, and are the same as without a drafter, to the last one."""
 
 
 def run(arguments: Demo) -> int:
@@ -37,8 +38,10 @@ def run(arguments: Demo) -> int:
     with contextlib.closing(stream):
         out = generate(model, drafter, **inputs, **options, tree=tree, streamer=stream)
     ours = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-    print(f"\n{ABOUT}\n\n{len(ours)} tokens: {out.stats.rounds} rounds after the prompt, tree {tree}, ", end="")
-    print(f"tau {out.stats.tau:.2f} tokens per round")
+    tau = f", tau {out.stats.tau:.2f} tokens each" if out.stats.rounds else ""
+    print(
+        f"\n{ABOUT}\n\n{len(ours)} tokens: {out.stats.rounds} passes of the target after the prompt{tau}, tree {tree}"
+    )
     sparrow = System("sparrow", "sparrow", str(drafter_folder), str(tree))
     runs = measure.measure((TRANSFORMERS, PLAIN, sparrow), model, drafter, inputs, options)
     Console().print(measure.table(runs))

@@ -52,22 +52,22 @@ def _next(passed: bool, target: str | None) -> list[str]:
     if not passed:
         return [
             "this build is not lossless here: do not use it.",
-            "Build it anew (pip install -e . --force-reinstall --no-deps) and run `sparrow doctor` again;",
-            "if it still fails, report this table, with the processor's name.",
+            "build it anew (pip install --force-reinstall --no-deps -e .) and run `sparrow doctor`;",
+            "if it fails again, report this table and the processor's name.",
         ]
     steps = []
-    if torch.cuda.is_available() and not sparrow_ext.has_cuda_kernels("tree_attention"):
-        steps.append("there is a GPU, and no kernels for it: SPARROW_CUDA=ON pip install -e . (needs nvcc)")
+    if warning := sparrow_ext.gpu_warning():
+        steps.append(warning)
     missing = [name for name, module in TRAINING.items() if importlib.util.find_spec(module) is None]
     if missing:
         steps.append(f"to train or evaluate, install {' and '.join(missing)}: pip install 'sparrow-decoding[train]'")
     if target is None:
         return [
             *steps,
-            "all is well: `sparrow demo` shows it at work; `sparrow doctor --target FOLDER` checks a model.",
+            "`sparrow demo` shows it at work on the shipped clip;",
+            "`sparrow doctor --target FOLDER` checks a model of yours.",
         ]
-    command = f"sparrow generate --target {target} --video clip.mp4 --prompt 'What happens?'"
-    return [*steps, command]
+    return [*steps, f"sparrow generate --target {target} \\", "    --video clip.mp4 --prompt 'What happens?'"]
 
 
 def _version(name: str) -> str:
@@ -88,7 +88,7 @@ def _schemas() -> set[str]:
 
 def _cuda_kernels() -> str:
     built = [name for name in _operators() if sparrow_ext.has_cuda_kernels(name)]
-    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report()
+    return f"{len(built)} of {len(_operators())} operators" if built else sparrow_ext.build_report().splitlines()[0]
 
 
 def _gpu() -> str:

@@ -81,11 +81,12 @@ def measure_systems(
     drafters = {arm.label: drafter_of(arm, loaded.model) for arm in table.arms}
     bound = {s.name: drafters[s.arm] for s in plan.systems if s.kind == "sparrow"}
     left = set(plan.points) - measured(file)
-    with Progress(table.name, plan.clips * len(left), "clips") as progress:
+    runs = sum(plan.operations(temperature, clip) for _, temperature in left for clip in range(plan.clips))
+    with Progress(table.name, runs, "runs") as progress:
 
-        def tell(text: str, clips: int) -> None:
+        def tell(text: str, runs: int) -> None:
             progress.update(text=f"{table.name}: {text}")
-            progress.advance(clips)
+            progress.advance(runs)
 
         evaluation = Evaluation(
             plan, loaded.model, loaded.tokenizer, loaded.settings, bound, tapes, tell, loaded.known

@@ -116,6 +116,8 @@ def read_drafter(name: str | None, **overrides: Any) -> SparrowDrafter | SpecVLM
     """
     if name is None or name == "specvlm":
         return None if name is None else SpecVLM()
+    if not pathlib.Path(name).is_dir():
+        raise FileNotFoundError(f"--drafter: no such drafter folder: {name!r}")
     _refuse_other(pathlib.Path(name), "--drafter", "drafter", "target")
     return SparrowDrafter.from_pretrained(name, **overrides)
 

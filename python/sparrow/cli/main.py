@@ -1,13 +1,18 @@
 """The `sparrow` command: what is wrong is one line on stderr and an exit code, at any moment."""
 
+from __future__ import annotations
+
 import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TextIO
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+TYPE_CHECKING = False  # `typing` is slow to import: Ctrl-C is to be one line as soon as can be
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TextIO
+
+FAILED, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments is not None and arguments.debug:
             raise
-        return _failed(error, MISUSED if arguments is None and isinstance(error, ValueError) else FAILED)
+        return _failed(error)
     finally:
         if own:
             signal.signal(signal.SIGINT, _stop)  # the interpreter's own end does not take an exception well either
 
 
-def _command(where: str):
+def _command(where: str) -> Callable[[Any], int]:
     from importlib import import_module
 
     module, name = where.split(":")
@@ -81,17 +86,17 @@ class _Stdout(io.FileIO):
 
 def _named(stdout: TextIO) -> TextIO:
     """The process' own stdout with errors that name it; any other as it is."""
-    if stdout is None or stdout is not sys.__stdout__ or stdout.fileno() != 1:
+    if not isinstance(stdout, io.TextIOWrapper) or stdout is not sys.__stdout__ or stdout.fileno() != 1:
         return stdout
-    how = {"line_buffering": stdout.isatty(), "write_through": stdout.write_through}  # type: ignore[attr-defined]
-    buffer = io.BufferedWriter(_Stdout(1, "w", closefd=False))
-    return io.TextIOWrapper(buffer, encoding=stdout.encoding, errors=stdout.errors, **how)
+    raw, line, through = _Stdout(1, "w", closefd=False), stdout.line_buffering, stdout.write_through
+    buffer: Any = raw if through else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, stdout.encoding, stdout.errors, line_buffering=line, write_through=through)
 
 
-def _failed(error: Exception, code: int) -> int:
+def _failed(error: Exception) -> int:
     if not isinstance(error, BrokenPipeError):  # the reader has what it wanted: `| head`
         print(f"sparrow: {_one_line(error)}", file=sys.stderr)
-    return code
+    return FAILED
 
 
 def _one_line(error: Exception) -> str:
@@ -99,11 +104,15 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).partition("\nException raised from ")[0].split())
     name = type(error).__name__
     if name in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text:
-        return f"out of memory: {text[:200]} Use fewer frames (--num-frames) or new tokens, or a smaller --dtype."
+        import re
+
+        asked = re.search(r"tried to allocate (\d+) bytes", text)
+        text = f"{int(asked[1]) / 2**30:.1f} GiB were asked for." if asked else text[:200]
+        return f"out of memory: {text} Use fewer frames (--num-frames) or new tokens, or a smaller --dtype."
     if not text:
         return f"{name} in {_place(error)}, without a message (--debug shows more)"
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
+        return f"{error.strerror}: {error.filename!r}"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return text
     return f"{name}: {text} (--debug shows where)"

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -22,10 +23,8 @@ from sparrow.cli.arguments import (
     TrainDrafter,
     TrainSmolLM2,
     TrainTarget,
-    positive,
-    shape,
-    shape_or_word,
 )
+from sparrow.cli.options import positive, shape, shape_or_word
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
@@ -49,6 +48,9 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         return super().format_help() + ("" if self.settings is None else settings_help(self.settings))
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # argparse's own swallows a full disk
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` lists what there is)\n")

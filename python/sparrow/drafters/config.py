@@ -1,11 +1,36 @@
 """What a drafter is, apart from its weights."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 
 from sparrow.tree import TreeConfig
 
 FORMAT_VERSION = 1
+LENGTH = 2**31 - 1  # what the operators take for a length
+
+# Lowest and highest value of each number. head_dim, window and n_anchor as draft_attention takes them; sizes beyond any
+# model's, so that no product of two leaves 64 bits.
+RANGES: dict[str, tuple[float, float]] = {
+    "hidden_size": (1, 2**20),
+    "num_heads": (1, 2**12),
+    "num_kv_heads": (1, 2**12),
+    "head_dim": (2, 256),
+    "intermediate_size": (1, 2**22),
+    "hidden_layer": (0, 2**12),
+    "fused_layers": (0, 2**12),
+    "visual_layer": (0, 2**12),
+    "rms_norm_eps": (0.0, 1.0),
+    "rope_theta": (1e-3, 1e12),
+    "window": (0, LENGTH),
+    "n_anchor": (0, LENGTH),
+    "format_version": (FORMAT_VERSION, FORMAT_VERSION),
+}
+CHOICES = {
+    "output_norm": ("own", "target", "none"),
+    "positions": ("text", "sequence", "target"),
+    "visual": ("none", "rows", "compressed"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,19 +81,14 @@ class DrafterConfig:
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self):
-        object.__setattr__(self, "fused_layers", tuple(self.fused_layers))  # JSON has lists
-        if self.format_version != FORMAT_VERSION:
-            raise ValueError(f"drafter format_version must be {FORMAT_VERSION}, got {self.format_version!r}")
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+        if isinstance(self.fused_layers, list):  # JSON has lists
+            object.__setattr__(self, "fused_layers", tuple(self.fused_layers))
+        for one in fields(self):
+            _check(one.name, one.type, getattr(self, one.name))
+        if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (rotary embedding), got {self.head_dim}")
-        if self.output_norm not in ("own", "target", "none"):
-            raise ValueError(f"output_norm must be own, target or none, got {self.output_norm!r}")
-        if self.positions not in ("text", "sequence", "target"):
-            raise ValueError(f"positions must be text, sequence or target, got {self.positions!r}")
-        if self.visual not in ("none", "rows", "compressed"):
-            raise ValueError(f"visual must be none, rows or compressed, got {self.visual!r}")
         if self.visual != "none" and self.positions != "sequence":
             raise ValueError(f"visual={self.visual} needs positions=sequence, got positions={self.positions}")
         TreeConfig.parse(self.tree)
@@ -86,9 +106,14 @@ class DrafterConfig:
     @classmethod
     def from_json(cls, text: str, **overrides: object) -> "DrafterConfig":
         """The config in `text` with `overrides` in it. Raises ValueError where a key is unknown or missing."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("a drafter's config.json is nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("a drafter's config.json holds one JSON object")
+        if "model_type" in values or "architectures" in values:
+            raise ValueError(f"this is a target (model_type {values.get('model_type')!r}), not a drafter")
         values |= overrides
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -97,3 +122,26 @@ class DrafterConfig:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"a drafter's config.json is incomplete: {error}") from None
+
+
+def _check(name: str, kind: object, value: object) -> None:
+    """Raises ValueError where a field's value has another type, or lies outside its range or choices."""
+    if kind == tuple[int, ...]:
+        if not isinstance(value, tuple):
+            raise ValueError(f"{name} must be a list of integers, got {value!r}")
+        for one in value:
+            _check(name, int, one)
+    elif kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole or (isinstance(value, float) and math.isfinite(value))) or (kind is int and not whole):
+            raise ValueError(f"{name} must be {'an integer' if kind is int else 'a finite number'}, got {value!r}")
+        low, high = RANGES[name]
+        if not low <= value <= high:  # type: ignore[operator]
+            raise ValueError(
+                f"{name} must {f'lie in [{low}, {high}]' if low < high else f'be {low}'}, got {value!s:.40}"
+            )
+    elif not isinstance(value, {bool: bool, str: str}.get(kind, dict)):  # type: ignore[call-overload]
+        words = {bool: "true or false", str: "a string"}.get(kind, "an object")  # type: ignore[call-overload]
+        raise ValueError(f"{name} must be {words}, got {value!r}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")

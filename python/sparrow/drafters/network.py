@@ -8,7 +8,6 @@ e_t is the embedding of text token t and h_{t-1} the target's state of the previ
 drafter's own output where the target has not been there yet).
 """
 
-import json
 import pathlib
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -46,6 +45,11 @@ class Tables(NamedTuple):
     draft_rows: Tensor | None
 
 
+def rope_frequency(config: DrafterConfig) -> Tensor:
+    """Float32 [head_dim / 2]: the rotary embedding's angle per position."""
+    return config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+
+
 class SparrowDrafter(nn.Module):
     """FC + one decoder layer + norm over a target's frozen embedding and head.
 
@@ -71,8 +75,7 @@ class SparrowDrafter(nn.Module):
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         if config.visual == "compressed":
             self.compressor = Compressor(e, config.num_heads, config.head_dim, config.qkv_bias)
-        frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-        self.register_buffer("rope_frequency", frequency, persistent=False)
+        self.register_buffer("rope_frequency", rope_frequency(config), persistent=False)
         self._tables: Tables | None = None
 
     # ---- the target's tables ----
@@ -244,14 +247,15 @@ class SparrowDrafter(nn.Module):
                 finite.
         """
         folder = pathlib.Path(folder)
-        _refuse_target(folder)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")
+        _require(folder, CONFIG_FILE)
         try:
-            drafter = cls(DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides))
-        except (ValueError, TypeError) as error:  # TypeError: a size that is no number
+            config = DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides)
+        except ValueError as error:
             raise ValueError(f"{folder / CONFIG_FILE} does not fit: {error}") from None
+        _require(folder, WEIGHTS_FILE)
+        with torch.device("meta"):  # no memory for sizes that the weights turn out not to have
+            drafter = cls(config)
+        drafter.rope_frequency = rope_frequency(config)
         try:
             weights = load_file(folder / WEIGHTS_FILE)
         except SafetensorError as error:
@@ -331,11 +335,7 @@ class SparrowDrafter(nn.Module):
         self.draft_vocab_ids = ids
 
 
-def _refuse_target(folder: pathlib.Path) -> None:
-    """Raises ValueError where config.json is that of a transformers model."""
-    try:
-        values = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, ValueError):
-        return  # said by those who need the file
-    if isinstance(values, dict) and ("model_type" in values or "architectures" in values):
-        raise ValueError(f"{folder} is a target (model_type {values.get('model_type')!r}), not a drafter")
+def _require(folder: pathlib.Path, name: str) -> None:
+    """Raises FileNotFoundError where a drafter's folder lacks a file."""
+    if not (folder / name).is_file():
+        raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")

@@ -21,7 +21,7 @@ from sparrow.miniature.shipped import drafter_folder, training_record
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 
-Progress = Callable[[str, int], None]  # what is done now, and how many clips are done since the last call
+Progress = Callable[[str, int], None]  # what is done now, and how many runs and replays ended since the last call
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Evaluation:
 
     def __init__(
         self, plan: Plan, model: Any, tokenizer: Any, settings: Any, drafters: dict[str, SparrowDrafter],
-        tapes: pathlib.Path, progress: Progress = lambda text, clips: None, known: Known | None = None,
+        tapes: pathlib.Path, progress: Progress = lambda text, runs: None, known: Known | None = None,
     ):  # fmt: skip
         self.plan, self.model, self.tokenizer, self.settings, self.drafters = plan, model, tokenizer, settings, drafters
         self.tapes = Tapes(tapes, model, plan.seed, plan.max_new_tokens)
@@ -96,22 +96,23 @@ class Evaluation:
         runs: Runs = {s.name: [] for s in now}
         replayed: dict[str, list[list[int]]] = {s.name: [] for s in now if s.kind == "sparrow"}
         for number in range(plan.clips):
-            self.progress(f"{length} visual tokens, T={temperature:g}, clip {number + 1} of {plan.clips}", 0)
-            self._clip(Key(plan.split, length, number, temperature), now, runs, replayed)
-            self.progress(f"{length} visual tokens, T={temperature:g}, {number + 1} of {plan.clips} clips done", 1)
+            text = f"{length} visual tokens, T={temperature:g}, clip {number + 1} of {plan.clips}"
+            self._clip(Key(plan.split, length, number, temperature), now, runs, replayed, text)
         shown = {s.name for s in plan.all_systems}
         made = [cell(plan, s, length, temperature, runs, replayed.get(s.name)) for s in now if s.name in shown]
         return [{**c, "tree_choice": choices[c["system"]]} if c["system"] in choices else c for c in made]
 
-    def _clip(self, key: Key, now: list[System], runs: Runs, replayed: dict[str, list[list[int]]]) -> None:
-        """One clip: everything that can be is replayed, the rest is run."""
+    def _clip(self, key: Key, now: list[System], runs: Runs, replayed: dict[str, list[list[int]]], text: str) -> None:
+        """One clip: everything that can be is replayed, the rest is run; text: for the progress."""
+        self.progress(text, 0)
         asked = functools.cache(lambda: self.ask(key.length, key.number, key.split))
         for system in now:
             if system.kind == "sparrow":
                 replayed[system.name].append(self._replay(key, system, asked))
+                self.progress(text, 1)
         live = [s for s in now if key.number < self.plan.live_clips(s)]
         if live:
-            self._live(live, asked(), key.temperature, runs)
+            self._live(live, asked(), key.temperature, runs, text)
 
     def ask(self, length: int, number: int, split: str) -> Question:
         """The question, its inputs where the model is."""
@@ -131,28 +132,32 @@ class Evaluation:
         """Trees for greedy decoding at this length, the fastest first; measured on dev clips, once."""
         at = self._identity(system), length
         if at not in self.known.choices:
-            self.progress(f"{length} visual tokens, choosing a tree for {system.arm}", 0)
+            text = f"{length} visual tokens, choosing a tree for {system.arm}"
+            self.progress(text, 0)
             drafter, options = self.drafters[system.name], sampling(0.0, self.plan.max_new_tokens)
             asked = [self.ask(length, number, "dev") for number in range(CLIPS)]
             load = lambda a: self.tapes.load(Key("dev", length, a.number, 0.0), drafter.config, lambda: a.inputs)  # noqa: E731
             tapes = [load(a) for a in asked]
             self.known.choices[at] = choose(
-                self.model, drafter, system, asked, tapes, options, self.plan.seed, self.plan.clock
-            )
+                self.model, drafter, system, asked, tapes, options, self.plan.seed, self.plan.clock,
+                lambda tree: self.progress(f"{text}: {tree}", 0),
+            )  # fmt: skip
         return self.known.choices[at]
 
     def _identity(self, system: System) -> str:
         """Of a system's drafter: its weights and its config."""
         return json.dumps([self.hashes[system.name], asdict(self.drafters[system.name].config)], sort_keys=True)
 
-    def _live(self, systems: list[System], asked: Question, temperature: float, runs: Runs) -> None:
+    def _live(self, systems: list[System], asked: Question, temperature: float, runs: Runs, text: str) -> None:
         """The systems on one clip, timed ones several times; who goes first changes from run to run."""
         plan, number = self.plan, asked.number
         options, seed = sampling(temperature, plan.max_new_tokens), plan.seed + number
 
         def once(system: System) -> Run:
             drafter = self.drafters.get(system.name)
-            return one.run(system, self.model, drafter, asked.inputs, options, seed, plan.clock)
+            run = one.run(system, self.model, drafter, asked.inputs, options, seed, plan.clock)
+            self.progress(text, 1)
+            return run
 
         if number == 0 and plan.timed:
             for system in systems:  # not counted: first calls are slow

@@ -253,6 +253,13 @@ class Plan:
         """Those that are run: also the one whose tokens the others must give."""
         return self.all_systems if self.timed else (reference(temperature), *self.systems)
 
+    def operations(self, temperature: float, clip: int) -> int:
+        """Runs and replays on one clip, runs that warm up included."""
+        systems = self.run_at(temperature)
+        live = sum(clip < self.live_clips(s) for s in systems)
+        turns = (self.runs if clip < self.timed else 1) + (clip == 0 and self.timed > 0)
+        return sum(s.kind == "sparrow" for s in systems) + live * turns
+
     def live_clips(self, system: System) -> int:
         """How many clips the system decodes live."""
         return self.others if system.kind in ("lookup", "specvlm") else self.live

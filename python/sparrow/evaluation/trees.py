@@ -1,6 +1,6 @@
 """The fastest tree at a visual length: tokens per round from replay, the round's cost from live runs, on dev clips."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ CLIPS, TIMED = 12, 2
 
 def choose(
     model: Any, drafter: SparrowDrafter, of: System, asked: Sequence[Question], tapes: Sequence[Tape], options: dict,
-    seed: int, clock: str,
+    seed: int, clock: str, tell: Callable[[str], None] = lambda tree: None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """All candidates, the fastest first: {"tree", "tau", "round_ms", "tokens_per_second"}.
 
@@ -25,9 +25,11 @@ def choose(
         drafter: bound to the model; of: the system that gets the tree.
         asked, tapes: dev clips and their recorded runs; tau is over all, a round's time over the first TIMED.
         options, seed, clock: see systems.run.
+        tell: called with each tree before it is measured.
     """
     rows = []
     for tree in CANDIDATES:
+        tell(tree)
         emitted = [replay(tape, drafter, TreeConfig.parse(tree)) for tape in tapes]
         tau = sum(map(sum, emitted)) / max(1, sum(map(len, emitted)))
         system = replace(of, tree=tree)

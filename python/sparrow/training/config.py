@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 T = TypeVar("T")
+RECIPES = pathlib.Path(__file__).parents[1] / "assets" / "recipes"  # of drafters, one file each
 
 
 class ConfigError(ValueError):
@@ -17,18 +18,19 @@ class ConfigError(ValueError):
 
 
 def load_config(cls: type[T], path: str | pathlib.Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Builds the dataclass `cls` from a YAML file (None = its defaults), then `a.b=c` overrides, values read as YAML.
+    """Builds the dataclass `cls` from settings, then `a.b=c` overrides, values read as YAML.
+
+    Args:
+        path: a YAML file, or the name of a recipe in the package ("sparrow", "paper", ...); None = the defaults of cls.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: neither; the recipes are named.
         ConfigError: not a mapping, an unknown key, a value of another type, or one the dataclass refuses.
     """
     values: Any = {}
     if path is not None:
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"no such file of settings: {path}")
         try:
-            values = yaml.safe_load(pathlib.Path(path).read_text()) or {}
+            values = yaml.safe_load(_settings_file(path).read_text()) or {}
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not YAML: {error}") from None
     for override in overrides:
@@ -37,6 +39,15 @@ def load_config(cls: type[T], path: str | pathlib.Path | None = None, overrides:
             raise ConfigError(f"an override must look like a.b=c, got {override!r}")
         _put(values, key.split("."), _scalar(value), override)
     return build(cls, values)
+
+
+def _settings_file(path: str | pathlib.Path) -> pathlib.Path:
+    files = [pathlib.Path(path), RECIPES / f"{path}.yaml"]
+    for file in files:
+        if file.is_file():
+            return file
+    names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(f"no such file of settings: {path}; the recipes in the package are {names}")
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:

@@ -4,7 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -12,6 +12,9 @@ import numpy as np
 from sparrow.video.container import CONTAINERS, opened
 from sparrow.video.info import VideoError
 from sparrow.video.packets import Packets
+
+# pictures that a decoder may hold back at most, to show them in their order (H.264 and HEVC: 16)
+MOST_DELAYED = 16
 
 
 def be_careful(stream: Any) -> None:
@@ -33,7 +36,7 @@ def find_whole(path: Path, packets: Packets) -> tuple[list[int], int, tuple[str,
     # what is lost before a packet lies between it and the one before
     bad: set[float] = {gap.before - 0.5 for gap in packets.gaps}
     doubted: set[int] = set()
-    came: dict[int, tuple[int, int]] = {}
+    origins: dict[int, _Origin] = {}
     for number, packet, frames, fault in _decoded(path, packets):
         if packet.is_keyframe:
             keys.append((number, packet.pts or 0))
@@ -41,14 +44,13 @@ def find_whole(path: Path, packets: Packets) -> tuple[list[int], int, tuple[str,
             doubted.add(number)
         if fault:
             bad.add(number)
-        for index, frame in frames:
-            came[index] = frame.opaque, frame.pts or 0
+        for index, frame, origin in frames:
+            origins[index] = origin
             if frame.is_corrupt:
-                bad.add(frame.opaque)
-    bad |= doubted - {number for number, _ in came.values()}
-    total = max(len(packets.pts), max(came, default=-1) + 1)
-    faults = sorted(bad)
-    whole = [i for i, (number, pts) in sorted(came.items()) if not _spoiled(number, pts, faults, keys)]
+                bad.add(origin.last)
+    bad |= doubted - {origin.last for origin in origins.values()}
+    total, faults = max(len(packets.pts), max(origins, default=-1) + 1), sorted(bad)
+    whole = [index for index, origin in sorted(origins.items()) if not _spoiled(origin, faults, keys)]
     if not whole:
         raise VideoError(f"{path} is truncated or corrupt: no frame of it can be decoded whole")
     return whole, total, _sentences(sorted(set(range(total)) - set(whole)), packets, len(bad))
@@ -57,19 +59,27 @@ def find_whole(path: Path, packets: Packets) -> tuple[list[int], int, tuple[str,
 def frames_past_damage(path: Path, packets: Packets) -> Iterator[tuple[int, Any]]:
     """(source index, frame) of every frame that the decoder gives, damaged ones too."""
     for _, _, frames, _ in _decoded(path, packets):
-        yield from frames
+        for index, frame, _ in frames:
+            yield index, frame
 
 
-def _decoded(path: Path, packets: Packets) -> Iterator[tuple[int, Any, list[tuple[int, Any]], bool]]:
-    """(number of a packet, the packet, frames that came with their source index, whether it is damaged), to the end.
+class _Origin(NamedTuple):
+    """Between which packets a frame's own lies, by their numbers, both included; the frame's time."""
 
-    `frame.opaque` is the number of the packet that a frame was in. Where frames have no distinct times, the source
-    index is the frame's number among those that came.
+    first: int
+    last: int
+    pts: int
+
+
+def _decoded(path: Path, packets: Packets) -> Iterator[tuple[int, Any, list[tuple[int, Any, _Origin]], bool]]:
+    """(number of a packet, the packet, frames that came with their source index and origin, whether it is damaged).
+
+    Where frames have no distinct times, the source index is the frame's number among those that came.
     """
-    decoded, times = 0, {}
+    decoded = 0
+    numbers: dict[int, int] = {}
     with opened(path, CONTAINERS, "a video") as (container, stream):
         be_careful(stream)
-        stream.codec_context.copy_opaque = True
         source = enumerate(container.demux(stream))
         while True:
             try:
@@ -77,32 +87,37 @@ def _decoded(path: Path, packets: Packets) -> Iterator[tuple[int, Any, list[tupl
             except (StopIteration, av.FFmpegError):
                 # packets.cut says so already
                 return
-            packet.opaque = number
+            if packet.pts is not None:
+                numbers[packet.pts] = number
             try:
                 frames, fault = packet.decode(), False
             except av.FFmpegError:
                 frames, fault = [], True
-            times[number] = packet.pts
-            # one that is in no packet was made up by the decoder
-            frames = [frame for frame in frames if frame.opaque in times]
-            if len(packets.pts):
-                at = np.searchsorted(packets.pts, [times[frame.opaque] for frame in frames]).tolist()
-            else:
-                at = range(decoded, decoded + len(frames))
-            decoded += len(frames)
-            yield number, packet, list(zip(at, frames, strict=True)), fault
+            found = []
+            for frame in frames:
+                if frame.pts in numbers:
+                    origin = _Origin(numbers[frame.pts], numbers[frame.pts], frame.pts)
+                elif len(packets.pts):
+                    # in no packet: made up by the decoder
+                    continue
+                else:
+                    origin = _Origin(max(0, number - MOST_DELAYED), number, 0)
+                index = int(np.searchsorted(packets.pts, origin.pts)) if len(packets.pts) else decoded
+                found.append((index, frame, origin))
+                decoded += 1
+            yield number, packet, found, fault
 
 
-def _spoiled(number: int, pts: int, faults: list[float], keys: list[tuple[int, int]]) -> bool:
-    """Whether the frame of packet `number` is damaged, or may be drawn from one that is.
+def _spoiled(origin: _Origin, faults: list[float], keys: list[tuple[int, int]]) -> bool:
+    """Whether a frame is damaged, or may be drawn from one that is.
 
     It may be drawn from any packet since the last key; and since the key before that, if it shows before the last.
     """
-    last = bisect_right(keys, number, key=lambda key: key[0]) - 1
-    if last >= 0 and pts < keys[last][1]:
+    last = bisect_right(keys, origin.first, key=lambda key: key[0]) - 1
+    if last >= 0 and origin.pts < keys[last][1]:
         last -= 1
     since = keys[last][0] if last >= 0 else 0
-    return bisect_left(faults, since) < bisect_right(faults, number)
+    return bisect_left(faults, since) < bisect_right(faults, origin.last)
 
 
 def _sentences(lost: list[int], packets: Packets, bad: int) -> tuple[str, ...]:

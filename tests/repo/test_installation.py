@@ -1,6 +1,7 @@
 """What a clone installs and builds: the lock file, the choice of torch, the architectures, and what is said of it."""
 
 import contextlib
+import json
 import os
 import pathlib
 import runpy
@@ -17,6 +18,7 @@ import torch
 from packaging.requirements import Requirement
 
 import sparrow_ext
+from sparrow.cli import doctor
 from sparrow.targets.versions import TESTED
 from sparrow_ext import _library
 from sparrow_ext._machine import has_gpu
@@ -26,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = [
     Requirement(line)
@@ -171,9 +173,9 @@ def test_architectures_of_a_build(tmp_path, gpu, options, environment, cuda, arc
     [
         (True, "13.0", True, "and CUDA kernels", None),
         (False, "13.0", False, "found no nvcc", None),
-        (False, None, False, "is a build for the CPU", None),
+        (False, None, False, "is a CPU build", None),
         (False, "13.0", True, "found no nvcc", "install the CUDA toolkit (nvcc), then pip install -e ."),
-        (False, None, True, "is a build for the CPU", "install a CUDA build of torch, then pip install -e ."),
+        (False, None, True, "is a CPU build", "install a CUDA build of torch, then pip install -e ."),
     ],
 )
 def test_build_report(monkeypatch, kernels, cuda, gpu, said, loud):
@@ -184,3 +186,41 @@ def test_build_report(monkeypatch, kernels, cuda, gpu, said, loud):
     assert first.startswith(f"built: CPU kernels ({sparrow_ext.cpu_isa()})") and said in first
     assert bool(more) == bool(loud)
     assert not loud or (more[0].startswith("WARNING: THIS MACHINE HAS A GPU") and loud in more[0])
+    assert (
+        (more[0] in doctor._next(True, None)) if loud else not any("GPU" in line for line in doctor._next(True, None))
+    )
+
+
+REPORT = json.dumps({"install": [{"metadata": {"name": "transformers", "version": "9.1"}}]})
+FAILURE = "E   TypeError: no cache\nFAILED tests/test_lossless.py::test_x - TypeError: no cache\n1 failed"
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        (
+            [(1, "", "WARNING: retrying\nERROR: No matching distribution")],
+            "not checked (ERROR: No matching distribution)",
+        ),
+        ([(0, '{"install": []}', "")], "none (the newest transformers is the one that was tested)"),
+        ([(0, REPORT, ""), (1, "", "")], "not checked (pip cannot install transformers==9.1)"),
+        ([(0, REPORT, ""), (0, "", ""), (0, "31 passed", "")], "none (under transformers==9.1)"),
+        (
+            [(0, REPORT, ""), (0, "", ""), (1, FAILURE, "")],
+            "under transformers==9.1: FAILED tests/test_lossless.py::test_x - TypeError: no cache",
+        ),
+        ([(0, REPORT, ""), (0, "", ""), (2, "", "")], "under transformers==9.1: the run ended early"),
+        ([None], "not checked (more than 90 s: -m pip install ...)"),
+    ],
+)
+def test_drift_is_one_line(steps, line):
+    drift = runpy.run_path(str(ROOT / "tools" / "versions.py"))["drift"]
+    script = iter(steps)
+
+    def run(*command, timeout, check, **more):
+        if (step := next(script)) is None:
+            raise subprocess.TimeoutExpired([str(c) for c in command], timeout)
+        return subprocess.CompletedProcess(command, *step)
+
+    drift.__globals__["run"] = run
+    assert drift() == line and next(script, None) is None
