@@ -8,11 +8,15 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 import sparrow
 from sparrow.files import read_json
+from sparrow.miniature.batches import Collator
+from sparrow.miniature.model import trainable
 from sparrow.miniature.shipped import DEMO
-from sparrow.miniature.world import sample
+from sparrow.miniature.training import Forward
+from sparrow.miniature.world import Format
 from sparrow.smollm2 import convert, host, package
 from sparrow.smollm2.fetch import fetch
 from sparrow.smollm2.texts import chat, states
+from sparrow.smollm2.watching import core, hits, share
 from sparrow.video import load_settings, prepare
 from tests.smollm2.cases import real_asked
 from tests.smollm2.golden.corpus import HAND, digest, texts
@@ -103,16 +107,13 @@ def test_drafted_decoding_of_a_clip_is_lossless(target):
     assert result.lossless
 
 
-def test_it_answers_from_the_clip(target, tmp_path):
-    from sparrow.miniature.world import Format, write_video
-
+def test_it_tells_more_of_its_own_clip_than_of_another(target):
+    """The committed run is a short one: docs/smollm2.md says how much it sees."""
     model, tokenizer, settings = target
-    right = 0
-    for number in range(4):
-        clip = sample(number, Format(8, 64), kind="colour", num_shapes=1)
-        write_video(tmp_path / f"{number}.mp4", clip.frames, clip.fps)
-        inputs = prepare(settings, tokenizer, clip.prompt, [tmp_path / f"{number}.mp4"], num_frames=8)
-        out = model.generate(**inputs, max_new_tokens=16, do_sample=False)
-        said = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += clip.scene.shapes[0].colour in said
-    assert right >= 3
+    with trainable(model):
+        collator, forward = Collator(model, tokenizer, settings), Forward(model, bf16=False)
+        seen = {
+            video: share(core(hits(collator, forward, Format(8, 64), video=video, split="test", clips=24)))
+            for video in ("true", "shuffled")
+        }
+    assert seen["true"] > 0.55 and seen["true"] > seen["shuffled"] + 0.1, seen
