@@ -189,8 +189,8 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
 WATCHED = ("core", "colour", "kind", "size", "place", "way", "count", "second", "order")
 
 
-def _percent(figure: dict[str, Any]) -> str:
-    return "-" if figure["value"] is None else f"{figure['value']:.0%}"
+def _percent(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None or figure["value"] is None else f"{figure['value']:.0%}"
 
 
 def _table(names: list[str], rows: list[list[str]]) -> str:
@@ -200,7 +200,7 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 
 def watch_table(result: dict[str, Any]) -> str:
     """One row per visual length and video."""
-    rows = [[str(r["length"]), r["video"], *(_percent(r["accuracy"][name]) for name in WATCHED)]
+    rows = [[str(r["length"]), r["video"], *(_percent(r["accuracy"].get(name)) for name in WATCHED)]
             for r in result["rows"]]  # fmt: skip
     return _table(["visual tokens", "video", *WATCHED], rows)
 
@@ -208,7 +208,7 @@ def watch_table(result: dict[str, Any]) -> str:
 def cut_table(result: dict[str, Any]) -> str:
     """One row per layer."""
     names = WATCHED[:5]
-    rows = [[str(r["first"]), *(_percent(r["accuracy"][name]) for name in names)] for r in result["rows"]]
+    rows = [[str(r["first"]), *(_percent(r["accuracy"].get(name)) for name in names)] for r in result["rows"]]
     return _table(["no video from layer", *names], rows)
 
 
