@@ -93,7 +93,7 @@ def test_greedy_text_follows_llama_cpp(original, language):
 def test_text_decoding_is_lossless(target):
     model, tokenizer, settings = target
     inputs = prepare(settings, tokenizer, "Why is the sky blue?")
-    result = sparrow.compare(model, None, inputs, max_new_tokens=32)
+    result = sparrow.compare(model, **inputs, max_new_tokens=32)
     assert result.identical
 
 
@@ -103,7 +103,7 @@ def test_drafted_decoding_of_a_clip_is_lossless(target):
 
     drafter = sparrow.SparrowDrafter.from_target(Target(model))
     inputs = prepare(settings, tokenizer, "What happens in this video?", [DEMO])
-    result = sparrow.compare(model, drafter, inputs, tree="8-3-4", max_new_tokens=24)
+    result = sparrow.compare(model, drafter, **inputs, tree="8-3-4", max_new_tokens=24)
     assert result.lossless
 
 
