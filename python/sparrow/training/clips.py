@@ -25,7 +25,8 @@ class Clips(Protocol):
 
 
 class FileClips:
-    """The lines of a JSONL file: {"video": path, "prompt": text}; a path is relative to the file's folder.
+    """The lines of a JSONL file: {"video": path, "prompt": text}, or {"prompt": text} alone; a path is relative to the
+    file's folder.
 
     Args:
         file: at least one line.
@@ -55,6 +56,8 @@ class FileClips:
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
         line = self.lines[clip]
+        if "video" not in line:
+            return prepare(self.settings, self.tokenizer, line["prompt"])
         return prepare(
             self.settings, self.tokenizer, line["prompt"], [self.folder / line["video"]],
             num_frames=self.num_frames, fps=self.fps,
@@ -95,6 +98,7 @@ def _line(text: str, where: str) -> dict[str, str]:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(values.get(k), str) for k in ("video", "prompt")):
-        raise ValueError(f'{where} must be {{"video": path, "prompt": text}}, got {text[:80]}')
+    texts = [values.get("prompt"), values.get("video", "none")] if isinstance(values, dict) else [None]
+    if not all(isinstance(value, str) for value in texts):
+        raise ValueError(f'{where} must be {{"video": path, "prompt": text}} or {{"prompt": text}}, got {text[:80]}')
     return values
