@@ -108,7 +108,8 @@ def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
     """The golden tensors made anew, then TESTS; counts, and the names of what did not pass."""
     start, failures = time.monotonic(), []
     golden = [python, "-m", "tests.video.golden.make_golden"]
-    if run(*golden, folder=source, check=False, env={"PYTHONPATH": "python"}).returncode:
+    here: dict[str, object] = {"folder": source, "check": False, "env": {"PYTHONPATH": f"{source}:{source / 'python'}"}}
+    if run(*golden, **here).returncode:
         failures.append("tests.video.golden.make_golden")
     report = WORK / "report.xml"
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
@@ -116,7 +117,7 @@ def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
         report.unlink(missing_ok=True)
         paths = list((source / "tests").rglob(file))
         command = [python, "-m", "pytest", "-q", "-m", "not slow", f"--junitxml={report}", *paths]
-        ended = run(*command, *(["-k", chosen] if chosen else []), folder=source, check=False)
+        ended = run(*command, *(["-k", chosen] if chosen else []), **here)
         if not paths or not report.exists():
             failures.append(f"{file} did not run")
             continue
