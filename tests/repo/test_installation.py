@@ -224,3 +224,12 @@ def test_drift_is_one_line(steps, line):
 
     drift.__globals__["run"] = run
     assert drift() == line and next(script, None) is None
+
+
+def test_readme_has_the_table_of_tested_versions():
+    """`python tools/versions.py --table` prints it."""
+    module = runpy.run_path(str(ROOT / "tools" / "versions.py"))
+    assert module["table"]() in (ROOT / "README.md").read_text()
+    runs = json.loads(module["RESULT"].read_text())["runs"]
+    asked = {(run["asked"]["torch"], run["asked"]["transformers"]) for run in runs}
+    assert asked == {(torch, release) for torch, releases in module["COMBINATIONS"].items() for release in releases}
