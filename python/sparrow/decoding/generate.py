@@ -24,7 +24,7 @@ from sparrow.targets.processors import (
     take_stop_strings,
     with_stop_strings,
 )
-from sparrow.tree import TreeConfig
+from sparrow.tree import Root, TreeConfig
 from sparrow_ext import require_backend
 
 
@@ -224,9 +224,9 @@ class _Run:
         clock, out = Clock(input_ids.device), _Emitted(input_ids, stopping_criteria, self.streamer)
         stats = DecodeStats(tree=str(self.shape or "none"), depth=self.shape.depth if self.shape else 0)
         most = generation_config.max_length - input_ids.shape[1]
-        shape = self.shape or _PLAIN
+        shape = self.shape or Root()
         with clock.stage("prefill"):
-            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape.nodes)
+            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape)
         if self.numbered:
             self.target.keep_offset(state.position, input_ids.shape[1])
         out.emit([int(state.root)])
@@ -254,6 +254,3 @@ def _refuse_all_padding(input_ids: Tensor, mask: Tensor | None) -> None:
     """A mask is here where transformers found padding tokens in a prompt without one."""
     if mask is not None and not mask.any():
         raise ValueError(f"input_ids must hold more than padding (pad_token_id), got {input_ids.tolist()}")
-
-
-_PLAIN = TreeConfig(total=1, depth=1, width=1)

@@ -7,6 +7,7 @@ but the last; the last one is the root of the next tree.
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from sparrow.sampling import Sampler
@@ -34,6 +35,21 @@ class Pending:
     hidden: Tensor
     positions: Tensor
     num_rows: Tensor
+
+    @classmethod
+    def room(cls, root: Tensor, nodes: int, most: int, states: Tensor) -> "Pending":
+        """Room for what rounds accept: T = `most` tokens, states of `nodes` nodes like `states` [..., E].
+
+        root: int64 [B].
+        """
+        b, device = len(root), root.device
+        return cls(
+            tokens=torch.zeros(b, most, dtype=torch.int64, device=device),
+            row_index=torch.zeros(b, most, dtype=torch.int32, device=device),
+            hidden=states.new_zeros(b * nodes, states.shape[-1]),
+            positions=torch.zeros(b, most, dtype=torch.int64, device=device),
+            num_rows=torch.zeros(b, dtype=torch.int32, device=device),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,8 @@ class Prompt:
 class DecodeState(Generic[D]):
     """Everything a generation carries from round to round.
 
+    Its tensors stay where they are: a round writes into them, so that it can be captured and replayed.
+
     Attributes:
         cache: the target's; covers all emitted tokens but the roots.
         root: int64 [B], emitted and not yet run.
@@ -71,6 +89,9 @@ class DecodeState(Generic[D]):
         sampler: temperature, seeds, seen tokens, processors.
         draft: the drafter's own, from its begin().
         error: the CUDA operators' error word, read with each round's tokens.
+        accepted: what the last round accepted, T = the most a round can emit; the rows beyond num_rows are of no use.
+        report: int64 [B, 2 + T] on the host (page-locked where the model is on a GPU): error, path length and emitted
+            tokens of the last round.
     """
 
     cache: TargetCache
@@ -80,6 +101,26 @@ class DecodeState(Generic[D]):
     sampler: Sampler
     draft: D
     error: Tensor
+    accepted: Pending
+    report: Tensor
+
+    @classmethod
+    def after_prompt(
+        cls,
+        cache: TargetCache,
+        root: Tensor,
+        length: Tensor,
+        position: Tensor,
+        sampler: Sampler,
+        draft: D,
+        error: Tensor,
+        shape: TreeConfig,
+        states: Tensor,
+    ) -> "DecodeState[D]":
+        """The state before the first round; states [..., E] of the layers the drafter wants, of any tokens."""
+        report = torch.zeros(len(root), 2 + shape.max_path, dtype=torch.int64, pin_memory=root.is_cuda)
+        accepted = Pending.room(root, shape.nodes, shape.max_path, states)
+        return cls(cache, root.clone(), length.clone(), position.clone(), sampler, draft, error, accepted, report)
 
 
 class Drafter(Generic[D]):
@@ -102,11 +143,14 @@ class Drafter(Generic[D]):
         raise NotImplementedError
 
     def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:
-        """A tree below state.root."""
+        """A tree below state.root: of shape.nodes nodes, num_nodes of them in use."""
         raise NotImplementedError
 
     def accept(self, draft: D, accepted: Pending) -> None:
-        """Takes a round's tokens, the new root last, with the states the target verified them by."""
+        """Takes a round's tokens, the new root last, with the states the target verified them by.
+
+        `accepted` is DecodeState.accepted, which the next round overwrites.
+        """
 
 
 class EntersLoop(Protocol):

@@ -82,7 +82,7 @@ def catch_up(
         pending.tokens, pending.row_index, hidden, positions,
         cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
     )  # fmt: skip
-    cache.lengths = cache.lengths + pending.num_rows
+    cache.lengths.add_(pending.num_rows)
     last = (pending.num_rows - 1).long()[:, None]
     return out.gather(1, last[..., None].expand(-1, 1, out.shape[2])), positions.gather(1, last) + 1
 

@@ -68,7 +68,7 @@ class Recorder(NoDrafter):
         self.visual = prefill.hidden[0, :0] if prefill.visual is None else prefill.visual[~is_text]
 
     def accept(self, draft: None, accepted: Pending) -> None:
-        self.rows.append(accepted.hidden)
+        self.rows.append(accepted.hidden.clone())
 
     def tape(self, tokens: Tensor) -> Tape:
         """The tape of the run; tokens int64 [n]."""

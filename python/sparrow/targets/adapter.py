@@ -181,34 +181,34 @@ class Target:
         position_ids: Tensor,
         cache: TargetCache,
         hidden_layer: Layers,
+        error: Tensor | None = None,
         **attention: object,
     ) -> tuple[Tensor, Tensor]:
         """One forward pass over the root and the drafted nodes; call it inside `verifying`.
+
+        It reads nothing on the host, and repeats the same operators whatever the cache holds.
 
         Args:
             tokens: int64 [B, N]; anc: int64 [B, N, W], see tree_mask; position_ids: int64 [..., B, N].
             cache: its rows behind the committed ones receive the nodes' keys and values, uncommitted.
             hidden_layer: as in prefill.
+            error: the operators' error word; rows beyond the cache set a bit of it.
             attention: more arguments for the decoder's attention.
 
         Returns:
             logits float32 [B, N, V] and that layer's states [B, N, E].
         """
-        cache.verifying = True
-        try:
-            with self._states(hidden_layer) as states:
-                out = self.model(
-                    input_ids=tokens,
-                    attention_mask=anc.unsqueeze(1),
-                    position_ids=position_ids,
-                    use_cache=True,
-                    return_dict=True,
-                    sparrow_lengths=cache.lengths,
-                    sparrow_max_length=cache.get_seq_length(),
-                    **{self.cache_argument: cache, **attention},
-                )
-        finally:
-            cache.verifying = False
+        with cache.appending(tokens.shape[1], error), self._states(hidden_layer) as states:
+            out = self.model(
+                input_ids=tokens,
+                attention_mask=anc.unsqueeze(1),
+                position_ids=position_ids,
+                use_cache=True,
+                return_dict=True,
+                sparrow_lengths=cache.lengths,
+                sparrow_max_length=cache.capacity - tokens.shape[1],
+                **{self.cache_argument: cache, **attention},
+            )
         return out.logits.float(), states[0] if states else out.logits.new_empty(*tokens.shape, 0)
 
     @contextlib.contextmanager
