@@ -30,7 +30,8 @@ def test_counts():
         assert all(a[stage] == b[stage] == c[stage] for stage in ("draft", "sample", "commit"))
         assert two[rounds]["host_reads"] == {"draft": 0, "verify": 0, "sample": 0, "commit": 1}
         assert all(count > 0 for count in two[rounds]["allocations"].values())
-    assert two["drafted"]["operators"]["draft"] > 100 > 10 > two["plain"]["operators"]["draft"] > 0
+    drafted, plain = (two[rounds]["operators"]["draft"] for rounds in ("drafted", "plain"))
+    assert drafted > 100 and 0 < plain < 10
 
 
 def test_drafting_does_the_same_at_every_visual_length():
@@ -53,9 +54,8 @@ def test_an_operator_more_and_a_read_more_are_counted(monkeypatch):
     with torch.no_grad(), target.verifying():
         before = bench.counted(plain, plain.state(70, 1.0))
         real = plain.drafter.draft
-        monkeypatch.setattr(
-            plain.drafter, "draft", lambda state, shape: (int(state.root[0] + 1), real(state, shape))[1]
-        )
+        planted = lambda state, shape: (int(state.root[0] + 1), real(state, shape))[1]  # noqa: E731
+        monkeypatch.setattr(plain.drafter, "draft", planted)
         after = bench.counted(plain, plain.state(70, 1.0))
         assert after["operators"]["draft"] == before["operators"]["draft"] + 2  # the sum, and its read
         assert after["host_reads"]["draft"] == 1 and before["host_reads"]["draft"] == 0
