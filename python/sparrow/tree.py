@@ -78,6 +78,21 @@ class TreeConfig:
         return f"{self.total}-{self.depth}-{self.width}"
 
 
+class Root(TreeConfig):
+    """Plain decoding's tree: nothing is drafted below the root."""
+
+    def __init__(self) -> None:
+        super().__init__(total=1, depth=1, width=1)
+
+    @property
+    def nodes(self) -> int:
+        return 1
+
+    @property
+    def max_path(self) -> int:
+        return 1
+
+
 # The paper's settings (consumer card, data-centre card, the small one), and a deep one for predictable text.
 PRESETS = {text: TreeConfig.parse(text) for text in ("30-4-8", "48-5-10", "25-5-8", "40-10-6")}
 

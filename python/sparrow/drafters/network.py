@@ -207,8 +207,9 @@ class SparrowDrafter(nn.Module):
         """
         b, t = token_ids.shape
         x = sparrow_ext.hsr_project(
-            token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias, error=error
-        ).view(b, t, -1)
+            token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias,
+            num_rows=num_rows if b == 1 else None, error=error,
+        ).view(b, t, -1)  # fmt: skip
         return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
 
     # ---- in the loop ----

@@ -4,9 +4,11 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from sparrow.sampling import Sampler
@@ -34,6 +36,21 @@ class Pending:
     hidden: Tensor
     positions: Tensor
     num_rows: Tensor
+
+    @classmethod
+    def room(cls, root: Tensor, nodes: int, most: int, states: Tensor) -> "Pending":
+        """Room for what rounds accept: T = `most` tokens, states of `nodes` nodes like `states` [..., E].
+
+        root: int64 [B].
+        """
+        b, device = len(root), root.device
+        return cls(
+            tokens=torch.zeros(b, most, dtype=torch.int64, device=device),
+            row_index=torch.zeros(b, most, dtype=torch.int32, device=device),
+            hidden=states.new_zeros(b * nodes, states.shape[-1]),
+            positions=torch.zeros(b, most, dtype=torch.int64, device=device),
+            num_rows=torch.zeros(b, dtype=torch.int32, device=device),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,8 @@ class Prompt:
 class DecodeState(Generic[D]):
     """Everything a generation carries from round to round.
 
+    Its tensors stay where they are: a round writes into them, so that it can be captured and replayed.
+
     Attributes:
         cache: the target's; covers all emitted tokens but the roots.
         root: int64 [B], emitted and not yet run.
@@ -71,6 +90,9 @@ class DecodeState(Generic[D]):
         sampler: temperature, seeds, seen tokens, processors.
         draft: the drafter's own, from its begin().
         error: the CUDA operators' error word, read with each round's tokens.
+        accepted: what the last round accepted, T = the most a round can emit; the rows beyond num_rows are of no use.
+        report: int64 [B, 2 + T] on the host (page-locked where the model is on a GPU): error, path length and emitted
+            tokens of the last round.
     """
 
     cache: TargetCache
@@ -80,6 +102,26 @@ class DecodeState(Generic[D]):
     sampler: Sampler
     draft: D
     error: Tensor
+    accepted: Pending
+    report: Tensor
+
+    @classmethod
+    def after_prompt(
+        cls,
+        cache: TargetCache,
+        root: Tensor,
+        length: Tensor,
+        position: Tensor,
+        sampler: Sampler,
+        draft: D,
+        error: Tensor,
+        shape: TreeConfig,
+        states: Tensor,
+    ) -> "DecodeState[D]":
+        """The state before the first round; states [..., E] of the layers the drafter wants, of any tokens."""
+        report = torch.zeros(len(root), 2 + shape.max_path, dtype=torch.int64, pin_memory=root.is_cuda)
+        accepted = Pending.room(root, shape.nodes, shape.max_path, states)
+        return cls(cache, root.clone(), length.clone(), position.clone(), sampler, draft, error, accepted, report)
 
 
 class Drafter(Generic[D]):
@@ -97,16 +139,25 @@ class Drafter(Generic[D]):
         """See EntersLoop: itself, with the tree asked for."""
         return self, tree or TreeConfig()
 
+    def identity(self) -> Hashable | None:
+        """What draft() depends on beside the state, where every draft after the first runs the same operators on the
+        same memory and reads nothing on the host, so that rounds can be captured; None where it is not so.
+        """
+        return None
+
     def begin(self, prompt: Prompt) -> D:
         """The drafter's state after the prompt's prefill."""
         raise NotImplementedError
 
     def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:
-        """A tree below state.root."""
+        """A tree below state.root: of shape.nodes nodes, num_nodes of them in use."""
         raise NotImplementedError
 
     def accept(self, draft: D, accepted: Pending) -> None:
-        """Takes a round's tokens, the new root last, with the states the target verified them by."""
+        """Takes a round's tokens, the new root last, with the states the target verified them by.
+
+        `accepted` is DecodeState.accepted, which the next round overwrites.
+        """
 
 
 class EntersLoop(Protocol):
