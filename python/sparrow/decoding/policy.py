@@ -1,0 +1,200 @@
+"""tree="auto": which tree to draft next, from what rounds cost and from how sure the drafter was.
+
+A pure function of measured numbers: a round of tree s is expected to emit E(s) tokens in T(s) seconds, and the tree of
+the greatest E / T is drafted. E is 1 plus the probabilities that its nodes are accepted, from the drafter's own scores
+(the joint log-probability of each candidate, as EAGLE-2 ranks them, arXiv 2406.16858), corrected per level by what was
+accepted. T is measured, and interpolated for trees that have not run. Where no tree is worth its time nothing is
+drafted, and a tree is tried again ever more rarely. It never changes a token: verification accepts the same tokens
+whatever was drafted.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sparrow.tree import Root, TreeConfig
+
+PLAIN = Root()
+MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
+EVERY = 4  # rounds between choices, after as many that each make one
+FIRST_WAIT, LONGEST_WAIT = 8, 64  # rounds without a draft before one is tried again: doubled each time it was in vain
+ROW = 0.03  # what a further row adds to a verify pass of one row, before anything is measured
+LEVEL = 0.12  # what a level of drafting costs, in verify passes of one row, before anything is measured
+
+
+class Costs:
+    """Seconds of a round by tree, measured: the medians of the last few, interpolated for the others.
+
+    A round costs draft(depth, width) + verify(nodes): the first is proportional to the depth, the second linear between
+    the sizes that have run.
+    """
+
+    def __init__(self) -> None:
+        self._verify: dict[int, deque[float]] = {}
+        self._level: dict[int, deque[float]] = {}  # per width: seconds of one level
+
+    def saw(self, shape: TreeConfig, draft: float, rest: float) -> None:
+        """A round of `shape` took `draft` seconds to draft and `rest` seconds for all else."""
+        self._verify.setdefault(shape.nodes, deque(maxlen=9)).append(rest)
+        if shape.nodes > 1:
+            self._level.setdefault(shape.width, deque(maxlen=9)).append(draft / shape.depth)
+
+    def copy(self) -> "Costs":
+        """The same measurements, to go on from."""
+        new = Costs()
+        new._verify = {nodes: deque(seconds, maxlen=9) for nodes, seconds in self._verify.items()}
+        new._level = {width: deque(seconds, maxlen=9) for width, seconds in self._level.items()}
+        return new
+
+    def seconds(self, shape: TreeConfig) -> float:
+        """Of a round of `shape`, once any round has been measured."""
+        known = {nodes: statistics.median(times) for nodes, times in self._verify.items()}
+        verify = _between(known, shape.nodes)
+        if shape.nodes == 1:
+            return verify
+        return verify + shape.depth * self._per_level(shape.width, _between(known, 1))
+
+    def _per_level(self, width: int, row: float) -> float:
+        known = {w: statistics.median(times) for w, times in self._level.items()}
+        if not known:
+            return LEVEL * row
+        if width in known:
+            return known[width]
+        nearest = min(known, key=lambda w: (abs(w - width), w))
+        return known[nearest]
+
+
+def _between(known: dict[int, float], nodes: int) -> float:
+    """Seconds of a verify pass of `nodes` rows: linear between measured sizes, ROW a row where only one is known."""
+    if nodes in known:
+        return known[nodes]
+    sizes = sorted(known)
+    low, high = ([n for n in sizes if n < nodes], [n for n in sizes if n > nodes])
+    if low and high:
+        a, b = low[-1], high[0]
+        return known[a] + (known[b] - known[a]) * (nodes - a) / (b - a)
+    near = low[-1] if low else high[0]
+    row = known[near] / (1 + ROW * (near - 1))
+    if len(sizes) > 1:
+        a, b = (sizes[-2], sizes[-1]) if low else (sizes[0], sizes[1])
+        row = max(0.0, known[b] - known[a]) / (b - a) / ROW
+    return max(known[near] + ROW * row * (nodes - near), 0.2 * known[near])
+
+
+def expected(scores: Tensor, drafted: TreeConfig, menu: Sequence[TreeConfig]) -> list[list[float]]:
+    """Per tree of `menu` and level: the sum of its nodes' probabilities, by a draft of `drafted`.
+
+    A level that was not drafted counts as the last one times the ratio of the last two, at most 1.
+
+    Args:
+        scores: float32 [candidates of `drafted`], joint log-probabilities: `width` of level 1, then width * width of
+            each further one, grouped by parent, best first.
+    """
+    width = drafted.width
+    probability = scores.double().exp().nan_to_num(0.0)
+    level = torch.ones(len(scores), dtype=torch.long)
+    level[width:] = 2 + torch.arange(len(scores) - width) // (width * width)
+    rank = torch.arange(len(scores))
+    rank[width:] = torch.maximum((rank[width:] - width) % width, (rank[width:] - width) // width % width)
+    return [_levels(probability, level, rank, drafted.depth, shape) for shape in menu]
+
+
+def _levels(probability: Tensor, level: Tensor, rank: Tensor, drafted_depth: int, shape: TreeConfig) -> list[float]:
+    if shape.nodes == 1:
+        return []
+    among = (rank < shape.width) & (level <= shape.depth)
+    kept = torch.where(among, probability, -1.0).topk(min(shape.total, int(among.sum()))).indices
+    sums = torch.zeros(drafted_depth + 1, dtype=torch.float64).index_add_(0, level[kept], probability[kept])
+    levels = sums[1 : shape.depth + 1].clamp(max=1.0).tolist()
+    while len(levels) < shape.depth:
+        ratio = min(1.0, levels[-1] / levels[-2]) if len(levels) > 1 and levels[-2] > 0 else levels[-1]
+        levels.append(levels[-1] * ratio)
+    return levels
+
+
+@dataclass
+class Policy:
+    """Chooses trees for one generation.
+
+    Attributes:
+        costs: what rounds cost here, shared by the generations of a model.
+        menu: the trees to choose from, besides drafting nothing.
+        shape: the tree to draft next.
+    """
+
+    costs: Costs
+    menu: tuple[TreeConfig, ...] = MENU
+    shape: TreeConfig = field(default=MENU[2])
+    _rounds: int = 0
+    _wait: int = FIRST_WAIT
+    _until: int = 0
+    _gains: list[list[float]] = field(default_factory=list)
+    _said: dict[TreeConfig, list[float]] = field(default_factory=dict)  # by level, what the drafter gave it
+    _kept: dict[TreeConfig, list[float]] = field(default_factory=dict)  # by level, rounds in which it was accepted
+
+    def saw(self, accepted: int, draft: float, rest: float, scores: Tensor | None) -> None:
+        """What the round of self.shape did; chooses the next tree.
+
+        Args:
+            accepted: drafted tokens accepted.
+            draft, rest: its seconds of drafting, and all others.
+            scores: float32 [candidates], see `expected`; None where nothing was drafted.
+        """
+        self._rounds += 1
+        if self._rounds > 1:  # the first draft reads the whole prompt
+            self.costs.saw(self.shape, draft, rest)
+        if scores is not None:
+            self._learn(accepted, scores)
+        if self.shape.nodes == 1:
+            if self._rounds >= self._until:
+                self.shape = self.best(drafts=True)
+        elif self._rounds > 1 and (self._rounds <= EVERY or self._rounds % EVERY == 0 or self._wait > FIRST_WAIT):
+            self._choose()
+
+    def _learn(self, accepted: int, scores: Tensor) -> None:
+        (own, *others) = expected(scores, self.shape, (self.shape, *self.menu))
+        new = 0.5 if self._wait > FIRST_WAIT else 0.25  # drafts that are few count more
+        said = self._said.setdefault(self.shape, [1.0] * len(own))  # a round beforehand in which it was right
+        kept = self._kept.setdefault(self.shape, [1.0] * len(own))
+        for level, gain in enumerate(own):
+            said[level] = 0.95 * said[level] + gain
+            kept[level] = 0.95 * kept[level] + (accepted > level)
+        if not self._gains:
+            self._gains = others
+        self._gains = [
+            [old + new * (gain - old) for old, gain in zip(before, now, strict=True)]
+            for before, now in zip(self._gains, others, strict=True)
+        ]
+
+    def _choose(self) -> None:
+        self.shape = self.best()
+        if self.shape.nodes == 1:
+            self._until, self._wait = self._rounds + self._wait, min(2 * self._wait, LONGEST_WAIT)
+        else:
+            self._wait = FIRST_WAIT
+
+    def tokens(self, shape: TreeConfig) -> float:
+        """E of one of the menu's trees."""
+        gains = self._gains[self.menu.index(shape)] if self._gains else []
+        return 1.0 + sum(min(1.0, gain * self._right(shape, level)) for level, gain in enumerate(gains))
+
+    def _right(self, shape: TreeConfig, level: int) -> float:
+        """Acceptances per acceptance that the drafter foretold: of this tree, or of the most alike that have run."""
+        ran = [other for other in self.menu if other in self._said]
+        near = min(abs(self.menu.index(other) - self.menu.index(shape)) for other in ran)
+        alike = [other for other in ran if abs(self.menu.index(other) - self.menu.index(shape)) == near]
+        said, kept = (
+            sum(table[other][min(level, other.depth - 1)] for other in alike) for table in (self._said, self._kept)
+        )
+        return kept / said
+
+    def best(self, drafts: bool = False) -> TreeConfig:
+        """The tree of the greatest E / T; with `drafts`, among those that draft."""
+        rates = {shape: self.tokens(shape) / self.costs.seconds(shape) for shape in self.menu}
+        if not drafts:
+            rates[PLAIN] = 1.0 / self.costs.seconds(PLAIN)
+        return max(rates, key=lambda shape: rates[shape])

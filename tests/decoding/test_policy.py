@@ -1,0 +1,163 @@
+"""tree="auto" on tables: a world whose costs and chances are known, and what the policy makes of it."""
+
+import random
+
+import pytest
+import torch
+
+from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, Costs, Policy, expected
+from sparrow.tree import TreeConfig
+
+
+class World:
+    """A drafter that gives its rank-r child the chance a (1 - a)^r, and a target that takes it with b (1 - b)^r."""
+
+    def __init__(self, row: float, level: float, said: float, true: float, seed: int = 0):
+        self.row, self.level, self.said, self.true = row, level, said, true
+        self.random = random.Random(seed)
+
+    def seconds(self, shape: TreeConfig) -> tuple[float, float]:
+        noise = self.random.uniform(0.97, 1.03)
+        draft = 0.0 if shape.nodes == 1 else shape.depth * self.level
+        return draft * noise, (1 + self.row * (shape.nodes - 1)) * noise
+
+    def draft(self, shape: TreeConfig) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+        """Scores of all candidates in the operators' order, and the ranks along each one's path."""
+        share = [self.said * (1 - self.said) ** r for r in range(shape.width)]
+        beam: list[tuple[float, tuple[int, ...]]] = [(1.0, ())]
+        every: list[tuple[float, tuple[int, ...]]] = []
+        for _ in range(shape.depth):
+            level = [(p * share[r], (*path, r)) for p, path in beam for r in range(shape.width)]
+            every += level
+            beam = sorted(level, key=lambda node: -node[0])[: shape.width]
+        return torch.tensor([p for p, _ in every]).log(), [path for _, path in every]
+
+    def round(self, shape: TreeConfig) -> tuple[int, torch.Tensor | None]:
+        """Drafted tokens accepted, and the scores."""
+        if shape.nodes == 1:
+            return 0, None
+        scores, paths = self.draft(shape)
+        kept = {paths[i] for i in scores.topk(shape.total).indices.tolist()}
+        path: tuple[int, ...] = ()
+        while len(path) < shape.depth:
+            rank = 0
+            while self.random.random() > self.true and rank < 50:
+                rank += 1
+            if (*path, rank) not in kept:
+                break
+            path = (*path, rank)
+        return len(path), scores
+
+    def rate(self, rounds: int, shape: TreeConfig | None, policy: Policy | None = None) -> float:
+        tokens = seconds = 0.0
+        for _ in range(rounds):
+            tree = policy.shape if policy else shape
+            accepted, scores = self.round(tree)
+            draft, rest = self.seconds(tree)
+            tokens, seconds = tokens + accepted + 1, seconds + draft + rest
+            if policy:
+                policy.saw(accepted, draft, rest, scores)
+        return tokens / seconds
+
+
+WORLDS = {
+    "rows and levels cheap, text easy": (0.002, 0.05, 0.9, 0.9),
+    "rows dear": (0.05, 0.05, 0.7, 0.7),
+    "levels dear": (0.005, 0.4, 0.7, 0.7),
+    "the drafter is too sure": (0.03, 0.1, 0.9, 0.5),
+    "the drafter is not sure enough": (0.01, 0.1, 0.5, 0.9),
+    "nothing pays": (0.1, 0.5, 0.3, 0.3),
+    "hard text": (0.03, 0.12, 0.45, 0.45),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_at_least_95_percent_of_the_best_tree_by_hindsight(name):
+    fixed = {str(shape): World(*WORLDS[name]).rate(400, shape) for shape in (*MENU, PLAIN)}
+    chosen = World(*WORLDS[name], seed=1).rate(400, None, Policy(Costs()))
+    assert chosen >= 0.95 * max(fixed.values()), (chosen, fixed)
+
+
+def test_never_slower_than_plain_by_more_than_three_percent():
+    """Sixty rounds of a text of which the drafter knows nothing, with costs known from calls before."""
+    costs = Costs()
+    world = World(0.03, 0.12, 0.5, 0.02)
+    world.rate(200, None, Policy(costs))
+    assert world.rate(400, None, Policy(costs)) >= 0.97 * world.rate(400, PLAIN)
+
+
+def test_drafts_again_where_text_becomes_easy():
+    policy, world = Policy(Costs()), World(0.03, 0.12, 0.3, 0.05)
+    world.rate(100, None, policy)
+    assert policy.shape == PLAIN
+    world.said = world.true = 0.9
+    world.rate(2 * LONGEST_WAIT, None, policy)
+    assert policy.shape.nodes > 1
+
+
+def test_a_choice_is_a_function_of_the_numbers():
+    runs = []
+    for _ in range(2):
+        policy, world, shapes = Policy(Costs()), World(*WORLDS["hard text"]), []
+        for _ in range(50):
+            shapes.append(policy.shape)
+            accepted, scores = world.round(policy.shape)
+            policy.saw(accepted, *world.seconds(policy.shape), scores)
+        runs.append(shapes)
+    assert runs[0] == runs[1] and len(set(runs[0])) > 1
+
+
+def test_expected_counts_what_a_tree_would_hold():
+    shape = TreeConfig(6, 2, 2)
+    scores = torch.tensor([0.6, 0.3, 0.36, 0.18, 0.2, 0.05]).log()
+    got = expected(scores, shape, [TreeConfig(6, 2, 2), TreeConfig(3, 2, 2), TreeConfig(2, 2, 1), PLAIN])
+    want = [[0.9, 0.79], [0.9, 0.36], [0.6, 0.36], []]
+    for have, should in zip(got, want, strict=True):
+        assert have == pytest.approx(should)
+
+
+def test_a_level_not_drafted_goes_on_as_the_last_two():
+    scores = torch.tensor([0.8, 0.4]).log()
+    (levels,) = expected(scores, TreeConfig(2, 2, 1), [TreeConfig(4, 4, 1)])
+    assert levels == pytest.approx([0.8, 0.4, 0.2, 0.1])
+
+
+def test_minus_infinity_is_no_chance():
+    (levels,) = expected(torch.tensor([0.0, -torch.inf]), TreeConfig(2, 1, 2), [TreeConfig(2, 1, 2)])
+    assert levels == [1.0]
+
+
+def test_costs_between_and_beyond_what_ran():
+    costs = Costs()
+    costs.saw(PLAIN, 0.0, 1.0)
+    assert costs.seconds(TreeConfig(10, 2, 4)) == pytest.approx(1.3 + 2 * 0.12)
+    costs.saw(TreeConfig(20, 4, 5), 2.0, 2.0)
+    assert costs.seconds(TreeConfig(10, 2, 5)) == pytest.approx(1.5 + 2 * 0.5)
+    assert costs.seconds(TreeConfig(40, 4, 5)) == pytest.approx(3.0 + 2.0)
+    assert costs.seconds(PLAIN) == 1.0
+
+
+def test_one_slow_round_changes_nothing():
+    costs = Costs()
+    for seconds in (1.0, 1.1, 30.0, 0.9, 1.0):
+        costs.saw(PLAIN, 0.0, seconds)
+    assert costs.seconds(PLAIN) == 1.0
+
+
+def test_a_copy_has_a_life_of_its_own():
+    costs = Costs()
+    costs.saw(PLAIN, 0.0, 1.0)
+    copy = costs.copy()
+    copy.saw(PLAIN, 0.0, 9.0)
+    assert costs.seconds(PLAIN) == 1.0 and copy.seconds(PLAIN) == 5.0
+
+
+def test_the_first_round_costs_what_the_prompt_costs_and_is_not_measured():
+    policy = Policy(Costs())
+    world = World(*WORLDS["hard text"])
+    accepted, scores = world.round(policy.shape)
+    policy.saw(accepted, 100.0, 1.0, scores)
+    for _ in range(2 * EVERY):
+        accepted, scores = world.round(policy.shape)
+        policy.saw(accepted, *world.seconds(policy.shape), scores)
+    assert policy.costs.seconds(policy.shape) < 5
