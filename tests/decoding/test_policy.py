@@ -1,5 +1,6 @@
 """tree="auto" on tables: a world whose costs and chances are known, and what the policy makes of it."""
 
+import functools
 import random
 
 import pytest
@@ -7,6 +8,19 @@ import torch
 
 from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, Costs, Policy, expected
 from sparrow.tree import TreeConfig
+
+
+@functools.lru_cache
+def candidates(said: float, shape: TreeConfig) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+    """Scores of all candidates in the operators' order, and the ranks along each one's path."""
+    share = [said * (1 - said) ** r for r in range(shape.width)]
+    beam: list[tuple[float, tuple[int, ...]]] = [(1.0, ())]
+    every: list[tuple[float, tuple[int, ...]]] = []
+    for _ in range(shape.depth):
+        level = [(p * share[r], (*path, r)) for p, path in beam for r in range(shape.width)]
+        every += level
+        beam = sorted(level, key=lambda node: -node[0])[: shape.width]
+    return torch.tensor([p for p, _ in every]).log(), [path for _, path in every]
 
 
 class World:
@@ -21,22 +35,11 @@ class World:
         draft = 0.0 if shape.nodes == 1 else shape.depth * self.level
         return draft * noise, (1 + self.row * (shape.nodes - 1)) * noise
 
-    def draft(self, shape: TreeConfig) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
-        """Scores of all candidates in the operators' order, and the ranks along each one's path."""
-        share = [self.said * (1 - self.said) ** r for r in range(shape.width)]
-        beam: list[tuple[float, tuple[int, ...]]] = [(1.0, ())]
-        every: list[tuple[float, tuple[int, ...]]] = []
-        for _ in range(shape.depth):
-            level = [(p * share[r], (*path, r)) for p, path in beam for r in range(shape.width)]
-            every += level
-            beam = sorted(level, key=lambda node: -node[0])[: shape.width]
-        return torch.tensor([p for p, _ in every]).log(), [path for _, path in every]
-
     def round(self, shape: TreeConfig) -> tuple[int, torch.Tensor | None]:
         """Drafted tokens accepted, and the scores."""
         if shape.nodes == 1:
             return 0, None
-        scores, paths = self.draft(shape)
+        scores, paths = candidates(self.said, shape)
         kept = {paths[i] for i in scores.topk(shape.total).indices.tolist()}
         path: tuple[int, ...] = ()
         while len(path) < shape.depth:
@@ -73,17 +76,19 @@ WORLDS = {
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_at_least_95_percent_of_the_best_tree_by_hindsight(name):
-    fixed = {str(shape): World(*WORLDS[name]).rate(400, shape) for shape in (*MENU, PLAIN)}
-    chosen = World(*WORLDS[name], seed=1).rate(400, None, Policy(Costs()))
-    assert chosen >= 0.95 * max(fixed.values()), (chosen, fixed)
+    """On the average of four generations of 400 rounds, each of which begins with no knowledge."""
+    best = max(World(*WORLDS[name]).rate(2000, shape) for shape in (*MENU, PLAIN))
+    rates = [World(*WORLDS[name], seed=seed).rate(400, None, Policy(Costs())) for seed in range(1, 5)]
+    assert sum(rates) / len(rates) >= 0.95 * best, (rates, best)
 
 
-def test_never_slower_than_plain_by_more_than_three_percent():
-    """Sixty rounds of a text of which the drafter knows nothing, with costs known from calls before."""
+@pytest.mark.parametrize(("said", "true"), [(0.5, 0.02), (0.9, 0.02), (0.3, 0.05)])
+def test_at_most_three_percent_slower_than_plain_decoding(said, true):
+    """On text of which the drafter knows nothing, and says otherwise; the model has decoded before."""
     costs = Costs()
-    world = World(0.03, 0.12, 0.5, 0.02)
-    world.rate(200, None, Policy(costs))
-    assert world.rate(400, None, Policy(costs)) >= 0.97 * world.rate(400, PLAIN)
+    World(0.03, 0.12, said, true, seed=9).rate(200, None, Policy(costs))
+    rates = [World(0.03, 0.12, said, true, seed).rate(400, None, Policy(costs)) for seed in range(4)]
+    assert min(rates) >= 0.97 * World(0.03, 0.12, said, true).rate(2000, PLAIN), rates
 
 
 def test_drafts_again_where_text_becomes_easy():
@@ -142,14 +147,6 @@ def test_one_slow_round_changes_nothing():
     for seconds in (1.0, 1.1, 30.0, 0.9, 1.0):
         costs.saw(PLAIN, 0.0, seconds)
     assert costs.seconds(PLAIN) == 1.0
-
-
-def test_a_copy_has_a_life_of_its_own():
-    costs = Costs()
-    costs.saw(PLAIN, 0.0, 1.0)
-    copy = costs.copy()
-    copy.saw(PLAIN, 0.0, 9.0)
-    assert costs.seconds(PLAIN) == 1.0 and copy.seconds(PLAIN) == 5.0
 
 
 def test_the_first_round_costs_what_the_prompt_costs_and_is_not_measured():

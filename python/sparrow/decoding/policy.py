@@ -21,7 +21,7 @@ from sparrow.tree import Root, TreeConfig
 PLAIN = Root()
 MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
 EVERY = 4  # rounds between choices, after as many that each make one
-FIRST_WAIT, LONGEST_WAIT = 8, 64  # rounds without a draft before one is tried again: doubled each time it was in vain
+FIRST_WAIT, LONGEST_WAIT = 16, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
 ROW = 0.03  # what a further row adds to a verify pass of one row, before anything is measured
 LEVEL = 0.12  # what a level of drafting costs, in verify passes of one row, before anything is measured
 
@@ -31,9 +31,15 @@ class Costs:
 
     A round costs draft(depth, width) + verify(nodes): the first is proportional to the depth, the second linear between
     the sizes that have run.
+
+    Attributes:
+        said, kept: by tree and level, the acceptances that the drafter foretold and those that came; older ones count
+            less. What it foretells is its own, not the text's: later generations begin with it.
     """
 
     def __init__(self) -> None:
+        self.said: dict[TreeConfig, list[float]] = {}
+        self.kept: dict[TreeConfig, list[float]] = {}
         self._verify: dict[int, deque[float]] = {}
         self._level: dict[int, deque[float]] = {}  # per width: seconds of one level
 
@@ -43,12 +49,21 @@ class Costs:
         if shape.nodes > 1:
             self._level.setdefault(shape.width, deque(maxlen=9)).append(draft / shape.depth)
 
-    def copy(self) -> "Costs":
-        """The same measurements, to go on from."""
-        new = Costs()
-        new._verify = {nodes: deque(seconds, maxlen=9) for nodes, seconds in self._verify.items()}
-        new._level = {width: deque(seconds, maxlen=9) for width, seconds in self._level.items()}
-        return new
+    def right(self, shape: TreeConfig, level: int, menu: Sequence[TreeConfig]) -> float:
+        """Acceptances per acceptance that was foretold: of this tree, or of the most alike in the menu that have run."""
+        ran = [other for other in menu if other in self.said]
+        near = min(abs(menu.index(other) - menu.index(shape)) for other in ran)
+        alike = [other for other in ran if abs(menu.index(other) - menu.index(shape)) == near]
+        said, kept = (sum(table[one][min(level, one.depth - 1)] for one in alike) for table in (self.said, self.kept))
+        return kept / said
+
+    def drafted(self, shape: TreeConfig, foretold: Sequence[float], accepted: int) -> None:
+        """A round of `shape` foretold so much of each level, and `accepted` levels came."""
+        said = self.said.setdefault(shape, [1.0] * len(foretold))  # a round beforehand in which it was right
+        kept = self.kept.setdefault(shape, [1.0] * len(foretold))
+        for level, gain in enumerate(foretold):
+            said[level] = 0.95 * said[level] + gain
+            kept[level] = 0.95 * kept[level] + (accepted > level)
 
     def seconds(self, shape: TreeConfig) -> float:
         """Of a round of `shape`, once any round has been measured."""
@@ -121,7 +136,7 @@ class Policy:
     """Chooses trees for one generation.
 
     Attributes:
-        costs: what rounds cost here, shared by the generations of a model.
+        costs: what rounds cost here and how right the drafter is, shared by the generations of a model and drafter.
         menu: the trees to choose from, besides drafting nothing.
         shape: the tree to draft next.
     """
@@ -133,8 +148,6 @@ class Policy:
     _wait: int = FIRST_WAIT
     _until: int = 0
     _gains: list[list[float]] = field(default_factory=list)
-    _said: dict[TreeConfig, list[float]] = field(default_factory=dict)  # by level, what the drafter gave it
-    _kept: dict[TreeConfig, list[float]] = field(default_factory=dict)  # by level, rounds in which it was accepted
 
     def saw(self, accepted: int, draft: float, rest: float, scores: Tensor | None) -> None:
         """What the round of self.shape did; chooses the next tree.
@@ -158,11 +171,7 @@ class Policy:
     def _learn(self, accepted: int, scores: Tensor) -> None:
         (own, *others) = expected(scores, self.shape, (self.shape, *self.menu))
         new = 0.5 if self._wait > FIRST_WAIT else 0.25  # drafts that are few count more
-        said = self._said.setdefault(self.shape, [1.0] * len(own))  # a round beforehand in which it was right
-        kept = self._kept.setdefault(self.shape, [1.0] * len(own))
-        for level, gain in enumerate(own):
-            said[level] = 0.95 * said[level] + gain
-            kept[level] = 0.95 * kept[level] + (accepted > level)
+        self.costs.drafted(self.shape, own, accepted)
         if not self._gains:
             self._gains = others
         self._gains = [
@@ -180,17 +189,7 @@ class Policy:
     def tokens(self, shape: TreeConfig) -> float:
         """E of one of the menu's trees."""
         gains = self._gains[self.menu.index(shape)] if self._gains else []
-        return 1.0 + sum(min(1.0, gain * self._right(shape, level)) for level, gain in enumerate(gains))
-
-    def _right(self, shape: TreeConfig, level: int) -> float:
-        """Acceptances per acceptance that the drafter foretold: of this tree, or of the most alike that have run."""
-        ran = [other for other in self.menu if other in self._said]
-        near = min(abs(self.menu.index(other) - self.menu.index(shape)) for other in ran)
-        alike = [other for other in ran if abs(self.menu.index(other) - self.menu.index(shape)) == near]
-        said, kept = (
-            sum(table[other][min(level, other.depth - 1)] for other in alike) for table in (self._said, self._kept)
-        )
-        return kept / said
+        return 1.0 + sum(min(1.0, gain * self.costs.right(shape, level, self.menu)) for level, gain in enumerate(gains))
 
     def best(self, drafts: bool = False) -> TreeConfig:
         """The tree of the greatest E / T; with `drafts`, among those that draft."""
