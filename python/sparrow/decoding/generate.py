@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparrow.decoding.loop import decode_round, start
+from sparrow.decoding.loop import start
+from sparrow.decoding.runner import Rounds, room_for
 from sparrow.decoding.stats import Clock, DecodeStats
 from sparrow.drafters.protocol import Drafter, EntersLoop
 from sparrow.drafters.text import NoDrafter
@@ -60,6 +61,7 @@ def generate(
     tree: TreeConfig | str | None = None,
     seed: int | None = None,
     positions: str = "hf",
+    capture: bool = True,
     streamer=None,
     on_round: OnRound | None = None,
     stopping_criteria=None,
@@ -88,6 +90,10 @@ def generate(
         tree: shape of the draft tree, a TreeConfig or "total-depth-width"; default: the drafter's own.
         seed: of the sampling noise; default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
+        capture: on a GPU, rounds are captured as one CUDA graph and replayed, from the third on and in the calls that
+            follow, which costs memory of this call's caches while the model lives; False = each round's operators are
+            launched one by one, as on the CPU, and as is done for SpecVLM, other processors than the operators' four,
+            and models with hooks.
         streamer: gets the prompt, then every token as it is accepted, as in transformers.
         on_round: called as on_round(tokens, accepted, seconds) after every round, with the list of tokens it emitted
             (ids), how many drafted tokens it accepted (before any stop), and its wall seconds. The first token comes
@@ -114,7 +120,8 @@ def generate(
     loop_drafter, shape = _enter(target, drafter, tree)
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
-    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered=kwargs.get("position_ids") is not None)
+    numbered = kwargs.get("position_ids") is not None
+    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture)
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with borrowed(model), torch.no_grad():
@@ -209,9 +216,10 @@ class _Run:
 
     def __init__(
         self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | None, streamer,
-        on_round: OnRound | None, numbered: bool,
+        on_round: OnRound | None, numbered: bool, capture: bool,
     ):  # fmt: skip
         self.target, self.drafter, self.shape, self.seed = target, drafter, shape, seed
+        self.capture = capture
         self.streamer, self.on_round, self.numbered = streamer, on_round, numbered
         self.output: GenerateOutput | None = None
 
@@ -225,28 +233,35 @@ class _Run:
         stats = DecodeStats(tree=str(self.shape or "none"), depth=self.shape.depth if self.shape else 0)
         most = generation_config.max_length - input_ids.shape[1]
         shape = self.shape or Root()
+        capacity = input_ids.shape[1] + most + shape.nodes
+        room = room_for(self.target, self.drafter, rules, capacity) if self.capture else None
         with clock.stage("prefill"):
-            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape)
+            cache = self.target.new_cache(capacity) if room is None else room.lend(self.target)
+            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache)
+            if room is not None:
+                room.keep(cache)
+        rounds = Rounds(self.target, self.drafter, state, shape, clock, out.stops, room)
         if self.numbered:
             self.target.keep_offset(state.position, input_ids.shape[1])
         out.emit([int(state.root)])
         with self.target.verifying():
             while not out.done:
                 begun = time.perf_counter()
-                tokens, counts = decode_round(self.target, self.drafter, state, shape, clock, out.stops)
+                tokens, counts = rounds()
                 seconds, tokens = time.perf_counter() - begun, out.emit(tokens)
                 stats.emitted.append(len(tokens))
                 stats.accepted.append(counts[0] - 1)
                 if self.on_round is not None:
                     self.on_round(tokens, counts[0] - 1, seconds)
-        state.cache.put_back()
-        state.cache.set_length(out.ids.shape[1] - 1)
+        cache.fixed = False
+        cache.put_back()
+        cache.set_length(out.ids.shape[1] - 1)
         if self.streamer is not None:
             self.streamer.end()
         stats.prompt_tokens, stats.new_tokens = input_ids.shape[1], out.count
         stats.visual_tokens = int((~self.target.is_text(input_ids)).sum())
         clock.write(stats)
-        self.output = GenerateOutput(out.ids.to(given), stats, state.cache)
+        self.output = GenerateOutput(out.ids.to(given), stats, cache)
         return self.output.sequences
 
 

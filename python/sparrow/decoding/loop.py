@@ -15,6 +15,7 @@ from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules
 from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.cache import TargetCache
 from sparrow.tree import TreeConfig
 
 
@@ -27,6 +28,7 @@ def start(
     rules: SamplingRules,
     max_new_tokens: int,
     shape: TreeConfig,
+    cache: TargetCache,
 ) -> DecodeState:
     """Runs the prompt and draws the first token.
 
@@ -36,9 +38,10 @@ def start(
         model_kwargs: what transformers' generate() prepared; our cache is put into it. A token that its attention_mask
             hides is left out of the state, as no other token sees it (one sequence only).
         rules: how tokens are drawn.
-        max_new_tokens, shape: room in the caches, in tokens and for a tree.
+        max_new_tokens: room that the drafter needs.
+        shape: of the trees to come.
+        cache: an empty one, with room for prompt, new tokens and a tree.
     """
-    cache = target.new_cache(tokens.shape[1] + max_new_tokens + shape.nodes)
     model_kwargs[target.cache_argument] = cache
     prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer)
     sampler = Sampler(rules, tokens, target.vocab_size)
@@ -69,7 +72,7 @@ def step(
 ) -> None:
     """One round. It reads nothing on the host and writes into the state's own tensors; the last one is state.report.
 
-    (Two exceptions: a drafter that does not `repeats`, and a processor that is not an operator, which reads once per
+    (Two exceptions: a drafter without an `identity`, and a processor that is not an operator, which reads once per
     visited node and asks `stops` about each token it draws: behind one that ends generation nothing is drawn.)
     """
     with clock.stage("draft"):

@@ -25,7 +25,7 @@ class DecodeStats:
         accepted: drafted tokens accepted in each round (before any stop).
         prompt_tokens, visual_tokens: length of the prompt and how many of it are visual.
         new_tokens: tokens returned behind the prompt.
-        seconds: per stage.
+        seconds: per stage; rounds that were captured and replayed are one more, "replay".
         total_seconds: the whole call.
         peak_memory_bytes: CUDA: peak allocated; CPU: the process' peak resident set.
         tree: "total-depth-width", or "none" for plain decoding.
@@ -110,16 +110,30 @@ class Clock:
         else:
             begin_s = time.perf_counter()
             yield
-            self._host[name] += time.perf_counter() - begin_s
+            self._add(name, time.perf_counter() - begin_s)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._host[name] = self._host.get(name, 0.0) + seconds
 
     def write(self, stats: DecodeStats) -> None:
         """Fills in times and memory; synchronises once."""
         if self._cuda:
             torch.cuda.synchronize()
             for name, begin, end in self._events:
-                self._host[name] += begin.elapsed_time(end) / 1e3
+                self._add(name, begin.elapsed_time(end) / 1e3)
             stats.peak_memory_bytes = torch.cuda.max_memory_allocated()
         else:
             stats.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         stats.seconds = dict(self._host)
         stats.total_seconds = time.perf_counter() - self._start
+
+
+class NoClock(Clock):
+    """Measures nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        yield

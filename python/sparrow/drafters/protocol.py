@@ -4,6 +4,7 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -137,6 +138,12 @@ class Drafter(Generic[D]):
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""
         return self, tree or TreeConfig()
+
+    def identity(self) -> Hashable | None:
+        """What draft() depends on beside the state, where every draft after the first runs the same operators on the
+        same memory and reads nothing on the host, so that rounds can be captured; None where it is not so.
+        """
+        return None
 
     def begin(self, prompt: Prompt) -> D:
         """The drafter's state after the prompt's prefill."""

@@ -1,5 +1,6 @@
 """One round of drafting: catch up with what was accepted, then grow a tree level by level."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.targets.adapter import Target
 from sparrow.tree import MAX_NODES, DraftTree, TreeConfig
+
+BUCKET = 1024  # a cache's rows are a multiple of it
 
 
 @dataclass
@@ -32,9 +35,10 @@ class DraftCache:
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
-        """Room for `text_rows` true rows and a tree behind them."""
+        """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
         c, w = drafter.config, drafter.fc.weight
-        shape = (batch, text_rows + MAX_NODES, c.num_kv_heads, c.head_dim)
+        capacity = -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
+        shape = (batch, capacity, c.num_kv_heads, c.head_dim)
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
 
 
@@ -151,6 +155,12 @@ class TextDrafter(Drafter[TextDraft]):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
 
+    def identity(self) -> Hashable:
+        """See Drafter: the settings, and where the weights are."""
+        own, rows = self.drafter, self.drafter.tables.draft_rows
+        tensors = [*own.parameters(), *own.buffers(), *([] if rows is None else [rows])]
+        return repr(own.config), *(t.data_ptr() for t in tensors)
+
     def begin(self, prompt: Prompt) -> TextDraft:
         prefill = prompt.prefill
         pending = text_rows(prompt.tokens, prompt.is_text, prefill.hidden, prefill.text_position, prompt.root)
@@ -173,6 +183,10 @@ class NoDrafter(Drafter[None]):
         if tree is not None:
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")
         return self, None
+
+    def identity(self) -> Hashable | None:
+        """See Drafter."""
+        return "none"
 
     def begin(self, prompt: Prompt) -> None:
         return None

@@ -61,6 +61,9 @@ class Recorder(NoDrafter):
         self.prompt: Pending | None = None
         self.is_text = self.visual = torch.empty(0)
 
+    def identity(self) -> None:
+        """Its rounds are run one by one: accept() keeps a copy of each."""
+
     def begin(self, prompt: Prompt) -> None:
         prefill, is_text = prompt.prefill, prompt.is_text
         self.prompt = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -135,9 +135,23 @@ class Target:
             "head_hash": hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16],
         }
 
-    def new_cache(self, capacity: int) -> TargetCache:
-        """An empty cache of `capacity` rows per sequence."""
-        return TargetCache(self.num_layers, capacity)
+    def identity(self) -> Hashable | None:
+        """What a captured verify pass holds of the model: where its weights are.
+
+        None where the pass is more than operators: modules with hooks or a forward of their own, autocast, rotary
+        frequencies that depend on the positions. Ask outside `verifying`.
+        """
+        outer, inner = (self.model, self.model.model), [*self.decoder.modules(), self.head]
+        rope = (getattr(self.config, "rope_parameters", None) or {}).get("rope_type", "default")
+        hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (*outer, *inner))
+        if hooked or rope in ("dynamic", "longrope") or torch.is_autocast_enabled(self.device.type):
+            return None
+        tensors = [t for m in (self.decoder, self.head) for t in (*m.parameters(), *m.buffers())]
+        return str(self.embedding.dtype), *(t.data_ptr() for t in tensors)
+
+    def new_cache(self, capacity: int, storage: tuple[Tensor, Tensor] | None = None) -> TargetCache:
+        """An empty cache of `capacity` rows per sequence; storage: buffer and lengths of an earlier one, to be used."""
+        return TargetCache(self.num_layers, capacity, storage)
 
     def prefill(
         self,

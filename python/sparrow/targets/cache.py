@@ -1,6 +1,7 @@
 """The target's KV cache: one preallocated buffer for all layers, an ordinary transformers Cache from outside."""
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -20,11 +21,21 @@ class TargetLayer(CacheLayerMixin):
 
     def __init__(self, cache: "TargetCache", index: int):
         super().__init__()
-        self._cache, self._index = cache, index
+        self._cache, self._index = weakref.ref(cache), index  # no cycle: a cache's memory goes when it goes
+
+    @property
+    def cache(self) -> "TargetCache":
+        """The cache it belongs to."""
+        cache = self._cache()
+        assert cache is not None
+        return cache
+
+    def __getstate__(self) -> dict[str, object]:
+        return vars(self) | {"_cache": None}  # TargetCache.__setstate__ puts it back
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates the whole cache's buffer when the first layer sees its first keys."""
-        self._cache._allocate(key_states, value_states)
+        self.cache._allocate(key_states, value_states)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
@@ -36,10 +47,10 @@ class TargetLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._cache._append(self._index, key_states, value_states)
+        return self.cache._append(self._index, key_states, value_states)
 
     def get_seq_length(self) -> int:
-        return self._cache.layer_length(self._index)
+        return self.cache.layer_length(self._index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -50,10 +61,10 @@ class TargetLayer(CacheLayerMixin):
     def crop(self, max_length: int) -> None:
         """Keeps the first max_length rows; negative: drops the last -max_length rows (transformers' convention)."""
         length = self.get_seq_length()
-        self._cache.set_length(max_length if max_length >= 0 else length + max_length, self._index)
+        self.cache.set_length(max_length if max_length >= 0 else length + max_length, self._index)
 
     def reset(self) -> None:
-        self._cache.set_length(0, self._index)
+        self.cache.set_length(0, self._index)
 
 
 class TargetCache(Cache):
@@ -62,18 +73,27 @@ class TargetCache(Cache):
     Attributes:
         buffer: the storage, allocated at the first append.
         lengths: int32 [B] on the device, the committed rows of each sequence (what the operators read).
+        fixed: the memory may not move, as captured rounds know its place.
 
     The capacity grows when a committed append needs more; inside a verify pass it may not (operators hold pointers).
     Verify passes and commits read the lengths on the device alone; the host hears of them by `count`.
     """
 
-    def __init__(self, num_layers: int, capacity: int):
+    def __init__(self, num_layers: int, capacity: int, storage: tuple[Tensor, Tensor] | None = None):
         super().__init__(layers=[TargetLayer(self, i) for i in range(num_layers)])
-        self.capacity = capacity
-        self.buffer, self.lengths = torch.empty(0), torch.empty(0, dtype=torch.int32)
+        self.capacity, self.fixed = capacity, False
+        self.buffer, self.lengths = storage or (torch.empty(0), torch.empty(0, dtype=torch.int32))
         self._slots: Tensor | None = None  # of the verify pass that runs: int64 [B, N], the cache rows of its nodes
         self._host_lengths = [0] * num_layers
         self._aside: tuple[Tensor, Tensor] | None = None
+        if storage is not None:
+            self.lengths.zero_()
+            self._share()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        for layer in self.layers:
+            layer._cache = weakref.ref(self)
 
     def layer_length(self, index: int) -> int:
         """Committed rows of one layer (the longest sequence's, where they differ)."""
@@ -91,9 +111,11 @@ class TargetCache(Cache):
         return self.buffer.transpose(3, 4)
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for `capacity` rows; the committed rows move along."""
+        """Makes room for `capacity` rows; the committed rows move along. Raises RuntimeError where it is `fixed`."""
         if capacity <= self.capacity:
             return
+        if self.fixed:
+            raise RuntimeError(f"captured rounds use the cache's {self.capacity} rows, it cannot get {capacity} now")
         self.capacity = capacity
         if self.buffer.numel():
             used, old = max(self._host_lengths), self.buffer
@@ -148,8 +170,7 @@ class TargetCache(Cache):
         Raises:
             ValueError: there is no room for them.
         """
-        if (end := max(self._host_lengths) + nodes) > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} rows, a verify pass needs {end}: reserve() them before")
+        self.check_room(nodes)
         slots = self.lengths[:, None] + torch.arange(nodes, device=self.lengths.device)
         if error is not None:
             error.bitwise_or_((slots >= self.capacity).any().int() * BAD_COUNT)
@@ -158,6 +179,11 @@ class TargetCache(Cache):
             yield
         finally:
             self._slots = None
+
+    def check_room(self, nodes: int) -> None:
+        """Raises ValueError where a verify pass of `nodes` nodes does not fit."""
+        if (end := max(self._host_lengths) + nodes) > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} rows, a verify pass needs {end}: reserve() them before")
 
     def commit(self, path: Tensor, num_path: Tensor, error: Tensor | None = None) -> None:
         """Keeps the rows of accepted nodes, on the device: path int32 [B, T] and num_path int32 [B], see kv_commit."""
