@@ -6,8 +6,15 @@ import random
 import pytest
 import torch
 
+import sparrow
+from sparrow.decoding import policy as module
+from sparrow.decoding import runner
 from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, Costs, Policy, expected
+from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
+from tests.decoding.recorder import Emulated
+from tests.decoding.scripted import ScriptedDrafter
+from tests.videos import FAMILIES, sample_inputs
 
 
 @functools.lru_cache
@@ -158,3 +165,79 @@ def test_the_first_round_costs_what_the_prompt_costs_and_is_not_measured():
         accepted, scores = world.round(policy.shape)
         policy.saw(accepted, *world.seconds(policy.shape), scores)
     assert policy.costs.seconds(policy.shape) < 5
+
+
+# --- in generate ---
+
+
+class Restless(Policy):
+    """Goes through the menu, and through drafting nothing, a round or a few each."""
+
+    def best(self, drafts: bool = False) -> TreeConfig:
+        turn = (*self.menu, PLAIN, self.menu[0], self.menu[0], self.menu[-1], self.menu[-1], self.menu[-1], PLAIN)
+        return turn[self._rounds % len(turn)]
+
+    def _choose(self) -> None:
+        self.shape = self.best()
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    """Every generation changes its tree as often as it can."""
+    monkeypatch.setattr(module, "EVERY", 1)
+    monkeypatch.setattr("sparrow.decoding.generate.Policy", Restless)
+
+
+def auto(model, inputs, drafter=None, **options):
+    drafter = drafter or sparrow.SparrowDrafter.from_target(Target(model))
+    return sparrow.generate(model, drafter, **inputs, max_new_tokens=40, eos_token_id=None, tree="auto", **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_is_chosen_the_tokens_are_the_same(tiny, greedy, restless, family):
+    model, inputs = tiny(family), sample_inputs(family)
+    out = auto(model, inputs)
+    assert torch.equal(out.sequences, greedy(model, inputs, 40))
+    assert "none" in out.stats.trees and len(out.stats.trees) > 4 and sum(out.stats.trees.values()) == out.stats.rounds
+
+
+def test_sampled_tokens_are_the_same(tiny, restless):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    options = {"do_sample": True, "seed": 5, "top_p": 0.9, "repetition_penalty": 1.2}
+    plain = sparrow.generate(model, None, **inputs, max_new_tokens=40, eos_token_id=None, **options)
+    assert torch.equal(auto(model, inputs, **options).sequences, plain.sequences)
+
+
+def test_captured_rounds_change_their_trees_too(tiny, greedy, restless, monkeypatch):
+    """Each shape has a graph of its own, in calls that follow as well."""
+    monkeypatch.setitem(runner.GRAPHS, "cpu", Emulated)
+    Emulated.made.clear()
+    runner._rooms.clear()
+    model = tiny("qwen2_5_vl")
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    for seed in range(3):
+        inputs = sample_inputs("qwen2_5_vl", seed=seed)
+        out = auto(model, inputs, drafter)
+        assert torch.equal(out.sequences, greedy(model, inputs, 40))
+        del out
+    assert len(Emulated.made) >= 1 and sum(graph.replays for graph in Emulated.made) >= 3
+    runner._rooms.clear()
+
+
+def test_what_is_known_of_a_model_serves_the_next_call(tiny):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    auto(model, inputs, drafter)
+    (costs,) = [
+        known
+        for key, known in module._costs[model].items()
+        if key[0] == drafter.in_loop(Target(model), None)[0].identity()
+    ]
+    assert costs.said and costs.seconds(PLAIN) > 0
+
+
+def test_a_drafter_without_scores_is_refused(tiny):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    for drafter in (None, sparrow.SpecVLM(), ScriptedDrafter(inputs["input_ids"][0], lambda r: 0)):
+        with pytest.raises(ValueError, match='tree="auto" needs a drafter that scores its candidates'):
+            sparrow.generate(model, drafter, **inputs, max_new_tokens=4, tree="auto")

@@ -9,14 +9,16 @@ whatever was drafted.
 """
 
 import statistics
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sparrow.tree import Root, TreeConfig
+from sparrow.drafters.protocol import Drafter
+from sparrow.tree import MAX_NODES, Root, TreeConfig
 
 PLAIN = Root()
 MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
@@ -27,7 +29,8 @@ LEVEL = 0.12  # what a level of drafting costs, in verify passes of one row, bef
 
 
 class Costs:
-    """Seconds of a round by tree, measured: the medians of the last few, interpolated for the others.
+    """Seconds of a round by tree, measured: the medians of the last few, interpolated for the others; and how right the
+    drafter is.
 
     A round costs draft(depth, width) + verify(nodes): the first is proportional to the depth, the second linear between
     the sizes that have run.
@@ -50,7 +53,7 @@ class Costs:
             self._level.setdefault(shape.width, deque(maxlen=9)).append(draft / shape.depth)
 
     def right(self, shape: TreeConfig, level: int, menu: Sequence[TreeConfig]) -> float:
-        """Acceptances per acceptance that was foretold: of this tree, or of the most alike in the menu that have run."""
+        """Acceptances per acceptance foretold: of this tree, or of the most alike in the menu that have run."""
         ran = [other for other in menu if other in self.said]
         near = min(abs(menu.index(other) - menu.index(shape)) for other in ran)
         alike = [other for other in ran if abs(menu.index(other) - menu.index(shape)) == near]
@@ -131,37 +134,71 @@ def _levels(probability: Tensor, level: Tensor, rank: Tensor, drafted_depth: int
     return levels
 
 
+# Beside the models, as in targets/borrow.py.
+_costs: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Costs]]" = weakref.WeakKeyDictionary()
+
+
+def costs_of(model: nn.Module, drafter: Hashable, context: int) -> Costs:
+    """What is known of this model and drafter on its device, with these threads, at about this context, in tokens."""
+    key = (drafter, model.device, model.dtype, torch.get_num_threads(), context.bit_length())
+    return _costs.setdefault(model, {}).setdefault(key, Costs())
+
+
 @dataclass
 class Policy:
     """Chooses trees for one generation.
 
     Attributes:
         costs: what rounds cost here and how right the drafter is, shared by the generations of a model and drafter.
-        menu: the trees to choose from, besides drafting nothing.
+        menu: the trees to choose from, besides drafting nothing; from small to large.
         shape: the tree to draft next.
     """
 
     costs: Costs
     menu: tuple[TreeConfig, ...] = MENU
-    shape: TreeConfig = field(default=MENU[2])
+    shape: TreeConfig = MENU[2]
     _rounds: int = 0
     _wait: int = FIRST_WAIT
     _until: int = 0
     _gains: list[list[float]] = field(default_factory=list)
 
-    def saw(self, accepted: int, draft: float, rest: float, scores: Tensor | None) -> None:
+    @classmethod
+    def of(cls, model: nn.Module, drafter: Drafter, own: TreeConfig, context: int) -> "Policy":
+        """For a generation that begins with the drafter's `own` tree, over a prompt of `context` tokens.
+
+        Raises ValueError where the drafter cannot change its tree.
+        """
+        if drafter.scores_width == 0:
+            raise ValueError('tree="auto" needs a drafter that scores its candidates (SparrowDrafter, text only)')
+        menu = {shape for shape in (*MENU, own) if shape.width <= drafter.scores_width}
+        by_size = tuple(sorted(menu, key=lambda shape: (shape.nodes, shape.depth)))
+        start = own if own in menu else by_size[0]
+        return cls(costs_of(model, drafter.identity(), context), by_size, start)
+
+    @property
+    def largest(self) -> TreeConfig:
+        """With room for each tree of the menu."""
+        depth = max(shape.depth for shape in self.menu)
+        return TreeConfig(max(shape.total for shape in self.menu), depth, MAX_NODES // depth)
+
+    @property
+    def candidates(self) -> int:
+        """The most that a tree of the menu has."""
+        return max(shape.candidates for shape in self.menu)
+
+    def saw(self, accepted: int, draft: float, rest: float, scores: Tensor) -> None:
         """What the round of self.shape did; chooses the next tree.
 
         Args:
             accepted: drafted tokens accepted.
             draft, rest: its seconds of drafting, and all others.
-            scores: float32 [candidates], see `expected`; None where nothing was drafted.
+            scores: float32, begins with the tree's candidates, see `expected`; of no use where nothing was drafted.
         """
         self._rounds += 1
         if self._rounds > 1:  # the first draft reads the whole prompt
             self.costs.saw(self.shape, draft, rest)
-        if scores is not None:
-            self._learn(accepted, scores)
+        if self.shape.nodes > 1:
+            self._learn(accepted, scores[: self.shape.candidates])
         if self.shape.nodes == 1:
             if self._rounds >= self._until:
                 self.shape = self.best(drafts=True)
