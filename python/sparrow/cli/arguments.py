@@ -15,7 +15,7 @@ from sparrow.cli.options import (
     check_temperature,
     option,
     positive,
-    shape,
+    shape_or_auto,
     shape_or_word,
 )
 from sparrow.evaluation.names import TABLES
@@ -73,9 +73,10 @@ class Generate(Command):
         default="raise", choices=["raise", "skip"],
     )  # fmt: skip
     max_new_tokens: int = option("longest answer (default: %(default)s)", default=256, type=positive)
-    tree: TreeConfig | None = option(  # noqa: RUF009
-        f"total-depth-width, such as {', '.join(PRESETS)} (default: the drafter's)", default=None, type=shape
-    )
+    tree: TreeConfig | str | None = option(  # noqa: RUF009
+        f"total-depth-width, such as {', '.join(PRESETS)}; auto: chosen while decoding (default: the drafter's)",
+        default=None, type=shape_or_auto,
+    )  # fmt: skip
     temperature: float = option("0 = greedy (the default)", default=0.0, type=float)
     top_k: int = option("0 = off (the default)", default=0, type=int)
     top_p: float = option("1 = off (the default)", default=1.0, type=float)
@@ -219,8 +220,8 @@ class Demo(Command):
     EXAMPLE = "sparrow demo"
 
     folder: str | None = option("another pair: a folder with target/ and drafter/", default=None, metavar="FOLDER")
-    tree: TreeConfig | None = option(  # noqa: RUF009
-        "total-depth-width (default: the drafter's)", default=None, type=shape
+    tree: TreeConfig | str | None = option(  # noqa: RUF009
+        "total-depth-width; auto: chosen while decoding (default: the drafter's)", default=None, type=shape_or_auto
     )
     max_new_tokens: int = option("longest description (default: %(default)s)", default=256, type=positive)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import sparrow_ext
 from sparrow.decoding.stats import Clock
-from sparrow.drafters.protocol import DecodeState, Drafter, Prompt
+from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.targets.cache import TargetCache
@@ -39,7 +39,7 @@ def start(
             hides is left out of the state, as no other token sees it (one sequence only).
         rules: how tokens are drawn.
         max_new_tokens: room that the drafter needs.
-        shape: of the trees to come.
+        shape: of the trees to come; the largest where they differ.
         cache: an empty one, with room for prompt, new tokens and a tree.
     """
     model_kwargs[target.cache_argument] = cache
@@ -90,18 +90,20 @@ def step(
         state.sampler.check(logits, path, state.error)
     with clock.stage("commit"):
         state.cache.commit(path, num_path, state.error)
-        advance(state, num_path, path, tokens, hidden)
-        drafter.accept(state.draft, state.accepted)
+        drafter.accept(state.draft, advance(state, num_path, path, tokens, hidden))
+        if state.scores is not None and tree.scores is not None:
+            state.scores[:, : tree.scores.shape[1]].copy_(tree.scores, non_blocking=True)
         words = state.error.long().expand(len(tokens), 1)
-        state.report.copy_(torch.cat([words, num_path[:, None].long(), tokens], dim=1), non_blocking=True)
+        report = torch.cat([words, num_path[:, None].long(), tokens], dim=1)
+        state.report[:, : report.shape[1]].copy_(report, non_blocking=True)
 
 
-def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, hidden: Tensor) -> None:
-    """Moves the state behind the accepted path: the last emitted token is the new root."""
+def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, hidden: Tensor) -> Pending:
+    """Moves the state behind the accepted path: the last emitted token is the new root. Returns what was accepted."""
     (b, n), most = hidden.shape[:2], tokens.shape[1]
     batch = torch.arange(b, device=path.device)[:, None]
     position = state.position[-1] if state.position.dim() == 3 else state.position
-    accepted = state.accepted
+    accepted = state.accepted.head(most, b * n)
     accepted.tokens.copy_(tokens.clamp(min=0))
     accepted.row_index.copy_(path.clamp(min=0) + batch * n)
     accepted.hidden.copy_(hidden.flatten(0, 1))
@@ -111,6 +113,7 @@ def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, 
     state.root.copy_(tokens.gather(1, (num_path - 1).long()[:, None])[:, 0])
     state.length.add_(num_path)
     state.position.add_(num_path[:, None])
+    return accepted
 
 
 def read(state: DecodeState) -> tuple[list[int], list[int]]:

@@ -130,8 +130,15 @@ class Rounds:
     ):  # fmt: skip
         self.target, self.drafter, self.state, self.shape, self.clock = target, drafter, state, shape, clock
         self.stops, self.room = stops, room
-        self.run = 0  # rounds that were not replayed
+        self.run = 0  # rounds of this shape that were not replayed
         self.captured: Captured | None = None
+
+    def use(self, shape: TreeConfig) -> None:
+        """The rounds to come draft trees of another shape. What is pending is still of the last one's length, so the
+        first of them is run by itself.
+        """
+        if shape != self.shape:
+            self.shape, self.run, self.captured, self.state.cache.fixed = shape, 0, None, False
 
     def __call__(self) -> tuple[list[int], list[int]]:
         """One round. Returns the first sequence's tokens and each path's length, as loop.read does."""

@@ -28,7 +28,8 @@ class DecodeStats:
         seconds: per stage; rounds that were captured and replayed are one more, "replay".
         total_seconds: the whole call.
         peak_memory_bytes: CUDA: peak allocated; CPU: the process' peak resident set.
-        tree: "total-depth-width", or "none" for plain decoding.
+        tree: "total-depth-width", "auto", or "none" for plain decoding.
+        trees: with "auto", rounds by tree, "none" where nothing was drafted.
     """
 
     tree: str = "none"
@@ -36,6 +37,7 @@ class DecodeStats:
     prompt_tokens: int = 0
     visual_tokens: int = 0
     new_tokens: int = 0
+    trees: dict[str, int] = field(default_factory=dict)
     emitted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -98,6 +100,10 @@ class Clock:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
+
+    def spent(self, name: str) -> float:
+        """Seconds of a stage so far; on CUDA 0, as nobody waits for the events."""
+        return self._host.get(name, 0.0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

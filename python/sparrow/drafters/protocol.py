@@ -37,6 +37,13 @@ class Pending:
     positions: Tensor
     num_rows: Tensor
 
+    def head(self, most: int, rows: int) -> "Pending":
+        """Its first `most` tokens and `rows` states, on the same memory."""
+        if (most, rows) == (self.tokens.shape[1], len(self.hidden)):
+            return self
+        tokens, index, positions = (t[:, :most] for t in (self.tokens, self.row_index, self.positions))
+        return Pending(tokens, index, self.hidden[:rows], positions, self.num_rows)
+
     @classmethod
     def room(cls, root: Tensor, nodes: int, most: int, states: Tensor) -> "Pending":
         """Room for what rounds accept: T = `most` tokens, states of `nodes` nodes like `states` [..., E].
@@ -93,6 +100,7 @@ class DecodeState(Generic[D]):
         accepted: what the last round accepted, T = the most a round can emit; the rows beyond num_rows are of no use.
         report: int64 [B, 2 + T] on the host (page-locked where the model is on a GPU): error, path length and emitted
             tokens of the last round.
+        scores: float32 [B, candidates] beside it, DraftTree.scores of the last round's tree; None = not wanted.
     """
 
     cache: TargetCache
@@ -104,6 +112,7 @@ class DecodeState(Generic[D]):
     error: Tensor
     accepted: Pending
     report: Tensor
+    scores: Tensor | None = None
 
     @classmethod
     def after_prompt(
@@ -130,10 +139,13 @@ class Drafter(Generic[D]):
     Attributes:
         hidden_layer: which target states it wants, if any (several: joined).
         visual_layer: the layer of the states it wants as Prefill.visual, if any.
+        scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
+            round, tree.Root() among them, for which it only keeps up.
     """
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
+    scores_width: int = 0
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""

@@ -132,7 +132,15 @@ def grow(
                 tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width),
                 cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc, error=error,
             )  # fmt: skip
-    return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error))
+    tree = sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error)
+    return DraftTree(*tree, scores=history[0])
+
+
+def root_alone(state: DecodeState) -> DraftTree:
+    """The tree of plain decoding."""
+    parent = torch.full_like(state.root[:, None], -1, dtype=torch.int32)
+    anc, depth = sparrow_ext.tree_mask(parent, state.error)
+    return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))
 
 
 @dataclass
@@ -154,6 +162,7 @@ class TextDrafter(Drafter[TextDraft]):
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
+        self.scores_width = drafter.num_draft_tokens
 
     def identity(self) -> Hashable:
         """See Drafter: the settings, and where the weights are."""
@@ -170,6 +179,8 @@ class TextDrafter(Drafter[TextDraft]):
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         cache, pending = state.draft.cache, state.draft.pending
         out, position = catch_up(self.drafter, pending, cache, state.error)
+        if shape.nodes == 1:
+            return root_alone(state)
         return grow(self.drafter, state.root, out, position, cache, shape, state.error)
 
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
@@ -192,7 +203,4 @@ class NoDrafter(Drafter[None]):
         return None
 
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
-        b, device = state.root.shape[0], state.root.device
-        parent = torch.full((b, 1), -1, dtype=torch.int32, device=device)
-        anc, depth = sparrow_ext.tree_mask(parent, state.error)
-        return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))
+        return root_alone(state)
