@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.gpu_cases import cases
-from bench.gpu_check import operators
+from bench.gpu_measure import operators
 from bench.gpu_work import Sizes, Work
 
 SMALL = Sizes(hidden=64, vocab=512, draft_vocab=256, layers=3, heads=4, kv_heads=2, head_dim=64, ffn=96)
