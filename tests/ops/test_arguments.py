@@ -55,7 +55,7 @@ def out_call() -> Call:
     given |= {"scale": 0.25, "max_prefix_len": given["k_cache"].shape[1]}
     given |= {"out": torch.zeros_like(q), "lse": torch.zeros(q.shape[:3])}
     given["workspace"] = torch.zeros(1 << 24, dtype=torch.uint8)
-    return Call("tree_attention_out", given, lambda got: None, ("out", "lse", "workspace"))
+    return Call("tree_attention_out", given, lambda got: None, ("out", "lse", "workspace", "error"))
 
 
 def new_call(op: str) -> Call:
