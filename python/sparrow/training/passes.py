@@ -28,7 +28,7 @@ class Passes(nn.Module):
 
     def outputs(self, batch: Batch) -> Iterator[Tensor]:
         """The drafter's output [B, T, E] in each of the 1 + mtp_depth passes."""
-        d, dtype, summary = self.drafter, self.drafter.fc.weight.dtype, None
+        d, dtype, summary = self.drafter, self.drafter.weight.dtype, None
         if d.config.visual == "compressed":
             batch, summary = compressed(d, batch)
         embedded = F.embedding(batch.tokens, d.embedding).to(dtype)
@@ -36,7 +36,7 @@ class Passes(nn.Module):
         _, seen_keys, seen_values = d.project(batch.visual.to(dtype), batch.visual_positions)
         chains: list[tuple[Tensor, Tensor]] = []
         for _ in range(1 + self.recipe.mtp_depth):
-            x = d.fc(torch.cat([embedded, hidden], dim=-1))
+            x = d.rows(embedded, hidden)
             queries, *own = d.project(x, batch.positions)
             chains = [*chains, (own[0], own[1])] if self.recipe.mtp_attention == "tree" else [(own[0], own[1])]
             keys = torch.cat([seen_keys, *(c[0] for c in chains)], dim=2)
@@ -96,7 +96,7 @@ def compressed(drafter: SparrowDrafter, batch: Batch) -> tuple[Batch, Tensor]:
     """
     block = batch.visual_block
     count = int(block.max()) if block.numel() else 0
-    tokens, summaries = drafter.compressor(batch.visual.to(drafter.fc.weight.dtype), block, count)
+    tokens, summaries = drafter.compressor(batch.visual.to(drafter.weight.dtype), block, count)
     # the block of the last visual row before each text row; blocks are numbered in order
     before = F.pad(block, (1, 0)).gather(1, batch.visual_before)
     number = torch.arange(1, count + 1, device=block.device)[:, None]
