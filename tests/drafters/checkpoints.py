@@ -37,7 +37,10 @@ def make(folder, kind: str, target, *, pickled=False, vocabulary=120, seed=0, ch
     if not third:
         w["embed_tokens.weight"] = target.embedding.detach().clone()
     if kind in ("MSD", "ViSpec"):
-        w |= {f"{prefix}.self_attn.{n}_proj.bias": torch.randn(r * D, generator=g) for n, r in zip("qkv", (4, kv, kv))}
+        w |= {
+            f"{prefix}.self_attn.{n}_proj.bias": torch.randn(r * D, generator=g)
+            for n, r in {"q": 4, "k": kv, "v": kv}.items()
+        }
         w["fc.bias"] = torch.randn(E, generator=g)
     if kind == "ViSpec":
         w |= {"imadpt.q": torch.randn(2, HEADS, D, generator=g), "img_fc.bias": torch.randn(E, generator=g)}
@@ -193,6 +196,6 @@ class Reference:
                 for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                     new = (place + len(path) + 1, *self.row(self.embedding[token], out, g))
                     children.append(((*path, token), score + value, [*own, new]))
-                    found[*path, token] = score + value
+                    found[(*path, token)] = score + value
             level = sorted(children, key=lambda c: -c[1])[:width]
         return set(sorted(found, key=lambda p: -found[p])[:total])

@@ -13,7 +13,8 @@ from transformers import AutoConfig
 import sparrow
 import sparrow_ext
 from sparrow.cli.arguments import Doctor
-from sparrow.cli.loading import quiet, target_folder
+from sparrow.cli.loading import quiet
+from sparrow.cli.places import target_folder
 from sparrow.progress import track
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.targets.tiny import tiny_target

@@ -2,8 +2,9 @@
 
 import pathlib
 
-from sparrow.cli.arguments import TrainDrafter
-from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet, target_folder
+from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet
+from sparrow.cli.places import target_folder
+from sparrow.cli.train_arguments import TrainDrafter
 from sparrow.progress import console
 from sparrow.targets.adapter import Target
 from sparrow.training.clips import Clips, FileClips, SyntheticClips

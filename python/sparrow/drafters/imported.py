@@ -74,7 +74,10 @@ def _layout(weights: Weights) -> str:
 
 def _same_width(shape: dict[str, Any], config: dict[str, Any], target: TargetFolder, weights: Weights) -> None:
     wanted = int(target.text.hidden_size)
-    for name, value in (("hidden_size", shape["hidden_size"]), ("target_hidden_size", config.get("target_hidden_size"))):
+    for name, value in (
+        ("hidden_size", shape["hidden_size"]),
+        ("target_hidden_size", config.get("target_hidden_size")),
+    ):
         if value not in (None, wanted):
             raise ValueError(f"{weights.where} was made for another target: {name} is {value}, the target's {wanted}")
 
@@ -145,8 +148,8 @@ def _vispec(config: DrafterConfig, made: dict[str, Tensor], weights: Weights, va
         made["fc.bias"] = (bias + state @ b.float()).to(w.dtype)
         return replace(config, fc_bias=True), made
     if any(bias is not None for bias in biases.values()) or config.qkv_bias:  # ours has all of them, or none
-        for name, bias in biases.items():
-            parts[f"{name}.bias"] = w.new_zeros(heads * d) if bias is None else bias
+        for name, given in biases.items():
+            parts[f"{name}.bias"] = w.new_zeros(heads * d) if given is None else given
         key = "layers.0.self_attn.qkv_proj"
         made.setdefault(f"{key}.bias", torch.zeros_like(made[f"{key}.weight"][:, 0]))
     parts |= {"fusion.weight": w, "fusion.bias": b}
@@ -178,7 +181,7 @@ def _eagle3(
     shape |= {"hidden_layer": taps[0], "fused_layers": taps[1:], "visual": "none" if vata else "states"}
     if positions is None and "mrope_section" in rope:
         if not vata:
-            raise ValueError(f"{weights.where}: numbers its rows by M-RoPE; with the video seen give positions=sequence")
+            raise ValueError(f"{weights.where} numbers rows by M-RoPE: with the video seen give positions=sequence")
         shape["positions"] = "target"
     made_config = DrafterConfig(
         **shape, layer="eagle3", residual_norm=bool(config.get("norm_before_residual", False)),
@@ -202,14 +205,14 @@ def _draft_ids(weights: Weights, rows: int, vocab_size: int) -> Tensor | None:
     """Token ids of the head's rows; None where the head has the whole vocabulary."""
     if "d2t" not in weights:
         return None if rows == vocab_size else torch.arange(rows)
-    ids = weights.take("d2t", rows).long() + torch.arange(rows)
+    ids: Tensor = weights.take("d2t", rows).long() + torch.arange(rows)
     if "t2d" in weights:
         marked = weights.take("t2d", None).bool().nonzero()[:, 0]
         if not torch.equal(marked, ids.sort().values):
             raise ValueError(f"{weights.where}: d2t and t2d name different tokens")
     if not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
         raise ValueError(
-            f"{weights.where} was made for another target: d2t leads to token {int(ids.max())}, the target has {vocab_size}"
+            f"{weights.where} was made for another target: d2t leads to token {int(ids.max())} of {vocab_size}"
         )
     return ids
 

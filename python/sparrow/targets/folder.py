@@ -38,7 +38,7 @@ class TargetFolder:
         self.where = weights_in(self.folder)
 
     def tensor(self, name: str, step: int = 1) -> Tensor:
-        """Every `step`-th row of the one weight whose name ends so. Raises ValueError where there are none or several."""
+        """Every `step`-th row of the one weight whose name ends so. Raises ValueError for none or several."""
         found = [key for key in self.where if key == name or key.endswith("." + name)]
         if len(found) != 1:
             raise ValueError(f"{self.folder} must hold one weight {name}, found {len(found)}")
@@ -93,7 +93,7 @@ def weights_in(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         if missing := sorted({str(file) for file in names.values() if not file.is_file()}):
             raise FileNotFoundError(f"{index} names {missing[0]}, which is missing")
         return names
-    found = {}
+    found: dict[str, pathlib.Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as opened:
