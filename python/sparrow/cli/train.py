@@ -11,7 +11,7 @@ from sparrow.training.clips import Clips, FileClips, SyntheticClips
 from sparrow.training.config import load_config
 from sparrow.training.distributed import local_device, ranks
 from sparrow.training.recipe import DrafterTraining
-from sparrow.training.trainer import prepare_answers, train
+from sparrow.training.stages import prepare_answers, train
 from sparrow.video import load_settings
 
 

@@ -91,10 +91,14 @@ class Vocabulary(nn.Module):
 
     def logits(self, out: Tensor) -> Tensor:
         """Logits over the draft vocabulary [..., Vd]; out [..., E]. For training and tests."""
+        return self.logits_of(self.head_input(out))
+
+    def logits_of(self, inputs: Tensor) -> Tensor:
+        """As `logits`, of `head_input`'s result."""
         rows = self.draft_rows
         if rows is not None:
-            return F.linear(self.head_input(out), rows)
-        all_logits = self.tables.head(self.head_input(out))
+            return F.linear(inputs, rows)
+        all_logits = self.tables.head(inputs)
         return all_logits[..., self.draft_vocab_ids] if self.config.draft_vocab else all_logits
 
     def propose(self, out: Tensor, k: int) -> tuple[Tensor, Tensor]:
