@@ -12,15 +12,20 @@ from torch import Tensor
 E, D, HEADS, INTERMEDIATE, THETA = 64, 16, 4, 96, 5000.0
 
 
-def make(folder, kind: str, target, *, pickled=False, vocabulary=120, seed=0, change=None, config=None) -> dict:
+def make(
+    folder, kind: str, target, *, pickled=False, vocabulary=120, seed=0, change=None, config=None,
+    sizes=(E, D, HEADS, 2, INTERMEDIATE),
+) -> dict:  # fmt: skip
     """Writes a random checkpoint for the target (an adapter) and returns its weights.
 
-    kind: "EAGLE" (no biases), "MSD", "ViSpec", "EAGLE-3" or "speculators"; change(weights) may alter them.
+    kind: "EAGLE" (no biases), "MSD", "ViSpec", "EAGLE-3" or "speculators"; change(weights) may alter them. sizes: of a
+    state, a head, heads, kv heads, MLP.
     """
+    E, D, HEADS, KV, INTERMEDIATE = sizes
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(shape, generator=g) * (1.2 / math.sqrt(shape[-1]))  # noqa: E731
     one = lambda n: 1 + 0.2 * torch.randn(n, generator=g)  # noqa: E731
-    kv = HEADS if kind == "ViSpec" else 2
+    kv = HEADS if kind == "ViSpec" else KV
     third = kind in ("EAGLE-3", "speculators")
     prefix, width = ("midlayer" if kind == "EAGLE-3" else "layers.0"), E * (2 if third else 1)
     w = {
@@ -39,7 +44,7 @@ def make(folder, kind: str, target, *, pickled=False, vocabulary=120, seed=0, ch
     if kind in ("MSD", "ViSpec"):
         w |= {
             f"{prefix}.self_attn.{n}_proj.bias": torch.randn(r * D, generator=g)
-            for n, r in {"q": 4, "k": kv, "v": kv}.items()
+            for n, r in {"q": HEADS, "k": kv, "v": kv}.items()
         }
         w["fc.bias"] = torch.randn(E, generator=g)
     if kind == "ViSpec":
@@ -54,7 +59,7 @@ def make(folder, kind: str, target, *, pickled=False, vocabulary=120, seed=0, ch
         change(w)
     about = {
         "model_type": "llama" if third else "qwen2", "hidden_size": E, "num_attention_heads": HEADS,
-        "num_key_value_heads": 2, "intermediate_size": INTERMEDIATE, "num_hidden_layers": 1, "rms_norm_eps": 1e-5,
+        "num_key_value_heads": KV, "intermediate_size": INTERMEDIATE, "num_hidden_layers": 1, "rms_norm_eps": 1e-5,
         "rope_theta": THETA, "hidden_act": "silu", "vocab_size": target.vocab_size, "head_dim": D,
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip

@@ -285,4 +285,12 @@ class Doctor(Command):
     ABOUT = "versions, what is built, and a losslessness self-test"
     EXAMPLE = "sparrow doctor --target path/to/Qwen2.5-VL-7B-Instruct"
 
-    target: str | None = option("also check this model folder's config", default=None, metavar="FOLDER")
+    target: str | None = option(
+        "also check whether this model is supported and fits, 25,000 tokens long", default=None, metavar="FOLDER|ID"
+    )
+    drafter: str | None = option("and this drafter with it", default=None, metavar="FOLDER|ID")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drafter is not None and self.target is None:
+            raise ValueError("--drafter needs --target: it is checked against it")

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from sparrow.cli import plan
 from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet
 from sparrow.cli.places import target_folder
 from sparrow.cli.train_arguments import TrainDrafter
@@ -32,6 +33,8 @@ def _run(arguments: TrainDrafter, only_answers: bool) -> int:
     with ranks(device) as here:
         folder = target_folder(config.target, "target")
         clips = clips_of(config, folder, load_tokenizer(folder, False))
+        if arguments.plan:
+            return plan.run(config, folder, clips, device)
         model = load_model(folder, config.dtype, device, False)
         if only_answers:
             answers = prepare_answers(Target(model), clips, config, here)

@@ -26,6 +26,10 @@ class TrainDrafter(Command):
     overrides: tuple[str, ...] = option(
         "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a.b=c"
     )
+    plan: bool = option(
+        "only print what each stage will take: memory, disk, tokens, hours by a measured step; exit code 1 where "
+        "something does not fit", default=False, action="store_true",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ class Answers:
         temperatures: each clip is answered once at each; 0 = greedy.
         max_new_tokens: longest answer.
         batch: clips generated together; they are grouped by equal shapes.
+        ahead: clips that may be decoded and wait, for the target or for others of their shape; more memory, fuller
+            batches.
         seed: of the sampling.
     """
 
@@ -60,6 +62,7 @@ class Answers:
     temperatures: tuple[float, ...] = (0.0,)
     max_new_tokens: int = 256
     batch: int = 1
+    ahead: int = 32
     seed: int = 0
 
     def __post_init__(self):
@@ -67,6 +70,7 @@ class Answers:
             raise ValueError(f"answers.temperatures must be distinct numbers >= 0, got {list(self.temperatures)}")
         _at_least("answers.max_new_tokens", self.max_new_tokens, 2)
         _at_least("answers.batch", self.batch, 1)
+        _at_least("answers.ahead", self.ahead, 1)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def states_of(target: Target, clips: Clips, config: DrafterTraining, answers: li
         "visual_layer": live.visual_layer,
         "dtype": str(live.dtype),
     }
-    settings |= {"positions": config.states.positions, "answers": asdict(config.answers) | {"folder": "", "batch": 0}}
+    given = {k: v for k, v in asdict(config.answers).items() if k != "ahead"} | {"folder": "", "batch": 0}
+    settings |= {"positions": config.states.positions, "answers": given}
     size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
     if ranks.main:
         console.print(f"the target's states of {len(answers)} answers: {size / 2**20:.0f} MiB in {cached.folder}")
