@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sparrow_ext
+from sparrow.cli import fitting
 from sparrow.cli import generate as cli_generate
 from sparrow.cli import main as cli
 from sparrow.miniature import shipped as miniature
@@ -244,6 +245,30 @@ def test_doctor(checkpoint, capsys, monkeypatch):
     assert out.splitlines()[-2].startswith(f"  sparrow generate --target {checkpoint / 'target'}")
     assert "CPU kernels" in out and out.count("identical: yes") == 2 and "Qwen2.5-VL, 1 safetensors" in out
     fails(capsys, ["doctor", "--target", "/nowhere"], "/nowhere")
+
+
+def test_doctor_says_what_fits(checkpoint, capsys, monkeypatch):
+    """Target and drafter together; another target's drafter, and too little memory, are exit code 1."""
+    monkeypatch.setenv("COLUMNS", "200")
+    pair = ["--target", str(checkpoint / "target"), "--drafter", str(checkpoint / "drafter")]
+    rows, fits = fitting.findings(checkpoint / "target", checkpoint / "drafter", torch.device("cpu"))
+    told = dict(rows)
+    assert fits and told["drafter"].startswith("for this target, text rows only, positions text")
+    assert "M-RoPE" in told["numbering"] and "fits" in told["memory"]
+    assert told["memory: cache of 25000 tokens"] == f"{2 * 4 * 2 * 32 * 4 * 25000 / 2**30:.2f} GiB"
+    monkeypatch.setattr(fitting, "free_memory", lambda _: 2**20)
+    assert cli.main(["doctor", *pair]) == 1
+    out = capsys.readouterr().out
+    assert "does not fit: " in out and "GiB too much" in out and "it does not fit" in out
+    monkeypatch.undo()
+    other = {"target": {"family": "llava_onevision"}}
+    config = json.loads((checkpoint / "drafter" / "config.json").read_text()) | other
+    (checkpoint / "other").mkdir()
+    (checkpoint / "other" / "config.json").write_text(json.dumps(config))
+    shutil.copy(checkpoint / "drafter" / "model.safetensors", checkpoint / "other")
+    rows, fits = fitting.findings(checkpoint / "target", checkpoint / "other", torch.device("cpu"))
+    assert not fits and "for another target (family differs)" in dict(rows)["drafter"]
+    fails(capsys, ["doctor", "--drafter", "x"], "--drafter needs --target")
 
 
 def test_doctor_says_no(capsys, monkeypatch):

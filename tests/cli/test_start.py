@@ -15,8 +15,9 @@ import torch
 
 import sparrow
 from sparrow.cli import main as cli
-from sparrow.cli.arguments import Command, Doctor, Generate, TrainDrafter
+from sparrow.cli.arguments import Command, Doctor, Generate
 from sparrow.cli.parser import COMMANDS, documented, parse
+from sparrow.cli.train_arguments import TrainDrafter
 from sparrow.miniature.recipe import TargetRecipe
 from sparrow.targets.tiny import tiny_target
 from sparrow.training.recipe import DrafterTraining

@@ -208,7 +208,7 @@ def test_blocks():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"visual": "all"}, "visual must be one of none, rows, compressed, got 'all'"),
+        ({"visual": "all"}, "visual must be one of none, rows, states, compressed, got 'all'"),
         ({"visual": "rows"}, "visual=rows needs positions=sequence, got positions=text"),
         ({"visual": "compressed", "positions": "target"}, "visual=compressed needs positions=sequence"),
         ({"positions": "row"}, "positions must be one of text, sequence, target, got 'row'"),

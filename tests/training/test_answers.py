@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import sparrow
 from sparrow.files import lock
 from sparrow.targets.adapter import Target
-from sparrow.training import trainer as training
+from sparrow.training import stages as training
 from sparrow.training.answers import read_answers
 from sparrow.training.recipe import Recipe
 from sparrow.training.states import CachedStates

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import sparrow
 from sparrow.targets.adapter import Target
 from sparrow.targets.teacher import teacher_states
-from sparrow.training import passes as losses
+from sparrow.training import losses
 from sparrow.training.passes import Passes
 from sparrow.training.recipe import Recipe
 from sparrow.training.sequences import collate, sequence, stored

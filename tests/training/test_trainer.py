@@ -16,9 +16,12 @@ import torch
 
 import sparrow
 from sparrow.targets.adapter import Target
-from sparrow.training import trainer as training
+from sparrow.training import stages as training
+from sparrow.training import trainer
 from sparrow.training.answers import read_answers
 from sparrow.training.distributed import ranks
+from sparrow.training.initial import frequent_tokens, new_drafter
+from sparrow.training.passes import Passes
 from sparrow.training.recipe import Optimisation
 from sparrow.training.run import Run
 from sparrow.training.sequences import collate, sequence
@@ -43,8 +46,8 @@ def trained(tiny, tmp_path_factory):
     """trained(family, visual, trimmed, fused) -> (model, clips, config) of a run on three clips."""
     runs = {}
 
-    def run(family: str, visual: bool = True, trimmed: bool = False, fused: bool = False):
-        key = (family, visual, trimmed, fused)
+    def run(family: str, visual: bool = True, trimmed: bool = False, fused: bool = False, layer: str = "eagle"):
+        key = (family, visual, trimmed, fused, layer)
         if key not in runs:
             config = settings(
                 tmp_path_factory.mktemp("trained"),
@@ -58,6 +61,8 @@ def trained(tiny, tmp_path_factory):
                 drafter={
                     "draft_vocab": 40 if trimmed else 0,
                     "fused_layers": [1, -3] if fused else [],
+                    "layer": layer,
+                    "own_head": layer == "eagle3",
                     "positions": "target" if fused else "text",
                 },
                 optimisation={
@@ -76,10 +81,12 @@ def trained(tiny, tmp_path_factory):
     return run
 
 
-CASES = [  # family, visual, trimmed, fused
+CASES = [  # family, visual, trimmed, fused, layer
     ("qwen2_5_vl", True, False, False),
     ("llava_onevision", False, True, False),
     ("qwen2_5_vl", False, False, True),
+    ("qwen2_5_vl", False, True, True, "eagle3"),
+    ("llava_onevision", False, False, True, "eagle3"),
 ]
 
 
@@ -103,7 +110,7 @@ def test_decoding_gives_the_logits_of_training(trained, case, monkeypatch):
     target = Target(model)
     drafter = sparrow.SparrowDrafter.from_pretrained(pathlib.Path(config.run) / "drafter")
     drafter.attach(target)
-    states = training._states(target, clips, config, [], training.Ranks())
+    states = training.states_of(target, clips, config, [], training.Ranks())
     compared = [0, 0, 0]
     for answer in read_answers(pathlib.Path(config.answers.folder))[:3]:
         kept = states.load(answer)
@@ -112,7 +119,7 @@ def test_decoding_gives_the_logits_of_training(trained, case, monkeypatch):
             # Training sees visual rows, decoding does not (VATA): compared without.
             batch.visual, batch.visual_positions = batch.visual[:, :0], batch.visual_positions[:, :0]
             batch.visual_before *= 0
-            want = [drafter.logits(out)[0] for out in training.Passes(drafter, config.recipe).outputs(batch)]
+            want = [drafter.logits(out)[0] for out in Passes(drafter, config.recipe).outputs(batch)]
         live, root = [], int(kept["first"]) - 1
         propose = drafter.propose
 
@@ -146,7 +153,7 @@ def test_draft_vocabulary_is_the_most_frequent_of_the_answers(trained):
         and bool((counts[ids] > 0).all())
         and counts[ids].min() >= counts.clone().index_fill(0, ids, 0).max()
     )
-    assert training.frequent_tokens(answers, 3, 300).numel() == 3
+    assert frequent_tokens(answers, 3, 300).numel() == 3
 
 
 @pytest.mark.parametrize(
@@ -315,6 +322,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
         ({"states": {"cache": False}, "optimisation": {"workers": 2}}, "workers must be 0 where states.cache is false"),
         ({"optimisation": {"batch_rows": 9}}, r"batch_rows must hold the longest sequence \(\d+ rows\), got 9"),
         ({"optimisation": {"sharding": "fsdp"}}, "fsdp needs several processes"),
+        ({"drafter": {"visual": "states"}, "recipe": {"visual": True}}, "visual=states needs positions=sequence"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tiny, tmp_path, sections, message):
@@ -378,7 +386,7 @@ def test_two_processes_train_as_one(tiny, tmp_path, sharding):
 
 def test_muon_takes_the_matrices(tiny):
     drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")))
-    muon, adamw = training.optimisers(drafter, Optimisation(optimiser="muon", weight_decay=0.1))
+    muon, adamw = trainer.optimisers(drafter, Optimisation(optimiser="muon", weight_decay=0.1))
     assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
     parts = [[p for g in o.param_groups for p in g["params"]] for o in (muon, adamw)]
     assert {p.ndim for p in parts[0]} == {2} and {p.ndim for p in parts[1]} == {1}
@@ -390,8 +398,8 @@ def test_muon_takes_the_matrices(tiny):
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_the_schedule_is_every_optimisers(tiny, tmp_path, monkeypatch, optimiser):
     """At a rate of 0 no weight moves, whatever the peak."""
-    monkeypatch.setattr(training, "learning_rate", lambda *_: 0.0)
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_: 0.0)
     target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, optimisation={"optimiser": optimiser, "steps": 2})
     training.train(target, RandomClips("qwen2_5_vl", 3), config)
-    start = training.new_drafter(target, config, []).state_dict()
+    start = new_drafter(target, config, []).state_dict()
     assert all(torch.equal(value, start[name]) for name, value in weights(config.run).items())

@@ -11,8 +11,9 @@ from sparrow.drafters.text import catch_up, grow
 from sparrow.drafters.visual import VisualDrafter
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.targets.teacher import teacher_states
-from sparrow.training import trainer as training
+from sparrow.training import stages as training
 from sparrow.training.config import ConfigError
+from sparrow.training.initial import new_drafter
 from sparrow.training.passes import Passes
 from sparrow.training.recipe import Recipe
 from sparrow.training.sequences import collate, sequence, stored
@@ -107,7 +108,7 @@ def test_trains_and_drafts(tiny, greedy, tmp_path, rival):
     drafter = sparrow.SparrowDrafter.from_pretrained(pathlib.Path(folder))
     assert drafter.config.num_kv_heads == (4 if rival == "ViSpec" else 2)
     assert drafter.config.seen_layer == recipe["visual_layer"]
-    start = training.new_drafter(Target(model), config, [])
+    start = new_drafter(Target(model), config, [])
     moved = {k for k, v in drafter.state_dict().items() if not torch.equal(v, start.state_dict()[k])}
     assert moved >= set(start.state_dict()) - {"compressor.k_proj.bias"}  # a softmax does not feel its keys' bias
     rounds = []

@@ -56,10 +56,10 @@ class Generate(Command):
     EXAMPLE = """sparrow generate --target path/to/Qwen2.5-VL-7B-Instruct --drafter path/to/drafter \\
       --video clip.mp4 --prompt "What happens?" --compare"""
 
-    target: str = option("folder or hub id of a video LLM (safetensors)", required=True, metavar="FOLDER")
+    target: str = option("folder or hub id of a video LLM (safetensors)", required=True, metavar="FOLDER|ID")
     drafter: str | None = option(
-        "folder of a drafter made for it, or specvlm: the target itself with a tenth of the visual tokens; "
-        "default: plain decoding", default=None, metavar="FOLDER",
+        "folder or hub id of a drafter made for it (a public one is imported, see sparrow import), or specvlm: the "
+        "target itself with a tenth of the visual tokens; default: plain decoding", default=None, metavar="FOLDER|ID",
     )  # fmt: skip
     video: tuple[str, ...] = option(
         "mp4, mkv, avi, webm, folder of frames, .npy or .npz; may be repeated",
@@ -128,68 +128,29 @@ class Generate(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainDrafter(Command):
-    """Trains a drafter for a target: its answers, its states along them, then the training. Each stage goes on where it
-    was stopped; under torchrun, on all processes. The drafter is in <run>/drafter.
+class Import(Command):
+    """Makes a drafter's folder of a public checkpoint: MSD, EAGLE-1 and -2, ViSpec, EAGLE-3 (also as speculators and
+    SGLang write it). Every weight is used or refused by name. Of a pytorch_model.bin only tensors are read.
     """
 
-    RUN = "sparrow.cli.train:run_drafter"
-    ABOUT = "answers, states and training of a drafter"
-    EXAMPLE = """sparrow train drafter --config sparrow target=FOLDER \\
-      data.clips=clips.jsonl run=runs/mine"""
-    SETTINGS: ClassVar[str] = "sparrow.training.recipe:DrafterTraining"
+    RUN = "sparrow.cli.import_drafter:run"
+    ABOUT = "a public drafter's checkpoint as a drafter's folder"
+    EXAMPLE = """sparrow import JLKang/ViSpec-Qwen2.5-VL-7B-Instruct \\
+      --target Qwen/Qwen2.5-VL-7B-Instruct --out vispec"""
 
-    config: str | None = option(
-        "a recipe of the package (sparrow, paper, qwen2_5_vl_7b) or a YAML file (default: the paper's recipe)",
-        default=None, metavar="NAME|FILE",
+    checkpoint: str = option("folder or hub id", positional=True, metavar="CHECKPOINT")
+    target: str = option("folder or hub id of the video LLM it was made for", required=True, metavar="FOLDER|ID")
+    out: str = option("of the drafter", required=True, metavar="FOLDER")
+    no_vata: bool = option(
+        "let it see the video as it was trained to (default: text rows only, which costs little and keeps its cache "
+        "small)", default=False, action="store_true",
     )  # fmt: skip
-    overrides: tuple[str, ...] = option(
-        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a.b=c"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainAnswers(TrainDrafter):
-    """Writes the target's answers to <run>/answers: the first stage of `sparrow train drafter` alone."""
-
-    RUN = "sparrow.cli.train:run_answers"
-    ABOUT = "the target's answers only, the first stage of `train drafter`"
-    EXAMPLE = "sparrow train answers target=FOLDER data.clips=clips.jsonl run=runs/mine"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainTarget(Command):
-    """Trains the miniature target from nothing, on clips of the synthetic world; about an hour on one core. It goes on
-    where it was stopped.
-    """
-
-    RUN = "sparrow.cli.train_target:run"
-    ABOUT = "the miniature target from nothing, on synthetic clips"
-    EXAMPLE = "sparrow train target --out runs/target"
-    SETTINGS: ClassVar[str] = "sparrow.miniature.recipe:TargetRecipe"
-
-    out: str = option("of the run; FOLDER/target is the result", required=True, metavar="FOLDER")
-    config: str | None = option("YAML settings (default: those of the shipped target)", default=None, metavar="FILE")
-    overrides: tuple[str, ...] = option(
-        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a=b"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSmolLM2(Command):
-    """Teaches SmolLM2, a pretrained language model from PyPI, to watch clips of the synthetic world: tower, merger and
-    LoRA, the text model frozen. It goes on where it was stopped.
-    """
-
-    RUN = "sparrow.cli.train_smollm2:run"
-    ABOUT = "SmolLM2 learns to watch, on synthetic clips"
-    EXAMPLE = "sparrow train smollm2 --out runs/smollm2"
-    SETTINGS: ClassVar[str] = "sparrow.smollm2.recipe:SmolRecipe"
-
-    out: str = option("of the run; FOLDER/taught.safetensors is the result", required=True, metavar="FOLDER")
-    config: str | None = option("YAML settings (default: the recipe's)", default=None, metavar="FILE")
-    overrides: tuple[str, ...] = option(
-        "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a=b"
+    positions: str | None = option(
+        "numbers of its rows: text = consecutive, sequence = places in the whole sequence, target = the target's own "
+        "(default: as it was trained)", default=None, choices=["text", "sequence", "target"],
+    )  # fmt: skip
+    tree: TreeConfig | None = option(  # noqa: RUF009
+        "total-depth-width (default: what is published with it)", default=None, type=shape
     )
 
 
@@ -245,7 +206,7 @@ class Eval(Command):
     quick: bool = option("small versions of the tables: some minutes for all", default=False, action="store_true")
     target: str | None = option("folder (default: the shipped miniature)", default=None, metavar="FOLDER")
     drafter: tuple[str, ...] = option(
-        "in place of the table's own; may be repeated; FOLDER may be shipped or an arm's name",
+        "in place of the table's own; may be repeated; FOLDER may be shipped, an arm's name or a hub id",
         default=(), action="append", metavar="[NAME=]FOLDER",
     )  # fmt: skip
     tree: tuple[TreeConfig | str, ...] = option(
@@ -325,4 +286,12 @@ class Doctor(Command):
     ABOUT = "versions, what is built, and a losslessness self-test"
     EXAMPLE = "sparrow doctor --target path/to/Qwen2.5-VL-7B-Instruct"
 
-    target: str | None = option("also check this model folder's config", default=None, metavar="FOLDER")
+    target: str | None = option(
+        "also check whether this model is supported and fits, 25,000 tokens long", default=None, metavar="FOLDER|ID"
+    )
+    drafter: str | None = option("and this drafter with it", default=None, metavar="FOLDER|ID")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.drafter is not None and self.target is None:
+            raise ValueError("--drafter needs --target: it is checked against it")

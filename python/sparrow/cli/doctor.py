@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig
 
 import sparrow
 import sparrow_ext
 from sparrow.cli.arguments import Doctor
-from sparrow.cli.loading import quiet, target_folder
+from sparrow.cli.fitting import findings
+from sparrow.cli.loading import pick_device, quiet
+from sparrow.cli.places import drafter_folder, target_folder
 from sparrow.progress import track
 from sparrow.targets.adapter import FAMILIES, Target
 from sparrow.targets.tiny import tiny_target
@@ -35,19 +36,24 @@ def run(arguments: Doctor) -> int:
     table.add_row("CPU kernels", f"{sparrow_ext.cpu_isa()}, {torch.get_num_threads()} thread(s)")
     table.add_row("CUDA kernels", _cuda_kernels())
     table.add_row("GPU", _gpu())
+    fits = True
     if arguments.target:
-        table.add_row("target", _target(arguments.target))
+        folder = target_folder(arguments.target)
+        drafter = None if arguments.drafter is None else drafter_folder(arguments.drafter, folder)
+        rows, fits = findings(folder, drafter, pick_device(None))
+        for row in rows:
+            table.add_row(*row)
     passed = True
     for family in track(SELF_TESTS, "testing that small random models decode as with transformers", "families"):
         result = _self_test(family)
         passed &= result.lossless
         table.add_row(f"self-test {FAMILIES[family]}", result.summary())
     out.print(table)
-    print("\n".join(["Next:", *(f"  {line}" for line in _next(passed, arguments.target))]))
-    return 0 if passed else 1
+    print("\n".join(["Next:", *(f"  {line}" for line in _next(passed, fits, arguments))]))
+    return 0 if passed and fits else 1
 
 
-def _next(passed: bool, target: str | None) -> list[str]:
+def _next(passed: bool, fits: bool, arguments: Doctor) -> list[str]:
     """What the findings ask for, most urgent first; where there is nothing, what to try."""
     if not passed:
         return [
@@ -61,13 +67,28 @@ def _next(passed: bool, target: str | None) -> list[str]:
     missing = [name for name, module in TRAINING.items() if importlib.util.find_spec(module) is None]
     if missing:
         steps.append(f"to train or evaluate, install {' and '.join(missing)}: pip install 'sparrow-decoding[train]'")
+    if not fits:
+        return [
+            *steps,
+            "it does not fit, or target and drafter do not belong together (see the table):",
+            "a smaller checkpoint, another device, or `sparrow import` with this --target.",
+        ]
+    target = arguments.target
     if target is None:
         return [
             *steps,
             "`sparrow demo` shows it at work on the shipped clip;",
             "`sparrow doctor --target FOLDER` checks a model of yours.",
         ]
-    return [*steps, f"sparrow generate --target {target} \\", "    --video clip.mp4 --prompt 'What happens?'"]
+    if arguments.drafter is None:
+        steps += [
+            "no drafter yet: `sparrow import CHECKPOINT --target ... --out DRAFTER` takes a public one;",
+            f"sparrow train drafter --plan --config qwen2_5_vl_7b target={target} \\",
+            "    data.clips=clips.jsonl run=runs/mine    says what training one takes; meanwhile",
+        ]
+    with_drafter = "" if arguments.drafter is None else f"--drafter {arguments.drafter} "
+    question = f"    {with_drafter}--video clip.mp4 --prompt 'What happens?'"
+    return [*steps, f"sparrow generate --target {target} \\", question]
 
 
 def _version(name: str) -> str:
@@ -95,14 +116,6 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return "none seen by torch"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-
-
-def _target(name: str) -> str:
-    folder = target_folder(name)
-    config = AutoConfig.from_pretrained(folder)
-    known = FAMILIES.get(config.model_type)
-    weights = sorted(p.name for p in folder.glob("*.safetensors"))
-    return f"{known or 'unsupported: ' + config.model_type}, {len(weights)} safetensors file(s)"
 
 
 def _self_test(family: str) -> sparrow.Comparison:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from sparrow.cli import eval_visual
+from sparrow.cli import eval_visual, places
 from sparrow.cli.arguments import Eval as EvalArguments
-from sparrow.cli.loading import load_drafter, load_target, pick_device, quiet, target_folder
+from sparrow.cli.loading import load_drafter, load_target, pick_device, quiet
 from sparrow.cli.tables import print_markdown
 from sparrow.drafters.config import DrafterConfig
-from sparrow.drafters.network import CONFIG_FILE
+from sparrow.drafters.storage import CONFIG_FILE
 from sparrow.evaluation.cells import faults
 from sparrow.evaluation.evaluate import Evaluation, Known, measured
 from sparrow.evaluation.questions import form_of
@@ -46,6 +46,7 @@ def run(arguments: EvalArguments) -> int:
         raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
     if arguments.render:
         return show(pathlib.Path(arguments.render))
+    arguments = with_drafters(arguments)
     names = arguments.table or (list(TABLES) if arguments.quick else ["main"])
     tables = [changed(table_of(name, arguments.quick), arguments) for name in dict.fromkeys(names)]
     check(tables, arguments)
@@ -167,12 +168,30 @@ def plan_of(table: Table, arguments: EvalArguments) -> Plan:
 
 def target(arguments: EvalArguments) -> tuple[PatchSettings, Any, Any]:
     """(settings, model, tokenizer) of --target, or of the shipped pair."""
-    folder = target_folder(arguments.target) if arguments.target else pair(SHIPPED)[0]
+    folder = folder_of_target(arguments)
     model, tokenizer = load_target(folder, arguments.dtype, pick_device(arguments.device), False)
     settings = load_settings(folder)
     if not isinstance(settings, PatchSettings):
         raise ValueError(f"--target: the synthetic world's lengths need a Qwen target, got a {settings.family}")
     return settings, model, tokenizer
+
+
+def folder_of_target(arguments: EvalArguments) -> pathlib.Path:
+    """--target's, or the shipped target's."""
+    return places.target_folder(arguments.target) if arguments.target else pair(SHIPPED)[0]
+
+
+def with_drafters(arguments: EvalArguments) -> EvalArguments:
+    """The arguments with a folder for each --drafter: hub ids are fetched, public checkpoints imported."""
+    named = []
+    for name, folder in map(_named, arguments.drafter):
+        try:
+            is_arm = drafter_folder(folder) != pathlib.Path(folder)
+        except FileNotFoundError:
+            is_arm = "/" not in folder  # `check` lists the arms
+        place = folder if is_arm else places.drafter_folder(folder, folder_of_target(arguments))
+        named.append(f"{name}={place}")
+    return replace(arguments, drafter=tuple(named))
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from sparrow.cli import measure
 from sparrow.cli.arguments import Generate
-from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter, target_folder
+from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
+from sparrow.cli.places import target_folder
 from sparrow.cli.stream import Stream
 from sparrow.decoding.compare import compare
 from sparrow.decoding.generate import GenerateOutput, generate
@@ -33,7 +34,7 @@ def run(arguments: Generate) -> int:
     device = pick_device(arguments.device)
     folder = target_folder(arguments.target)
     tokenizer = load_tokenizer(folder, arguments.trust_remote_code)
-    drafter = read_drafter(arguments.drafter)
+    drafter = read_drafter(arguments.drafter, folder)
     inputs = read_video(folder, tokenizer, arguments)
     model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
     bind(drafter, model)

@@ -1,6 +1,5 @@
 """What the commands load: targets, drafters, devices; faults are named by the command line's options."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 import sparrow_ext
+from sparrow.cli.places import drafter_folder
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.specvlm import SpecVLM
 from sparrow.progress import Progress
@@ -20,46 +20,6 @@ def quiet() -> None:
     """No warnings and progress bars of transformers: ours say what matters."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-
-
-def target_folder(name: str, option: str = "--target") -> pathlib.Path:
-    """The local folder of a target: the path itself, or the files of a hub id (weights come when the model loads).
-
-    Args:
-        name: path or id.
-        option: what the user calls it.
-
-    Raises:
-        FileNotFoundError: it is neither. ValueError: it is the folder of something else.
-    """
-    folder = pathlib.Path(name)
-    if name and folder.is_dir():
-        _refuse_other(folder, option, "target", "drafter")
-        return folder
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{option}: no such model folder: {name!r}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return pathlib.Path(snapshot_download(name, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"]))
-    except Exception as error:  # many kinds, all meaning the same to the user
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileNotFoundError(
-            f"{option}: {name} is no folder here and cannot be had from the hub: {reason}"
-        ) from error
-
-
-def _refuse_other(folder: pathlib.Path, option: str, wanted: str, other: str) -> None:
-    """Raises ValueError where a target's folder is given for a drafter's, the reverse, or one that holds both."""
-    if (folder / wanted / "config.json").is_file() and not (folder / "config.json").exists():
-        raise ValueError(f"{option}: {folder} holds a {wanted} in a folder of its own: give {folder / wanted}")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return  # whoever loads it says what is missing or damaged
-    keys = {"target": "model_type", "drafter": "format_version"}  # each has its own, and not the other's
-    if isinstance(config, dict) and keys[other] in config and keys[wanted] not in config:
-        raise ValueError(f"{option}: {folder} is a {other}, not a {wanted}")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -107,19 +67,19 @@ def load_model(folder: pathlib.Path, dtype: str, device: torch.device, remote_co
         raise ValueError(f"--target: the weights in {folder} are not safetensors, or cut short: {error}") from None
 
 
-def read_drafter(name: str | None, **overrides: Any) -> SparrowDrafter | SpecVLM | None:
-    """The drafter in the folder `name`, for no target yet; "specvlm" = the target itself; None = none.
+def read_drafter(
+    name: str | None, target: pathlib.Path | None = None, **overrides: Any
+) -> SparrowDrafter | SpecVLM | None:
+    """The drafter called `name`, bound to no target yet; "specvlm" = the target itself; None = none.
 
     Args:
-        name: a folder, or a word.
+        name: a folder or hub id, see places.drafter_folder; or a word.
+        target: the target's folder, for which a public checkpoint is imported.
         overrides: see SparrowDrafter.from_pretrained.
     """
     if name is None or name == "specvlm":
         return None if name is None else SpecVLM()
-    if not pathlib.Path(name).is_dir():
-        raise FileNotFoundError(f"--drafter: no such drafter folder: {name!r}")
-    _refuse_other(pathlib.Path(name), "--drafter", "drafter", "target")
-    return SparrowDrafter.from_pretrained(name, **overrides)
+    return SparrowDrafter.from_pretrained(drafter_folder(name, target), **overrides)
 
 
 def bind(drafter: SparrowDrafter | SpecVLM | None, model) -> SparrowDrafter | SpecVLM | None:

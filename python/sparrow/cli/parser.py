@@ -18,13 +18,11 @@ from sparrow.cli.arguments import (
     Eval,
     Fetch,
     Generate,
+    Import,
     Synthetic,
-    TrainAnswers,
-    TrainDrafter,
-    TrainSmolLM2,
-    TrainTarget,
 )
 from sparrow.cli.options import positive, shape, shape_or_word
+from sparrow.cli.train_arguments import TrainAnswers, TrainDrafter, TrainSmolLM2, TrainTarget
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
@@ -32,6 +30,7 @@ COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "demo": Demo,
     "eval": Eval,
     "synthetic": Synthetic,
+    "import": Import,
     "fetch": Fetch,
     "doctor": Doctor,
 }

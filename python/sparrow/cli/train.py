@@ -2,15 +2,17 @@
 
 import pathlib
 
-from sparrow.cli.arguments import TrainDrafter
-from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet, target_folder
+from sparrow.cli import plan
+from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet
+from sparrow.cli.places import target_folder
+from sparrow.cli.train_arguments import TrainDrafter
 from sparrow.progress import console
 from sparrow.targets.adapter import Target
 from sparrow.training.clips import Clips, FileClips, SyntheticClips
 from sparrow.training.config import load_config
 from sparrow.training.distributed import local_device, ranks
 from sparrow.training.recipe import DrafterTraining
-from sparrow.training.trainer import prepare_answers, train
+from sparrow.training.stages import prepare_answers, train
 from sparrow.video import load_settings
 
 
@@ -31,6 +33,8 @@ def _run(arguments: TrainDrafter, only_answers: bool) -> int:
     with ranks(device) as here:
         folder = target_folder(config.target, "target")
         clips = clips_of(config, folder, load_tokenizer(folder, False))
+        if arguments.plan:
+            return plan.run(config, folder, clips, device)
         model = load_model(folder, config.dtype, device, False)
         if only_answers:
             answers = prepare_answers(Target(model), clips, config, here)

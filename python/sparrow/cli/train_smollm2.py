@@ -4,8 +4,8 @@ import pathlib
 
 import torch
 
-from sparrow.cli.arguments import TrainSmolLM2
 from sparrow.cli.loading import quiet
+from sparrow.cli.train_arguments import TrainSmolLM2
 from sparrow.files import write_json, write_tensors
 from sparrow.miniature.batches import Collator
 from sparrow.miniature.model import SETTINGS, trainable

@@ -5,8 +5,8 @@ import pathlib
 import torch
 import transformers
 
-from sparrow.cli.arguments import TrainTarget
 from sparrow.cli.loading import quiet
+from sparrow.cli.train_arguments import TrainTarget
 from sparrow.files import replacing
 from sparrow.miniature.batches import Collator
 from sparrow.miniature.model import SETTINGS, MiniatureSize, build_miniature, miniature_tokenizer, trainable

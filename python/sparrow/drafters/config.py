@@ -27,9 +27,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "format_version": (FORMAT_VERSION, FORMAT_VERSION),
 }
 CHOICES = {
+    "layer": ("eagle", "eagle3"),
     "output_norm": ("own", "target", "none"),
     "positions": ("text", "sequence", "target"),
-    "visual": ("none", "rows", "compressed"),
+    "visual": ("none", "rows", "states", "compressed"),
 }
 
 
@@ -42,14 +43,21 @@ class DrafterConfig:
         hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
         fused_layers: further such layers; the states of all are joined and mapped to hidden_size by a linear layer
             without bias where they enter (as in EAGLE-3, arXiv 2503.01840). Own outputs are reused as they are.
+        layer: what a row is. "eagle" = FC(e ++ h), and the layer reads that. "eagle3" (arXiv 2503.01840) = e and h
+            themselves: q, k and v read RMSNorm(e) ++ RMSNorm(h), 2E wide, and h is the residual.
+        input_norm: the layer has an RMSNorm before its attention; False as in EAGLE-1 and -2.
+        residual_norm: with layer=eagle3: the residual is RMSNorm(h), not h.
+        own_head: the LM head is its own, [Vd, E], not the target's.
+        first_row: the prompt's first token is a row, with a state of zeros; False: none, as in EAGLE.
         hidden_norm: RMSNorm (own weight) on reused states, applied once when a state enters.
         output_norm: norm before the head: "own", "target" (the target's final norm) or "none".
         rope_theta: base of the rotary embedding.
         positions: "text" numbers text rows consecutively; "sequence" numbers rows by their place in the whole sequence,
             visual tokens counted; "target" uses the target's own position ids.
         visual: what it sees of the video when it drafts. "none" = nothing: text rows only. "rows" = every visual
-            token is a row (MSD). "compressed" = one token per video and a global vector in every
-            later state, both drawn from all visual tokens (ViSpec). See docs/rivals.md.
+            token is a row (MSD). "states" = every visual token is a row as text is: its embedding, and the state before
+            it (EAGLE-3). "compressed" = one token per video and a global vector in every later state, both drawn from
+            all visual tokens (ViSpec). See docs/rivals.md.
         visual_layer: index into hidden_states of the states of visual tokens these are made of; 0 = the projector's
             embeddings (as both papers have it).
         window, n_anchor: 0 = all text rows; window > 0 = the first n_anchor and the last `window` text rows.
@@ -66,6 +74,11 @@ class DrafterConfig:
     hidden_layer: int
     fused_layers: tuple[int, ...] = ()
     rms_norm_eps: float = 1e-6
+    layer: str = "eagle"
+    input_norm: bool = True
+    residual_norm: bool = False
+    own_head: bool = False
+    first_row: bool = True
     qkv_bias: bool = True
     fc_bias: bool = False
     hidden_norm: bool = False
@@ -91,6 +104,13 @@ class DrafterConfig:
             raise ValueError(f"head_dim must be even (rotary embedding), got {self.head_dim}")
         if self.visual != "none" and self.positions != "sequence":
             raise ValueError(f"visual={self.visual} needs positions=sequence, got positions={self.positions}")
+        if self.layer == "eagle3" and not (self.input_norm and self.visual in ("none", "states")):
+            raise ValueError(
+                "layer=eagle3 needs input_norm=true and visual=none or states, got "
+                f"input_norm={str(self.input_norm).lower()} and visual={self.visual}"
+            )
+        if self.layer == "eagle" and (self.residual_norm or self.visual == "states"):
+            raise ValueError("residual_norm=true and visual=states need layer=eagle3, got layer=eagle")
         TreeConfig.parse(self.tree)
 
     @property

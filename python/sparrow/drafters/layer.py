@@ -25,7 +25,8 @@ class Attention(nn.Module):
     def __init__(self, config: DrafterConfig):
         super().__init__()
         heads, kv, d = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, (heads + 2 * kv) * d, bias=config.qkv_bias)
+        width = config.hidden_size * (2 if config.layer == "eagle3" else 1)
+        self.qkv_proj = nn.Linear(width, (heads + 2 * kv) * d, bias=config.qkv_bias)
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=False)
 
 
@@ -43,36 +44,55 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """The decoder layer, one forward in two ways: in plain PyTorch (`project`, then `attend`) or through the operators
     (`extend`). The same numbers by test.
+
+    Its rows x are W wide: E, what FC made of embedding and state; or with layer=eagle3 2E, the two side by side.
     """
 
     def __init__(self, config: DrafterConfig):
         super().__init__()
         self.config = config
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.input_norm:
+            self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.layer == "eagle3":
+            self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
+    def read(self, x: Tensor) -> Tensor:
+        """What q, k and v are made of, [..., W]."""
+        if self.config.layer == "eagle3":
+            embedded, hidden = x.chunk(2, dim=-1)
+            return torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
+        return self.input_layernorm(x) if self.config.input_norm else x
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What attention is added to, [..., E]."""
+        if self.config.layer == "eagle":
+            return x
+        hidden = x.chunk(2, dim=-1)[1]
+        return self.hidden_norm(hidden) if self.config.residual_norm else hidden
+
     def project(self, x: Tensor, cos_sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, E].
+        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, W].
 
         cos_sin: float32 [B, T, D], as `SparrowDrafter.cos_sin` gives it.
         """
         c = self.config
-        qkv = self.self_attn.qkv_proj(self.input_layernorm(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
+        qkv = self.self_attn.qkv_proj(self.read(x)).unflatten(-1, (-1, c.head_dim)).transpose(1, 2)
         q, k, v = qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=1)
         cos, sin = (t.unsqueeze(1).to(x.dtype) for t in cos_sin.chunk(2, dim=-1))
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
     def attend(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The rest of the layer for rows x [B, T, E]: queries over keys k, values v [B, K, S, D].
+        """The rest of the layer for rows x [B, T, W]: queries over keys k, values v [B, K, S, D].
 
         visible: bool [B, 1, T, S]; None = causal (S = T).
         """
         attended = F.scaled_dot_product_attention(
             q, k, v.to(q.dtype), attn_mask=visible, is_causal=visible is None, enable_gqa=True
         )
-        x = x + self.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
+        x = self.residual(x) + self.self_attn.o_proj(attended.transpose(1, 2).flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def extend(
@@ -86,9 +106,9 @@ class Layer(nn.Module):
         anc: Tensor | None,
         num_rows: Tensor | None,
     ) -> Tensor:
-        """The whole layer for rows x [B, T, E] through the operators; the arguments are `SparrowDrafter.extend`'s."""
+        """The whole layer for rows x [B, T, W] through the operators; the arguments are `SparrowDrafter.extend`'s."""
         c, parts = self.config, []
-        qkv = _skinny(self.self_attn.qkv_proj, self.input_layernorm(x))
+        qkv = _skinny(self.self_attn.qkv_proj, self.read(x))
         for start in range(0, x.shape[1], MAX_ATTENTION_ROWS):
             stop = min(start + MAX_ATTENTION_ROWS, x.shape[1])
             parts.append(
@@ -107,7 +127,7 @@ class Layer(nn.Module):
                 )
             )
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        x = x + _skinny(self.self_attn.o_proj, attended.flatten(2))
+        x = self.residual(x) + _skinny(self.self_attn.o_proj, attended.flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x), _skinny)
 
 

@@ -9,40 +9,21 @@ drafter's own output where the target has not been there yet).
 """
 
 import pathlib
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import sparrow_ext
+from sparrow.drafters import storage
 from sparrow.drafters.compressor import Compressor
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.layer import Layer, RMSNorm
 from sparrow.drafters.protocol import Drafter
-from sparrow.files import replacing, write_json, write_tensors
+from sparrow.drafters.vocabulary import Vocabulary
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
-
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
-
-class Tables(NamedTuple):
-    """What a drafter shares with its target; in a tuple none of it is registered as the drafter's own.
-
-    Attributes:
-        embedding: the target's table [V, E].
-        head, norm: the target's LM head and final norm.
-        draft_rows: the head's rows for the draft vocabulary [Vd, E]; None where the head is no plain weight.
-    """
-
-    embedding: Tensor
-    head: nn.Module
-    norm: nn.Module
-    draft_rows: Tensor | None
 
 
 def rope_frequency(config: DrafterConfig) -> Tensor:
@@ -50,20 +31,19 @@ def rope_frequency(config: DrafterConfig) -> Tensor:
     return config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
 
 
-class SparrowDrafter(nn.Module):
+class SparrowDrafter(Vocabulary):
     """FC + one decoder layer + norm over a target's frozen embedding and head.
 
     Call `bind` with the target's tables before drafting: they are shared, never stored.
     """
 
     rope_frequency: Tensor
-    draft_vocab_ids: Tensor
 
     def __init__(self, config: DrafterConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         e, eps = config.hidden_size, config.rms_norm_eps
-        self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
+        if config.layer == "eagle":
+            self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
         self.layers = nn.ModuleList([Layer(config)])  # a list for the sake of the stored names
         if config.fused_layers:
             self.fuse = nn.Linear(len(config.state_layers) * e, e, bias=False)
@@ -71,68 +51,20 @@ class SparrowDrafter(nn.Module):
             self.norm = RMSNorm(e, eps)
         if config.hidden_norm:
             self.hidden_norm = RMSNorm(e, eps)
-        if config.draft_vocab:
-            self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         if config.visual == "compressed":
             self.compressor = Compressor(e, config.num_heads, config.head_dim, config.qkv_bias)
         self.register_buffer("rope_frequency", rope_frequency(config), persistent=False)
-        self._tables: Tables | None = None
-
-    # ---- the target's tables ----
-    def bind(self, embedding: Tensor, head: nn.Module, norm: nn.Module) -> None:
-        """Shares a target's embedding table [V, E], LM head and final norm with the drafter."""
-        rows = getattr(head, "weight", None)
-        if not isinstance(rows, Tensor) or getattr(head, "bias", None) is not None:
-            rows = None  # no plain weight: `propose` goes through the module
-        elif self.config.draft_vocab:
-            rows = rows[self.draft_vocab_ids]
-        self._tables = Tables(embedding, head, norm, rows)
 
     @property
-    def tables(self) -> Tables:
-        """What `bind` was given. Raises RuntimeError before that."""
-        if self._tables is None:
-            raise RuntimeError("the drafter shares its target's embedding and head: call bind() first")
-        return self._tables
-
-    @property
-    def embedding(self) -> Tensor:
-        return self.tables.embedding
+    def weight(self) -> Tensor:
+        """One of its matrices: all have its dtype and device."""
+        return self.decoder_layer.self_attn.o_proj.weight
 
     @property
     def decoder_layer(self) -> Layer:
         layer = self.layers[0]
         assert isinstance(layer, Layer)
         return layer
-
-    @property
-    def num_draft_tokens(self) -> int:
-        """Size of the vocabulary it proposes from."""
-        return len(self.draft_vocab_ids) if self.config.draft_vocab else self.embedding.shape[0]
-
-    def head_input(self, out: Tensor) -> Tensor:
-        """The drafter's output as the LM head reads it."""
-        if self.config.output_norm == "own":
-            return self.norm(out)
-        return self.tables.norm(out) if self.config.output_norm == "target" else out
-
-    def logits(self, out: Tensor) -> Tensor:
-        """Logits over the draft vocabulary [..., Vd]; out [..., E]. For training and tests."""
-        tables = self.tables
-        if tables.draft_rows is not None:
-            return F.linear(self.head_input(out), tables.draft_rows)
-        all_logits = tables.head(self.head_input(out))
-        return all_logits[..., self.draft_vocab_ids] if self.config.draft_vocab else all_logits
-
-    def propose(self, out: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k]."""
-        id_map = self.draft_vocab_ids if self.config.draft_vocab else None
-        rows = self.tables.draft_rows
-        if rows is not None:
-            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), rows, k, id_map)
-        else:
-            logp, ids, _ = sparrow_ext.topk_lse(self.logits(out), k, id_map)
-        return logp, ids
 
     # ---- one forward, two ways: the same numbers by test ----
     def reuse(self, hidden: Tensor, summary: Tensor | None = None) -> Tensor:
@@ -163,15 +95,40 @@ class SparrowDrafter(nn.Module):
         Returns:
             [B, T, E], the drafter's output before its norm (what deeper levels reuse as h).
         """
-        x = self.fc(torch.cat([F.embedding(token_ids, self.embedding), hidden], dim=-1))
+        x = self.rows(F.embedding(token_ids, self.embedding), hidden)
         return self.layer(x, positions, visible)
 
+    def rows(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """The layer's rows [..., W] of embeddings [..., E] and states [..., E], in plain PyTorch."""
+        both = torch.cat([embedded, hidden], dim=-1)
+        return self.fc(both) if self.config.layer == "eagle" else both
+
+    def rows_of(
+        self, token_ids: Tensor, row_index: Tensor, hidden: Tensor, error: Tensor | None = None,
+        num_rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The layer's rows [M, W] through the operators.
+
+        Args:
+            token_ids: int64 [M].
+            row_index: int32 [M], rows of `hidden` ([R, E], through `reuse`); -1 = a zero row.
+            error: the operators' error word.
+            num_rows: int32 [1], rows in use; the others may be anything.
+        """
+        if self.config.layer == "eagle":
+            return sparrow_ext.hsr_project(
+                token_ids, row_index, self.embedding, hidden, self.fc.weight, self.fc.bias,
+                num_rows=num_rows, error=error,
+            )  # fmt: skip
+        states = torch.where(row_index[:, None] >= 0, hidden[row_index.clamp(min=0)], 0)
+        return torch.cat([F.embedding(token_ids, self.embedding), states], dim=-1)
+
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The decoder layer over rows x [B, T, E], in plain PyTorch."""
+        """The decoder layer over rows x [B, T, W], in plain PyTorch."""
         return self.decoder_layer.attend(x, *self.project(x, positions), visible)
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, E]."""
+        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, W]."""
         return self.decoder_layer.project(x, self.cos_sin(positions))
 
     @torch.no_grad()
@@ -206,10 +163,8 @@ class SparrowDrafter(nn.Module):
             [B, T, E], as `forward`.
         """
         b, t = token_ids.shape
-        x = sparrow_ext.hsr_project(
-            token_ids.flatten(), row_index.flatten(), self.embedding, hidden, self.fc.weight, self.fc.bias,
-            num_rows=num_rows if b == 1 else None, error=error,
-        ).view(b, t, -1)  # fmt: skip
+        used = num_rows if b == 1 else None
+        x = self.rows_of(token_ids.flatten(), row_index.flatten(), hidden, error, used).view(b, t, -1)
         return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
 
     # ---- in the loop ----
@@ -218,7 +173,7 @@ class SparrowDrafter(nn.Module):
         from sparrow.drafters import text, visual  # they import this file
 
         self.attach(target)
-        have, want = self.fc.weight, target.embedding
+        have, want = self.weight, target.embedding
         if (have.dtype, have.device) != (want.dtype, want.device):
             raise ValueError(
                 f"the drafter is {have.dtype} on {have.device}, the model {want.dtype} on {want.device}: call "
@@ -230,9 +185,7 @@ class SparrowDrafter(nn.Module):
     # ---- storage ----
     def save_pretrained(self, folder: str | pathlib.Path) -> None:
         """Writes config.json and model.safetensors; the target's tables are not stored."""
-        with replacing(folder) as new:
-            write_json(new / CONFIG_FILE, asdict(self.config))
-            write_tensors(new / WEIGHTS_FILE, self.state_dict())
+        storage.save(self.config, self.state_dict(), folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | pathlib.Path, **overrides: object) -> "SparrowDrafter":
@@ -247,30 +200,25 @@ class SparrowDrafter(nn.Module):
             ValueError: the folder holds a target; the config or the weights do not fit this format, or a weight is not
                 finite.
         """
-        folder = pathlib.Path(folder)
-        _require(folder, CONFIG_FILE)
-        try:
-            config = DrafterConfig.from_json((folder / CONFIG_FILE).read_text(), **overrides)
-        except ValueError as error:
-            raise ValueError(f"{folder / CONFIG_FILE} does not fit: {error}") from None
-        _require(folder, WEIGHTS_FILE)
+        config, weights = storage.load(folder, overrides)
+        return cls.of(config, weights, str(folder))
+
+    @classmethod
+    def of(cls, config: DrafterConfig, weights: dict[str, Tensor], where: str = "memory") -> "SparrowDrafter":
+        """The drafter with these weights, which it takes as they are.
+
+        Raises:
+            ValueError: they do not fit the config; `where` they come from is named.
+        """
         with torch.device("meta"):  # no memory for sizes that the weights turn out not to have
             drafter = cls(config)
         drafter.rope_frequency = rope_frequency(config)
-        try:
-            weights = load_file(folder / WEIGHTS_FILE)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE} is not safetensors, or cut short: {error}") from None
-        for name, value in weights.items():
-            if not value.isfinite().all():
-                raise ValueError(f"the weights in {folder} must be finite: {name} is not")
-        if drafter.config.draft_vocab and "draft_vocab_ids" in weights:
-            drafter.set_draft_vocab(weights["draft_vocab_ids"])
+        drafter.take_vocabulary(weights, where)
         try:
             drafter.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[:2][-1].strip()  # behind a heading, one line per fault
-            raise ValueError(f"the weights in {folder} do not fit its config: {first}") from None
+            raise ValueError(f"the weights in {where} do not fit its config: {first}") from None
         return drafter.eval()
 
     @classmethod
@@ -282,24 +230,16 @@ class SparrowDrafter(nn.Module):
             seed: of the initialisation.
             overrides: fields of DrafterConfig.
         """
-        text = target.config
-        rope = getattr(text, "rope_parameters", None) or {}
-        heads = int(text.num_attention_heads)
-        values: dict[str, object] = {
-            "target": target.fingerprint(),
-            "hidden_size": int(text.hidden_size),
-            "num_heads": heads,
-            "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or heads),
-            "head_dim": int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-            "intermediate_size": int(text.intermediate_size),
-            "hidden_layer": target.num_layers,
-            "rms_norm_eps": float(text.rms_norm_eps),
-            "rope_theta": float(rope.get("rope_theta", 10000.0)),
-        }
+        values = storage.shape_of(target.config) | {
+            "target": target.fingerprint(), "hidden_layer": target.num_layers,
+        }  # fmt: skip
         config = DrafterConfig(**{**values, **overrides})  # type: ignore[arg-type]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drafter = cls(config)
+        if config.own_head:  # starts as the target's
+            head = getattr(target.head, "weight", target.embedding)
+            drafter.set_head(head.detach().clone())
         drafter.place(target.device, target.embedding.dtype).attach(target)
         return drafter
 
@@ -326,17 +266,3 @@ class SparrowDrafter(nn.Module):
             if not 0 <= layer <= target.num_layers:
                 raise ValueError(f"hidden_layer must lie in [0, {target.num_layers}], got {layer}")
         self.bind(target.embedding, target.head, target.norm)
-
-    def set_draft_vocab(self, ids: Tensor) -> None:
-        """Sets the draft vocabulary: distinct target token ids, int64 [Vd]."""
-        if ids.dtype != torch.int64 or ids.dim() != 1 or ids.numel() == 0:
-            raise ValueError(f"draft vocabulary ids must be int64 [Vd], Vd >= 1; got {ids.dtype} {tuple(ids.shape)}")
-        if ids.unique().numel() != ids.numel():
-            raise ValueError("draft vocabulary ids must be distinct: each draft id maps to one token")
-        self.draft_vocab_ids = ids
-
-
-def _require(folder: pathlib.Path, name: str) -> None:
-    """Raises FileNotFoundError where a drafter's folder lacks a file."""
-    if not (folder / name).is_file():
-        raise FileNotFoundError(f"no drafter in {folder}: {name} is missing")

@@ -36,7 +36,7 @@ class DraftCache:
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
         """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
-        c, w = drafter.config, drafter.fc.weight
+        c, w = drafter.config, drafter.weight
         capacity = -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
         shape = (batch, capacity, c.num_kv_heads, c.head_dim)
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
@@ -64,6 +64,13 @@ def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Ten
     before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), p - 1)
     rows = torch.where(before >= 0, before + torch.arange(b, device=root.device)[:, None] * p, -1)
     return Pending(tokens, rows.int(), hidden.flatten(0, 1), position, count + 1)
+
+
+def rows_of_text(drafter: SparrowDrafter, is_text: Tensor) -> Tensor:
+    """bool [B, P], the text tokens of a prompt that are rows: all, or all but its first token (first_row=False)."""
+    if drafter.config.first_row:
+        return is_text
+    return is_text & (torch.arange(is_text.shape[1], device=is_text.device) > 0)
 
 
 @torch.no_grad()
@@ -172,7 +179,8 @@ class TextDrafter(Drafter[TextDraft]):
 
     def begin(self, prompt: Prompt) -> TextDraft:
         prefill = prompt.prefill
-        pending = text_rows(prompt.tokens, prompt.is_text, prefill.hidden, prefill.text_position, prompt.root)
+        is_text = rows_of_text(self.drafter, prompt.is_text)
+        pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
 

@@ -12,7 +12,7 @@ import sparrow_ext
 from sparrow.drafters.compressor import visual_blocks
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import Pending, Prompt
-from sparrow.drafters.text import DraftCache, TextDraft, TextDrafter
+from sparrow.drafters.text import DraftCache, TextDraft, TextDrafter, rows_of_text
 from sparrow.targets.adapter import Prefill
 
 
@@ -50,9 +50,10 @@ def prompt_cache(
 ) -> DraftCache:
     """The prompt's rows in the drafter's cache, with room for `max_new_tokens` more and a tree.
 
-    Rows by drafter.config.visual: the text (none); all places (rows); the text and the last place of every block
-    of visual tokens (compressed). A text row is FC(e_t ++ h_{t-1}), a visual row its state or the block's one
-    token, without FC. Of a single layer's prompt only keys and values are ever used: nothing else is computed.
+    Rows by drafter.config.visual: the text (none); all places (rows, states); the text and the last place of every
+    block of visual tokens (compressed). A text row is made of e_t and h_{t-1}; a visual row likewise (states), or it is
+    its state, or the block's one token. Of a single layer's prompt only keys and values are ever used: nothing else is
+    computed.
 
     Args:
         tokens: int64 [B, P]; is_text: bool [B, P].
@@ -61,11 +62,12 @@ def prompt_cache(
     """
     b, p = tokens.shape
     ends = ~is_text & F.pad(is_text[:, 1:], (0, 1), value=True)
-    seen = {"none": is_text, "rows": torch.ones_like(is_text), "compressed": is_text | ends}[drafter.config.visual]
-    visual, summaries = visual_rows(drafter, is_text, ends, prefill.visual)
+    rows = rows_of_text(drafter, is_text)
+    seen = {"none": rows, "compressed": rows | ends}.get(drafter.config.visual, rows | ~is_text)
+    visual, summaries = visual_rows(drafter, is_text, ends, prefill)
     which, place = seen.nonzero(as_tuple=True)  # prefill's own host synchronisation
     text = is_text[which, place]
-    x = drafter.fc.weight.new_empty(len(place), drafter.config.hidden_size)
+    x = visual.new_empty(len(place), visual.shape[1])
     x[~text] = visual
     x[text] = text_inputs(drafter, tokens, prefill.hidden, summaries, which[text], place[text], error)
     count = seen.sum(1, dtype=torch.int32)
@@ -78,20 +80,25 @@ def prompt_cache(
 
 
 def visual_rows(
-    drafter: SparrowDrafter, is_text: Tensor, ends: Tensor, states: Tensor | None
+    drafter: SparrowDrafter, is_text: Tensor, ends: Tensor, prefill: Prefill
 ) -> tuple[Tensor, Tensor | None]:
-    """The drafter's visual rows [R, E], sequence by sequence, and the global vector at every place [B, P, E], if any.
+    """The drafter's visual rows [R, W], sequence by sequence, and the global vector at every place [B, P, E], if any.
 
     Args:
         is_text, ends: bool [B, P]; ends: the last places of visual blocks.
-        states: [B, P, E], of visual_layer; not looked at where visual=none.
+        prefill: its `visual`, states of visual_layer, is not looked at where visual=none.
     """
+    states = prefill.visual
     if drafter.config.visual == "none":
-        return drafter.fc.weight.new_empty(0, drafter.config.hidden_size), None
+        width = drafter.config.hidden_size * (2 if drafter.config.layer == "eagle3" else 1)
+        return drafter.weight.new_empty(0, width), None
     if states is None:
         raise ValueError(f"a drafter with visual={drafter.config.visual} needs Prefill.visual, got None")
     if drafter.config.visual == "rows":
         return states[~is_text], None
+    if drafter.config.visual == "states":
+        which, place = (~is_text).nonzero(as_tuple=True)
+        return drafter.rows(states[which, place], drafter.reuse(state_before(prefill.hidden, which, place))), None
     ended = ends.cumsum(1)
     most = int(ended.max())
     tokens, summaries = drafter.compressor(states, visual_blocks(is_text), most)
@@ -108,19 +115,21 @@ def text_inputs(
     place: Tensor,
     error: Tensor | None = None,
 ) -> Tensor:
-    """FC(e_t ++ h_{t-1}) of text rows, [R, E]: row i is the token at `place[i]` of sequence `which[i]`, int64 [R]."""
-    before = hidden[which, (place - 1).clamp(min=0)] * (place > 0)[:, None]
-    states = drafter.reuse(before, None if summaries is None else summaries[which, place])
+    """Text rows [R, W] of e_t and h_{t-1}: row i is the token at `place[i]` of sequence `which[i]`, int64 [R]."""
+    states = drafter.reuse(state_before(hidden, which, place), None if summaries is None else summaries[which, place])
     rows = torch.arange(len(place), dtype=torch.int32, device=place.device)
-    return sparrow_ext.hsr_project(
-        tokens[which, place], rows, drafter.embedding, states, drafter.fc.weight, drafter.fc.bias, error=error
-    )
+    return drafter.rows_of(tokens[which, place], rows, states, error)
+
+
+def state_before(hidden: Tensor, which: Tensor, place: Tensor) -> Tensor:
+    """h_{t-1} of places t, [R, E * layers], zeros at t = 0; hidden [B, P, E * layers], which and place int64 [R]."""
+    return hidden[which, (place - 1).clamp(min=0)] * (place > 0)[:, None]
 
 
 def append(drafter: SparrowDrafter, x: Tensor, positions: Tensor, slots: Tensor, cache: DraftCache) -> None:
-    """Writes keys and values of rows x [R, E] at `positions` to `slots`, int64 [R], of the cache's rows end to end."""
+    """Writes keys and values of rows x [R, W] at `positions` to `slots`, int64 [R], of the cache's rows end to end."""
     config, layer = drafter.config, drafter.decoder_layer
-    qkv = layer.self_attn.qkv_proj(layer.input_layernorm(x)).unflatten(-1, (-1, config.head_dim))[None]
+    qkv = layer.self_attn.qkv_proj(layer.read(x)).unflatten(-1, (-1, config.head_dim))[None]
     q, k, v = qkv.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=2)
     keys, values = (t.flatten(0, 1)[None] for t in (cache.keys, cache.values))
     sparrow_ext.rope_append(q, k, v, drafter.cos_sin(positions)[None], slots.int()[None], keys, values)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sparrow.drafters.network import WEIGHTS_FILE, SparrowDrafter
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.drafters.storage import WEIGHTS_FILE
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.cells import LEVEL, RESAMPLES, SEED, Runs, cell
 from sparrow.evaluation.questions import Question, question, sampling

@@ -104,7 +104,7 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
 
     The drafter is bound to its target; drafting is the loop's own code, only the target's choices come from the tape.
     """
-    device = drafter.fc.weight.device
+    device = drafter.weight.device
     tape = Tape(**{name: value.to(device) for name, value in vars(tape).items()})
     tokens, n = tape.tokens, len(tape.tokens)
     cache, pending = _begin(tape, drafter)
@@ -129,12 +129,15 @@ def _begin(tape: Tape, drafter: SparrowDrafter) -> tuple[DraftCache, Pending]:
     """The drafter's cache after the prompt, and its first catch-up, as the loop's begin() makes them."""
     n, device = len(tape.tokens), tape.tokens.device
     if drafter.config.positions != "sequence":
-        rows = torch.arange(len(tape.prompt_tokens), dtype=torch.int32, device=device)
-        pending = _pending(tape.prompt_tokens, rows, tape.prompt_hidden, tape.prompt_positions)
+        first = int(not drafter.config.first_row and bool(tape.is_text[0]))
+        rows = torch.arange(first, len(tape.prompt_tokens), dtype=torch.int32, device=device)
+        pending = _pending(tape.prompt_tokens[first:], rows, tape.prompt_hidden, tape.prompt_positions[first:])
         return DraftCache.empty(drafter, 1, len(tape.prompt_tokens) + n), pending
     p, text = len(tape.is_text), tape.is_text.nonzero()[:, 0]
     if drafter.config.visual != "none" and len(tape.visual) + len(text) != p:
         raise ValueError(f"a drafter with visual={drafter.config.visual} needs a tape recorded with its visual_layer")
+    if drafter.config.visual == "states":
+        raise ValueError("visual=states cannot be replayed from a tape, which has no states of visual tokens")
     prompt = torch.zeros(1, p, dtype=torch.int64, device=device)
     prompt[0, text] = tape.prompt_tokens[:-1]
     hidden = tape.prompt_hidden.new_zeros(1, p, tape.prompt_hidden.shape[1])

@@ -126,14 +126,7 @@ class Target:
         """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
         weight = getattr(self.head, "weight", None)
         rows = self.embedding if weight is None else weight
-        sample = rows[:: max(1, rows.shape[0] // 64)].detach().float().cpu().contiguous()
-        return {
-            "family": self.family,
-            "hidden_size": int(self.config.hidden_size),
-            "num_layers": self.num_layers,
-            "vocab_size": self.vocab_size,
-            "head_hash": hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16],
-        }
+        return fingerprint_of(self.family, self.config, self.vocab_size, rows[:: max(1, rows.shape[0] // 64)].detach())
 
     def identity(self) -> Hashable | None:
         """What a captured verify pass holds of the model: where its weights are.
@@ -283,6 +276,18 @@ class Target:
             yield states
         finally:
             hook.remove()
+
+
+def fingerprint_of(family: str, text: Any, vocab_size: int, sample: Tensor) -> dict[str, object]:
+    """See Target.fingerprint; text: the decoder's config, sample: every (V // 64)-th row of the head."""
+    digest = hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes())
+    return {
+        "family": family,
+        "hidden_size": int(text.hidden_size),
+        "num_layers": int(text.num_hidden_layers),
+        "vocab_size": vocab_size,
+        "head_hash": digest.hexdigest()[:16],
+    }
 
 
 def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:

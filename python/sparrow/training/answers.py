@@ -1,8 +1,13 @@
 """The target's own answers, generated once and kept as JSONL: the text a drafter learns to foresee."""
 
+import collections
+import itertools
 import json
 import pathlib
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sparrow.files import append_lines, lock, read_json, read_json_lines, write_json
-from sparrow.progress import track
+from sparrow.progress import Progress
 from sparrow.targets.adapter import Target
 from sparrow.targets.borrow import lock_of
 from sparrow.targets.positions import prompt_positions
@@ -19,6 +24,7 @@ from sparrow.training.distributed import Ranks
 from sparrow.training.recipe import Answers
 
 SETTINGS = "settings.json"
+PLACES = ("folder", "batch", "ahead")  # settings that do not change an answer, but for rounding
 OTHER = "choose another folder, or remove it to start again"
 
 
@@ -108,7 +114,7 @@ def write_answers(
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
         BlockingIOError: answers are missing, and another process is writing them.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in ("folder", "batch")}
+    settings = {k: v for k, v in asdict(config).items() if k not in PLACES}
     locked = None
     if ranks.main:
         keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
@@ -118,10 +124,15 @@ def write_answers(
     missing = _missing(folder, clips, config)
     ranks.wait()  # nobody writes before everybody has read
     mine = missing[ranks.rank :: ranks.world]
-    jobs = track(mine, "answering", "answers", quiet=not ranks.main)
-    for group in _batches(clips, jobs, config.batch):
-        made = generate_answers(target, clips, group, config, positions)
-        append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
+    with Progress("answering", len(mine), "answers", quiet=not ranks.main) as progress:
+        start, tokens = time.perf_counter(), 0
+        for group in batches_of(clips, mine, config.batch, config.ahead):
+            made = generate_answers(target, clips, group, config, positions)
+            append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
+            tokens += sum(len(answer.ids) for answer in made)
+            speed, free = tokens / (time.perf_counter() - start), shutil.disk_usage(folder).free / 2**30
+            progress.update(text=f"answering, {speed:.1f} tokens/s, {free:.1f} GiB of disk free")
+            progress.advance(len(group))
     ranks.wait()
     del locked
     return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
@@ -139,17 +150,39 @@ def _missing(folder: pathlib.Path, clips: Clips, config: Answers) -> list[tuple[
 Job = tuple[int, float, dict[str, Tensor]]
 
 
-def _batches(clips: Clips, jobs, size: int) -> Iterator[list[Job]]:
-    """Jobs of one temperature and of equal input shapes, `size` at a time; the rest of each kind at the end."""
+def batches_of(clips: Clips, jobs: Sequence[tuple[int, float]], size: int, ahead: int) -> Iterator[list[Job]]:
+    """Jobs of one temperature and of equal input shapes, `size` at a time.
+
+    A thread decodes clips ahead. At most `ahead` of them, or one batch where that is more, are decoded and not yet
+    answered: where as many wait for others of their shape, the largest group goes as it is.
+    """
     waiting: dict[object, list[Job]] = {}
-    for clip, temperature in jobs:
-        inputs = clips.inputs(clip)
-        key = (temperature, tuple((k, tuple(v.shape)) for k, v in sorted(inputs.items())))
-        group = waiting.setdefault(key, [])
-        group.append((clip, temperature, inputs))
-        if len(group) == size:
-            yield waiting.pop(key)
-    yield from waiting.values()
+    coming: collections.deque[tuple[int, float, Future[dict[str, Tensor]]]] = collections.deque()
+    todo, bound, held = iter(jobs), max(ahead, size), 0
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            while True:
+                for clip, temperature in itertools.islice(todo, bound - held - len(coming)):
+                    coming.append((clip, temperature, pool.submit(clips.inputs, clip)))
+                if not coming:
+                    break
+                clip, temperature, future = coming.popleft()
+                inputs = future.result()
+                del future
+                key: object = (temperature, tuple((k, tuple(v.shape)) for k, v in sorted(inputs.items())))
+                waiting.setdefault(key, []).append((clip, temperature, inputs))
+                held += 1
+                if len(waiting[key]) < size:
+                    if held < bound:
+                        continue
+                    key = max(waiting, key=lambda k: len(waiting[k]))
+                held -= len(waiting[key])
+                del inputs
+                yield waiting.pop(key)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.pop(next(iter(waiting)))
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ class Clips(Protocol):
 
 
 class FileClips:
-    """The lines of a JSONL file: {"video": path, "prompt": text}, or {"prompt": text} alone; a path is relative to the
+    """The lines of a JSONL file: {"video": path, "prompt": text}, {"prompt": text} alone, or {"messages": [...]}, chat
+    messages as sparrow.video.prepare takes them (several turns, any number of videos). A path is relative to the
     file's folder.
 
     Args:
@@ -55,7 +56,12 @@ class FileClips:
         return len(self.lines)
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
-        line = self.lines[clip]
+        line: dict[str, Any] = self.lines[clip]
+        if "messages" in line:
+            return prepare(
+                self.settings, self.tokenizer, _placed(line["messages"], self.folder), num_frames=self.num_frames,
+                fps=self.fps,
+            )  # fmt: skip
         if "video" not in line:
             return prepare(self.settings, self.tokenizer, line["prompt"])
         return prepare(
@@ -93,12 +99,34 @@ class SyntheticClips:
         return {"number": self.first + clip}
 
 
-def _line(text: str, where: str) -> dict[str, str]:
+def _placed(messages: list[dict[str, Any]], folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The messages with their videos' paths as they are from here."""
+
+    def part(given: Any) -> Any:
+        named = isinstance(given, dict) and given.get("type") == "video" and isinstance(given.get("video"), str)
+        return given | {"video": str(folder / given["video"])} if named else given
+
+    contents = [m.get("content") for m in messages]
+    return [
+        m | {"content": [part(p) for p in content]} if isinstance(content, list) else m
+        for m, content in zip(messages, contents, strict=True)
+    ]
+
+
+def _line(text: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
+    if isinstance(values, dict) and "messages" in values:
+        messages = values["messages"]
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            raise ValueError(f"{where}: messages must be a list of objects, got {text[:80]}")
+        if named := [name for name in ("video", "prompt") if name in values]:
+            raise ValueError(f"{where}: {named[0]} must not stand beside messages")
+        return values
     texts = [values.get("prompt"), values.get("video", "none")] if isinstance(values, dict) else [None]
     if not all(isinstance(value, str) for value in texts):
-        raise ValueError(f'{where} must be {{"video": path, "prompt": text}} or {{"prompt": text}}, got {text[:80]}')
+        forms = '{"video": path, "prompt": text}, {"prompt": text} or {"messages": [...]}'
+        raise ValueError(f"{where} must be {forms}, got {text[:80]}")
     return values

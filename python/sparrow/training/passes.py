@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sparrow.drafters.network import SparrowDrafter
+from sparrow.training.losses import distribution_losses, feature
 from sparrow.training.recipe import Recipe
 from sparrow.training.sequences import Batch
-
-METRICS = ("loss", "agreement", "acceptance")
 
 
 class Passes(nn.Module):
@@ -22,26 +22,32 @@ class Passes(nn.Module):
     pass, and only ever keys and values: nothing is drafted from them.
     """
 
-    def __init__(self, drafter: SparrowDrafter, recipe: Recipe):
+    def __init__(self, drafter: SparrowDrafter, recipe: Recipe, checkpointing: bool = False):
         super().__init__()
-        self.drafter, self.recipe = drafter, recipe
+        self.drafter, self.recipe, self.checkpointing = drafter, recipe, checkpointing
 
     def outputs(self, batch: Batch) -> Iterator[Tensor]:
         """The drafter's output [B, T, E] in each of the 1 + mtp_depth passes."""
-        d, dtype, summary = self.drafter, self.drafter.fc.weight.dtype, None
+        d, dtype, summary = self.drafter, self.drafter.weight.dtype, None
         if d.config.visual == "compressed":
             batch, summary = compressed(d, batch)
         embedded = F.embedding(batch.tokens, d.embedding).to(dtype)
         true = hidden = d.reuse(batch.hidden.to(dtype), summary)
-        _, seen_keys, seen_values = d.project(batch.visual.to(dtype), batch.visual_positions)
+        visual = batch.visual.to(dtype)
+        visual = d.rows(visual, visual) if d.config.layer == "eagle3" else visual  # [B, 0, 2E]
+        _, seen_keys, seen_values = d.project(visual, batch.visual_positions)
         chains: list[tuple[Tensor, Tensor]] = []
         for _ in range(1 + self.recipe.mtp_depth):
-            x = d.fc(torch.cat([embedded, hidden], dim=-1))
+            x = d.rows(embedded, hidden)
             queries, *own = d.project(x, batch.positions)
             chains = [*chains, (own[0], own[1])] if self.recipe.mtp_attention == "tree" else [(own[0], own[1])]
             keys = torch.cat([seen_keys, *(c[0] for c in chains)], dim=2)
             values = torch.cat([seen_values, *(c[1] for c in chains)], dim=2)
-            out = d.decoder_layer.attend(x, queries, keys, values, visible_rows(batch, len(chains) - 1))
+            given = (x, queries, keys, values, visible_rows(batch, len(chains) - 1))
+            if self.checkpointing:
+                out = checkpoint(d.decoder_layer.attend, *given, use_reentrant=False)
+            else:
+                out = d.decoder_layer.attend(*given)
             yield out
             shifted = F.pad(d.reuse(out, summary)[:, :-1], (0, 0, 1, 0))
             hidden = torch.where(batch.follows_text[..., None], shifted, true)
@@ -57,35 +63,16 @@ class Passes(nn.Module):
             the weighted loss, this process' share of the sum (scalar), and per pass this process' sums of METRICS over
             rows, float32 [1 + mtp_depth, 3], detached.
         """
-        r, rows = self.recipe, batch.loss_pass > 0
-        at = batch.loss_pass[rows]
-        with torch.no_grad():
-            best, p = self.target_distribution(batch.final[rows])
-        state, total, metrics = batch.state[rows], torch.zeros((), device=at.device), []
-        for k, whole in enumerate(self.outputs(batch)):
-            out, used = whole[rows], (at > k).float()
-            log_q = self.drafter.logits(out).float().log_softmax(-1)
-            refused = refusal(p, log_q)
-            loss = r.cross_entropy * cross_entropy(p, log_q) + r.acceptance * refused
-            if r.feature:
-                loss = loss + r.feature * feature(out, state)
-            total = total + r.mtp_decay**k * (loss * used).sum() / counts[k].clamp(min=1)
-            agreed = self.drafter_ids(log_q.argmax(-1)) == best
-            metrics.append(torch.stack([(v.detach() * used).sum() for v in (loss, agreed.float(), 1 - refused)]))
-        return total, torch.stack(metrics)
-
-    def target_distribution(self, final: Tensor) -> tuple[Tensor, Tensor]:
-        """The target's likeliest token int64 [R], and its distribution over the draft vocabulary float32 [R, Vd].
-
-        final: [R, E], states after its final norm.
-        """
-        logits = self.drafter.tables.head(final.to(self.drafter.embedding.dtype)).float()
-        p = (logits / self.recipe.temperature).softmax(-1)
-        return logits.argmax(-1), p[:, self.drafter.draft_vocab_ids] if self.drafter.config.draft_vocab else p
-
-    def drafter_ids(self, ids: Tensor) -> Tensor:
-        """Token ids of draft vocabulary ids."""
-        return self.drafter.draft_vocab_ids[ids] if self.drafter.config.draft_vocab else ids
+        r, rows, d = self.recipe, batch.loss_pass > 0, self.drafter
+        at, outs = batch.loss_pass[rows], torch.stack([out[rows] for out in self.outputs(batch)])
+        steps = torch.arange(len(outs), device=at.device)[:, None]
+        weights = (at > steps) * (r.mtp_decay**steps / counts.clamp(min=1)[:, None]).float()
+        total, metrics = distribution_losses(d, r, d.head_input(outs), batch.final[rows], weights)
+        if r.feature:
+            loss = r.feature * feature(outs, batch.state[rows].expand_as(outs))
+            total = total + (loss * weights).sum()
+            metrics[:, 0] += (loss.detach() * (weights > 0)).sum(-1)
+        return total, metrics
 
 
 def compressed(drafter: SparrowDrafter, batch: Batch) -> tuple[Batch, Tensor]:
@@ -96,7 +83,7 @@ def compressed(drafter: SparrowDrafter, batch: Batch) -> tuple[Batch, Tensor]:
     """
     block = batch.visual_block
     count = int(block.max()) if block.numel() else 0
-    tokens, summaries = drafter.compressor(batch.visual.to(drafter.fc.weight.dtype), block, count)
+    tokens, summaries = drafter.compressor(batch.visual.to(drafter.weight.dtype), block, count)
     # the block of the last visual row before each text row; blocks are numbered in order
     before = F.pad(block, (1, 0)).gather(1, batch.visual_before)
     number = torch.arange(1, count + 1, device=block.device)[:, None]
@@ -118,24 +105,3 @@ def visible_rows(batch: Batch, chain: int) -> Tensor:
     back = torch.arange(t, device=device)[:, None] - torch.arange(t, device=device)
     text = [back >= chain] + [back == chain - j for j in range(1, chain + 1)]
     return torch.cat([visual, *(block.expand(b, t, t) for block in text)], dim=-1)[:, None]
-
-
-def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
-    """-sum_x p(x) log q(x), [R]; p and log_q float32 [R, Vd].
-
-    p is the target's distribution, or its part over a trimmed draft vocabulary, not renormalised: a row then weighs by
-    the probability the draft vocabulary covers.
-    """
-    return -(p * log_q).sum(-1)
-
-
-def refusal(p: Tensor, log_q: Tensor) -> Tensor:
-    """1 - sum_x min(p(x), q(x)), [R]: the chance that speculative sampling refuses a draw from q (Leviathan et al.,
-    arXiv 2211.17192, theorem 3.5). Equals the total variation where p sums to 1.
-    """
-    return 1 - p.minimum(log_q.exp()).sum(-1)
-
-
-def feature(out: Tensor, state: Tensor) -> Tensor:
-    """SmoothL1 (beta 1), averaged over E, [R]; out and state [R, E]."""
-    return F.smooth_l1_loss(out.float(), state.float(), reduction="none").mean(-1)

@@ -53,6 +53,8 @@ class Answers:
         temperatures: each clip is answered once at each; 0 = greedy.
         max_new_tokens: longest answer.
         batch: clips generated together; they are grouped by equal shapes.
+        ahead: clips that may be decoded and wait, for the target or for others of their shape; more memory, fuller
+            batches.
         seed: of the sampling.
     """
 
@@ -60,6 +62,7 @@ class Answers:
     temperatures: tuple[float, ...] = (0.0,)
     max_new_tokens: int = 256
     batch: int = 1
+    ahead: int = 32
     seed: int = 0
 
     def __post_init__(self):
@@ -67,6 +70,7 @@ class Answers:
             raise ValueError(f"answers.temperatures must be distinct numbers >= 0, got {list(self.temperatures)}")
         _at_least("answers.max_new_tokens", self.max_new_tokens, 2)
         _at_least("answers.batch", self.batch, 1)
+        _at_least("answers.ahead", self.ahead, 1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class Shape:
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
         positions: "text", "sequence" or "target".
+        layer: "eagle", or "eagle3": q, k and v read embedding and state side by side; needs recipe.visual=false.
+        own_head: a head of its own over the draft vocabulary, at first the target's; False = the target's, frozen.
         visual: what it sees of the video when it drafts: "none", "rows" or "compressed". The last two see
             what they are trained on: recipe.visual_layer (both papers: 0) and visual_positions=before.
         grouped_heads: keys and values are shared by query heads as in the target; False = one of each per query head.
@@ -113,6 +119,8 @@ class Shape:
     fused_layers: tuple[int, ...] = ()
     hidden_norm: bool = True
     output_norm: str = "own"
+    layer: str = "eagle"
+    own_head: bool = False
     positions: str = "text"
     visual: str = "none"
     grouped_heads: bool = True
@@ -175,8 +183,10 @@ class Optimisation:
 
     Attributes:
         steps: optimiser steps.
-        batch_rows: rows of one step over all processes, padding included: sequences * (text + visual rows of the
+        batch_rows: rows of one batch over all processes, padding included: sequences * (text + visual rows of the
             longest).
+        accumulate: batches of a step; their gradients are added up, one batch is in memory at a time.
+        checkpointing: what the layer computed is computed again for its gradient, and not kept: less memory, more time.
         optimiser: "adamw"; "muon" = torch.optim.Muon for the matrices, its updates scaled to AdamW's, and AdamW for the
             rest (needs sharding=ddp).
         learning_rate, warmup: peak, and steps up to it; a cosine down to 2 % follows.
@@ -192,6 +202,8 @@ class Optimisation:
 
     steps: int = 2000
     batch_rows: int = 4096
+    accumulate: int = 1
+    checkpointing: bool = False
     optimiser: str = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 100
@@ -214,7 +226,7 @@ class Optimisation:
         _one_of("optimisation.optimiser", self.optimiser, "adamw", "muon")
         if (self.optimiser, self.sharding) == ("muon", "fsdp"):
             raise ValueError("optimisation.optimiser=muon needs optimisation.sharding=ddp: it takes whole matrices")
-        for name in ("steps", "batch_rows", "log_every", "validate_every", "save_every"):
+        for name in ("steps", "batch_rows", "accumulate", "log_every", "validate_every", "save_every"):
             _at_least(f"optimisation.{name}", getattr(self, name), 1)
         for name in ("warmup", "workers", "weight_decay", "learning_rate"):
             _at_least(f"optimisation.{name}", getattr(self, name), 0)
@@ -246,6 +258,8 @@ class DrafterTraining:
         _one_of("dtype", self.dtype, "auto", "float32", "bfloat16", "float16")
         if self.recipe.visual and self.recipe.visual_positions == "target" and self.drafter.positions != "target":
             raise ValueError("recipe.visual_positions=target needs drafter.positions=target")
+        if self.drafter.layer == "eagle3" and self.recipe.visual:
+            raise ValueError("drafter.layer=eagle3 needs recipe.visual=false: its visual rows are not trained here")
         if self.drafter.fused_layers and self.recipe.feature:
             raise ValueError(f"recipe.feature must be 0 with drafter.fused_layers, got {self.recipe.feature}")
         seen = (self.recipe.visual, self.recipe.visual_positions)

@@ -1,10 +1,9 @@
-"""Training of a drafter: the target's answers, its states along them, then steps of `Passes`. Every stage resumes."""
+"""Steps of `Passes`, validation and checkpoints."""
 
 import itertools
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -20,138 +19,20 @@ from torch.utils.data import DataLoader
 
 from sparrow.decoding.generate import generate
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.progress import console, track
+from sparrow.progress import track
 from sparrow.targets.adapter import Target
-from sparrow.training.answers import Answer, write_answers
+from sparrow.training.answers import Answer
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
-from sparrow.training.passes import METRICS, Passes
+from sparrow.training.losses import METRICS
+from sparrow.training.passes import Passes
 from sparrow.training.recipe import DrafterTraining, Optimisation
 from sparrow.training.run import Run, learning_rate
 from sparrow.training.sequences import Batch, collate
-from sparrow.training.states import CachedStates, LiveStates, Sequences, batches, sequence_rows
+from sparrow.training.states import Sequences, batches, sequence_rows
 
 DRAFTER = "drafter"
-# Settings of a run that may change with the folders' places; what is in them is compared by their own settings.json.
-PLACES = ("run", "target", "data.clips", "answers.folder", "states.folder")
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-def prepare_answers(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks) -> list[Answer]:
-    """The target's answers to all clips, in <answers.folder>."""
-    folder = pathlib.Path(config.answers.folder or pathlib.Path(config.run) / "answers")
-    return write_answers(target, clips, config.answers, config.states.positions, _data(config), folder, ranks)
-
-
-def train(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks | None = None) -> pathlib.Path:
-    """Trains a drafter for the target and returns its folder, <run>/drafter.
-
-    Args:
-        target: frozen; evaluation mode.
-        clips: what it is asked about.
-        config: see DrafterTraining.
-        ranks: this process; None = the only one.
-
-    Raises:
-        ValueError: settings that do not fit the target or each other, or a folder made with other settings.
-    """
-    ranks = ranks or Ranks()
-    _check(target, clips, config)
-    run = Run(config.run, config, main=ranks.main, places=PLACES)
-    target.model.requires_grad_(False)
-    answers = [a for a in prepare_answers(target, clips, config, ranks) if len(a.ids) > 1]  # one token drafts nothing
-    held_out = range(len(clips) - config.data.validation, len(clips))
-    training = [a for a in answers if a.clip not in held_out]
-    validation = [a for a in answers if a.clip in held_out]
-    if not training:
-        raise ValueError("no clip is left to train on: each answer has fewer than two tokens, or is held out")
-    states = _states(target, clips, config, answers, ranks)
-    drafter = new_drafter(target, config, training)
-    trainer = Trainer(drafter, config, ranks, run)
-    if trainer.step == 0 and ranks.main:
-        run.log(
-            training=len(training), validation=len(validation), left_out=len(clips) - len({a.clip for a in answers})
-        )
-    trainer.run_to_the_end(
-        Sequences(states, training, config), Sequences(states, validation, config), target, clips
-    )  # fmt: skip
-    return trainer.folder
-
-
-def _check(target: Target, clips: Clips, config: DrafterTraining) -> None:
-    """Raises ValueError where settings do not fit the target, the clips or each other."""
-    o = config.optimisation
-    if o.autocast == "none" and target.embedding.dtype != torch.float32:
-        raise ValueError(f"optimisation.autocast must be bfloat16 for a target in {target.embedding.dtype}")
-    if o.workers and not config.states.cache:
-        raise ValueError(f"optimisation.workers must be 0 where states.cache is false, got {o.workers}")
-    if config.data.validation >= len(clips):
-        raise ValueError(
-            f"data.validation must be below the number of clips ({len(clips)}), got {config.data.validation}"
-        )
-    layers(target, config)
-
-
-def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], int | None]:
-    """The layers whose states are reused (hidden_layer, then fused_layers) and visual_layer, counted from 0."""
-    number, asked = target.num_layers, (config.drafter.hidden_layer, *config.drafter.fused_layers)
-    for layer in asked:
-        if not -number - 1 <= layer <= number:
-            raise ValueError(f"drafter.hidden_layer must lie in [{-number - 1}, {number}], got {layer}")
-    visual = number // 2 if config.recipe.visual_layer is None else config.recipe.visual_layer
-    if not 0 <= visual <= number:
-        raise ValueError(f"recipe.visual_layer must lie in [0, {number}], got {visual}")
-    return tuple(k + number + 1 if k < 0 else k for k in asked), visual if config.recipe.visual else None
-
-
-def _data(config: DrafterTraining) -> dict[str, object]:
-    """What a clip's number means; more clips may come, a file of them may move, and the split may change."""
-    values = {k: v for k, v in asdict(config.data).items() if k != "validation"}
-    names = ("num_frames", "fps") if config.data.clips else ("first", "kind", "frames", "side")
-    return {name: values[name] for name in names}
-
-
-def _states(target: Target, clips: Clips, config: DrafterTraining, answers: list[Answer], ranks: Ranks):
-    live = LiveStates(target, clips, config.states, *layers(target, config))
-    if not config.states.cache:
-        return live
-    cached = CachedStates(pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
-    settings: dict[str, object] = {
-        "hidden_layers": live.hidden_layers,
-        "visual_layer": live.visual_layer,
-        "dtype": str(live.dtype),
-    }
-    settings |= {"positions": config.states.positions, "answers": asdict(config.answers) | {"folder": "", "batch": 0}}
-    size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
-    if ranks.main:
-        console.print(f"the target's states of {len(answers)} answers: {size / 2**20:.0f} MiB in {cached.folder}")
-    return cached
-
-
-def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) -> SparrowDrafter:
-    """A drafter to be trained: float32, its draft vocabulary taken from the answers."""
-    shape, (reused, visual_layer) = config.drafter, layers(target, config)
-    more: dict[str, object] = {} if shape.rope_theta is None else {"rope_theta": shape.rope_theta}
-    more |= {} if shape.grouped_heads else {"num_kv_heads": int(target.config.num_attention_heads)}
-    drafter = SparrowDrafter.from_target(
-        target, seed=config.optimisation.seed, hidden_layer=reused[0], fused_layers=reused[1:],
-        hidden_norm=shape.hidden_norm, output_norm=shape.output_norm, positions=shape.positions, visual=shape.visual,
-        visual_layer=0 if shape.visual == "none" else visual_layer,
-        draft_vocab=shape.draft_vocab > 0, tree=shape.tree, **more,
-    )  # fmt: skip
-    drafter.place(target.device, torch.float32).train().requires_grad_(True)
-    if shape.draft_vocab:
-        ids = frequent_tokens(answers, shape.draft_vocab, target.vocab_size)
-        drafter.set_draft_vocab(ids.to(target.device))
-        drafter.attach(target)
-    return drafter
-
-
-def frequent_tokens(answers: list[Answer], size: int, vocab_size: int) -> Tensor:
-    """The most frequent tokens of the answers in ascending order, int64 [<= size]; ties by lowest id."""
-    counts = torch.bincount(torch.tensor([i for a in answers for i in a.ids]), minlength=vocab_size)
-    kept = counts.argsort(descending=True, stable=True)[:size]
-    return kept[counts[kept] > 0].sort().values
 
 
 class Trainer:
@@ -167,7 +48,7 @@ class Trainer:
         self.folder = run.folder / DRAFTER
         self.o: Optimisation = config.optimisation
         self.device = drafter.embedding.device
-        self.passes = ranks.parallel(Passes(drafter, config.recipe), self.o.sharding)
+        self.passes = ranks.parallel(Passes(drafter, config.recipe, self.o.checkpointing), self.o.sharding)
         self.optimisers = optimisers(drafter, self.o)
         self.step = 0
         state = run.load()
@@ -185,7 +66,7 @@ class Trainer:
         if not left:
             self.write_drafter()  # it may be lost or damaged; the checkpoint has it
         for _ in track(left, "training", "steps", quiet=not self.ranks.main):
-            self._step(next(loader).to(self.device))
+            self._step([next(loader) for _ in range(self.o.accumulate)])
             last = self.step == self.o.steps
             if last or self.step % self.o.validate_every == 0:
                 self._validate(validation, target, clips)
@@ -194,9 +75,9 @@ class Trainer:
 
     def _keys(self, training: Sequences) -> Iterator[list[tuple[int, int, bool]]]:
         """This process' share of every batch from the present step on, as keys of `training`."""
-        lengths = [sequence_rows(a, self.config.recipe.visual) for a in training.answers]
+        lengths, each = [sequence_rows(a, self.config.recipe.visual) for a in training.answers], self.o.accumulate
         steps = enumerate(batches(lengths, self.o.batch_rows, self.o.seed))
-        for step, group in itertools.islice(steps, self.step, self.o.steps):
+        for step, group in itertools.islice(steps, self.step * each, self.o.steps * each):
             mine = [(at, step, True) for at in group[self.ranks.rank :: self.ranks.world]]
             yield mine or [(group[0], step, False)]  # fewer sequences than processes: one that does not count
 
@@ -204,14 +85,19 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.o.autocast == "bfloat16"):
             return self.passes(batch, counts)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, parts: Sequence[Batch]) -> None:
+        """One step on several batches, as if they were one."""
         start = time.perf_counter()
         rate = learning_rate(self.step, self.o.steps, self.o.learning_rate, self.o.warmup)
         for group in (g for optimiser in self.optimisers for g in optimiser.param_groups):
             group["lr"] = rate
-        counts = self.ranks.total(batch.counts(1 + self.config.recipe.mtp_depth))
-        loss, metrics = self._forward(batch, counts)
-        (loss * self.ranks.world).backward()  # processes' gradients are averaged
+        own = torch.stack([part.counts(1 + self.config.recipe.mtp_depth) for part in parts]).sum(0)
+        counts = self.ranks.total(own.to(self.device))
+        loss, metrics = torch.zeros((), device=self.device), torch.zeros(len(counts), len(METRICS), device=self.device)
+        for part in parts:
+            share, found = self._forward(part.to(self.device), counts)
+            (share * self.ranks.world).backward()  # processes' gradients are averaged
+            loss, metrics = loss + share.detach(), metrics + found
         if self.o.clip_value is not None:
             nn.utils.clip_grad_value_(self.drafter.parameters(), self.o.clip_value)
         if self.o.clip_norm is not None:
@@ -221,7 +107,7 @@ class Trainer:
             optimiser.zero_grad()
         self.step += 1
         if self.step % self.o.log_every == 0 or self.step == self.o.steps:
-            total, metrics = self.ranks.total(loss.detach()), self.ranks.total(metrics)
+            total, metrics = self.ranks.total(loss), self.ranks.total(metrics)
             if not torch.isfinite(total):
                 raise FloatingPointError(f"the loss is {float(total)} at step {self.step}: a lower learning rate?")
             self.run.log(
@@ -260,17 +146,17 @@ class Trainer:
         """<run>/drafter as it is now, in the target's dtype."""
         state: dict[str, Any] = get_model_state_dict(self.drafter, options=WHOLE)
         if self.ranks.main:
-            copy = SparrowDrafter(self.drafter.config)
-            if copy.config.draft_vocab:
-                copy.set_draft_vocab(state["draft_vocab_ids"])
-            copy.load_state_dict(state)
+            copy = SparrowDrafter.of(self.drafter.config, {name: value.clone() for name, value in state.items()})
             copy.place(torch.device("cpu"), self.drafter.embedding.dtype).save_pretrained(self.folder)
 
 
 def optimisers(drafter: SparrowDrafter, o: Optimisation) -> tuple[torch.optim.Optimizer, ...]:
-    """AdamW of everything; or Muon of the matrices and AdamW of the rest."""
-    matrices = [p for p in drafter.parameters() if p.ndim == 2 and o.optimiser == "muon"]
-    rest = [p for p in drafter.parameters() if p.ndim != 2 or o.optimiser == "adamw"]
+    """AdamW of everything; or Muon of the matrices but the head, and AdamW of the rest."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in drafter.named_parameters():
+        by_muon = o.optimiser == "muon" and p.ndim == 2 and name != "lm_head.weight"
+        (matrices if by_muon else rest).append(p)
     adamw = torch.optim.AdamW(rest, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
     if not matrices:
         return (adamw,)

@@ -1,0 +1,66 @@
+"""A drafter before its first step."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from sparrow.drafters.config import DrafterConfig
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.drafters.storage import shape_of
+from sparrow.targets.adapter import Target
+from sparrow.training.answers import Answer
+from sparrow.training.recipe import DrafterTraining
+
+SAME = ("hidden_norm", "output_norm", "layer", "own_head", "positions", "visual", "tree")  # of Shape and DrafterConfig
+
+
+def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], int | None]:
+    """The layers whose states are reused (hidden_layer, then fused_layers) and visual_layer, counted from 0."""
+    return layers_of(target.num_layers, config)
+
+
+def layers_of(number: int, config: DrafterTraining) -> tuple[tuple[int, ...], int | None]:
+    """As `layers`, of a target with so many layers."""
+    asked = (config.drafter.hidden_layer, *config.drafter.fused_layers)
+    for layer in asked:
+        if not -number - 1 <= layer <= number:
+            raise ValueError(f"drafter.hidden_layer must lie in [{-number - 1}, {number}], got {layer}")
+    visual = number // 2 if config.recipe.visual_layer is None else config.recipe.visual_layer
+    if not 0 <= visual <= number:
+        raise ValueError(f"recipe.visual_layer must lie in [0, {number}], got {visual}")
+    return tuple(k + number + 1 if k < 0 else k for k in asked), visual if config.recipe.visual else None
+
+
+def config_of(shape: dict[str, object], config: DrafterTraining, num_layers: int) -> DrafterConfig:
+    """The drafter's config; shape: of storage.shape_of, and the target's fingerprint."""
+    own, (reused, visual_layer) = config.drafter, layers_of(num_layers, config)
+    more: dict[str, object] = {} if own.rope_theta is None else {"rope_theta": own.rope_theta}
+    more |= {} if own.grouped_heads else {"num_kv_heads": shape["num_heads"]}
+    more |= {name: getattr(own, name) for name in SAME}
+    more |= {"hidden_layer": reused[0], "fused_layers": reused[1:], "draft_vocab": own.draft_vocab > 0}
+    more["visual_layer"] = 0 if own.visual == "none" else visual_layer
+    return DrafterConfig(**{**shape, **more})  # type: ignore[arg-type]
+
+
+def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) -> SparrowDrafter:
+    """A drafter to be trained: float32, its draft vocabulary taken from the answers."""
+    shape = config.drafter
+    made = asdict(config_of(shape_of(target.config) | {"target": target.fingerprint()}, config, target.num_layers))
+    del made["target"]  # from_target's own
+    drafter = SparrowDrafter.from_target(target, seed=config.optimisation.seed, **made)
+    drafter.place(target.device, torch.float32)
+    if shape.draft_vocab:
+        ids = frequent_tokens(answers, shape.draft_vocab, target.vocab_size).to(target.device)
+        drafter.set_draft_vocab(ids)
+        if shape.own_head:
+            drafter.set_head(drafter.lm_head.weight.data[ids])
+        drafter.attach(target)
+    return drafter.train().requires_grad_(True)
+
+
+def frequent_tokens(answers: list[Answer], size: int, vocab_size: int) -> Tensor:
+    """The most frequent tokens of the answers in ascending order, int64 [<= size]; ties by lowest id."""
+    counts = torch.bincount(torch.tensor([i for a in answers for i in a.ids]), minlength=vocab_size)
+    kept = counts.argsort(descending=True, stable=True)[:size]
+    return kept[counts[kept] > 0].sort().values

@@ -1,0 +1,111 @@
+"""Clips of a file: text alone, videos, several turns; and how many of them are in memory."""
+
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+
+from sparrow.miniature import shipped as miniature
+from sparrow.training.answers import batches_of
+from sparrow.training.clips import FileClips
+from sparrow.video import load_settings, prepare
+from tests.pairs import write_tiny_pair
+
+
+class Watched:
+    """10,000 references to clips of many shapes; how many were in memory at once is counted."""
+
+    def __init__(self, shapes: int):
+        self.shapes, self.alive, self.most = shapes, 0, 0
+
+    def inputs(self, clip: int):
+        ids = torch.zeros(1, 5 + (clip * 7919) % self.shapes, dtype=torch.int64)
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(ids, self.gone)
+        return {"input_ids": ids}
+
+    def gone(self) -> None:
+        self.alive -= 1
+
+
+@pytest.mark.parametrize(("shapes", "size", "ahead"), [(1, 8, 8), (7, 8, 64), (3000, 8, 32), (3000, 16, 4), (7, 1, 1)])
+def test_ten_thousand_clips_in_bounded_memory(shapes, size, ahead):
+    """Every clip once, in batches of one shape and temperature, and never more in memory than was said."""
+    clips, seen = Watched(shapes), []
+    jobs = [(clip, 0.0) for clip in range(10_000)]
+    sizes = []
+    for group in batches_of(clips, jobs, size, ahead):
+        assert len({x["input_ids"].shape for _, _, x in group}) == 1 and len(group) <= size
+        seen += [clip for clip, _, _ in group]
+        sizes.append(len(group))
+        del group
+    gc.collect()
+    assert sorted(seen) == list(range(10_000)) and clips.alive == 0
+    assert clips.most <= max(size, ahead) + size + 1  # those that are being answered, and one in the decoder's hands
+    if shapes == 1:
+        assert sizes == [8] * 1250
+    if (shapes, ahead) == (7, 64):
+        assert sum(sizes) / len(sizes) > 7.9
+
+
+def test_a_clip_that_cannot_be_read_ends_it():
+    clips = Watched(3)
+    plain, clips.inputs = clips.inputs, lambda clip: plain(clip) if clip < 20 else 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(batches_of(clips, [(clip, 0.0) for clip in range(100)], 2, 4))
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    write_tiny_pair(folder)
+    return folder / "target"
+
+
+def clips_of(target, folder, *lines) -> FileClips:
+    from transformers import AutoTokenizer
+
+    (folder / "demo.mp4").symlink_to(miniature.DEMO)
+    (folder / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return FileClips(folder / "clips.jsonl", load_settings(target), AutoTokenizer.from_pretrained(target), 4, None)
+
+
+def test_lines(target, tmp_path):
+    """A question alone, one about a video, and a chat of three turns about two videos."""
+    video = {"type": "video", "video": "demo.mp4"}
+    chat = [
+        {"role": "user", "content": [video, {"type": "text", "text": "What moves?"}]},
+        {"role": "assistant", "content": "A ball."},
+        {"role": "user", "content": [{"type": "text", "text": "And here?"}, video]},
+    ]
+    clips = clips_of(
+        target, tmp_path, {"prompt": "Hello"}, {"video": "demo.mp4", "prompt": "What moves?"}, {"messages": chat}
+    )
+    alone, one, two = (clips.inputs(n) for n in range(3))
+    assert "pixel_values_videos" not in alone and len(one["video_grid_thw"]) == 1 and len(two["video_grid_thw"]) == 2
+    placed = json.loads(json.dumps(chat).replace("demo.mp4", str(tmp_path / "demo.mp4")))
+    want = prepare(clips.settings, clips.tokenizer, placed, num_frames=4)
+    assert all(torch.equal(two[name], value) for name, value in want.items())
+    assert clips.describe(2) == {"messages": chat}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"messages": []}, "line 1: messages must be a list of objects"),
+        ({"messages": "hello"}, "line 1: messages must be a list of objects"),
+        ({"messages": [{"role": "user", "content": "x"}], "video": "a.mp4"}, "video must not stand beside messages"),
+    ],
+)
+def test_lines_are_refused(target, tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        clips_of(target, tmp_path, line)
+
+
+def test_images_are_refused_by_name(target, tmp_path):
+    chat = [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]}]
+    with pytest.raises(ValueError, match="image"):
+        clips_of(target, tmp_path, {"messages": chat}).inputs(0)
