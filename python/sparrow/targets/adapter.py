@@ -29,6 +29,12 @@ Layers: TypeAlias = int | tuple[int, ...] | None  # whose states are wanted
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
+def head_hash(rows: Tensor) -> str:
+    """Of 64 or more of an LM head's rows [V, E]: what tells a target from others of its sizes."""
+    sample = rows[:: max(1, rows.shape[0] // 64)].detach().float().cpu().contiguous()
+    return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Prefill:
     """What the prompt's forward pass leaves behind.
@@ -125,14 +131,12 @@ class Target:
     def fingerprint(self) -> dict[str, object]:
         """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
         weight = getattr(self.head, "weight", None)
-        rows = self.embedding if weight is None else weight
-        sample = rows[:: max(1, rows.shape[0] // 64)].detach().float().cpu().contiguous()
         return {
             "family": self.family,
             "hidden_size": int(self.config.hidden_size),
             "num_layers": self.num_layers,
             "vocab_size": self.vocab_size,
-            "head_hash": hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16],
+            "head_hash": head_hash(self.embedding if weight is None else weight),
         }
 
     def new_cache(self, capacity: int) -> TargetCache:
