@@ -1,6 +1,7 @@
 """Chains of drafts for a batch of requests, from text rows in a pool: all a drafter does after an engine's step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ class ChainDrafter:
             the requests that draft, int64 [n] on the host; their drafts, int64 [n, length], and the drafter's
             log-probabilities of these, float32 [n, length].
         """
+        step = step if length else replace(step, sampled=torch.zeros_like(step.sampled))
         plan, device = self.book.plan(step), states.device
         ends = plan.edges.to(device)
         if len(ends):
@@ -83,7 +85,10 @@ class ChainDrafter:
             at = self.book.text_before(slot, int(step.start[request]))
             keys, values = store.read(kv_slots_of(request, at))
             self.keys[slot, : len(at)], self.values[slot, : len(at)] = keys, values
-        return plan.draft.request, *self._chain(step, plan.draft, token_ids, source(plan.draft), length)
+        who = plan.draft.request
+        if not len(who):
+            return who, torch.empty(0, length, dtype=torch.int64), torch.empty(0, length)
+        return who, *self._chain(step, plan.draft, token_ids, source(plan.draft), length)
 
     def _states(
         self, step: Step, plan: Plan, states: Tensor, store: RowStore, kv_slots_of: Callable[[int, Tensor], Tensor]
@@ -140,5 +145,5 @@ def check_drafter(drafter: SparrowDrafter) -> None:
         raise ValueError(f"in an engine a drafter must reuse one layer's states, got fused_layers={c.fused_layers}")
     if c.hidden_layer != c.target["num_layers"]:
         raise ValueError(
-            f"in an engine hidden_layer must be {c.target['num_layers']}, the last (after the norm), got {c.hidden_layer}"
+            f"in an engine hidden_layer must be {c.target['num_layers']} (the last, normed), got {c.hidden_layer}"
         )

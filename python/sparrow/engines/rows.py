@@ -56,7 +56,7 @@ class Plan:
 
     Attributes:
         append: rows whose keys and values are to be written.
-        draft: rows from which chains grow, one per request that drafts; written by the chain itself.
+        draft: rows from which chains grow, one per request that drafts (where its text fits); the chain writes them.
         kept_state, kept_row: int64 [W], rows of the step's states whose tokens have rows, and these in the flattened
             pool: for the store.
         edges: int64 [X], rows of the step's states at the ends of blocks: for the store.
@@ -106,12 +106,11 @@ class TextRows:
         known = step.start + step.true
         fresh = self.seen[step.slots] != step.start + 1  # new, resumed, or moved to another slot
         first = torch.where(fresh, step.start, step.start + 1)
-        drafts = step.sampled & (self.before[step.slots, known] < self.capacity)
         states = int(step.scheduled.sum())
         restored = (fresh & (step.start > 0)).nonzero()[:, 0]
-        request, position = _ranges(first, known + 1 - drafts.long())
+        request, position = _ranges(first, known + 1 - step.sampled.long())
         append = self._rows(step, request, position, states, restored)
-        chosen = drafts.nonzero()[:, 0]
+        chosen = step.sampled.nonzero()[:, 0]
         draft = self._rows(step, chosen, known[chosen], states, restored)
         request, position = _ranges(step.start, known)
         at = _first_state(step)[request] + position - step.start[request]
