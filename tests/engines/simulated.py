@@ -126,7 +126,7 @@ class Engine:
             sampled = start + len(run) >= known
             accepted = self.draw(len(request.drafts) + 1) if sampled and decodes else 0
             if sampled:
-                drawn = request.drafts[:accepted] + [8 + self.draw(V - 8)]
+                drawn = [*request.drafts[:accepted], 8 + self.draw(V - 8)]
                 request.tokens += drawn
                 request.is_text += [True] * len(drawn)
             true = 1 + accepted if decodes else len(run)

@@ -5,7 +5,7 @@ import torch
 
 from sparrow.engines.chain import check_drafter
 from sparrow.engines.store import RowStore, columns_per_token
-from tests.engines.simulated import E, Engine, V, VIDEO, tiny_drafter
+from tests.engines.simulated import VIDEO, E, Engine, V, tiny_drafter
 
 CLIP = [VIDEO] * 9
 PROMPT = [10, 11, 12, *CLIP, 13, 14, 15, 16]
