@@ -18,6 +18,7 @@ from sparrow.cli.arguments import (
     Eval,
     Fetch,
     Generate,
+    Serve,
     Synthetic,
     TrainAnswers,
     TrainDrafter,
@@ -28,6 +29,7 @@ from sparrow.cli.options import positive, shape, shape_or_word
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
+    "serve": Serve,
     "train": {"drafter": TrainDrafter, "answers": TrainAnswers, "target": TrainTarget, "smollm2": TrainSmolLM2},
     "demo": Demo,
     "eval": Eval,

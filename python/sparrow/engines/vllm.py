@@ -26,6 +26,7 @@ from sparrow.engines.store import RowStore, columns_per_token
 from sparrow.engines.vllm_cache import RowCache
 from sparrow.targets.adapter import head_hash
 
+RENUMBERED = ("qwen2_vl", "qwen2_5_vl")  # where vLLM's text after a visual block is numbered unlike transformers'
 logger = init_logger("vllm.sparrow")  # below vLLM's own, so that its handlers and level apply
 
 
@@ -107,13 +108,20 @@ class SparrowProposer:
     def _check_target(self, table: Tensor, head: Tensor) -> None:
         """Raises ValueError where the drafter was made for another target."""
         want, text = self.drafter.config.target, self.config.model_config.hf_text_config
+        family = str(self.config.model_config.hf_config.model_type)
         have = {
-            "hidden_size": int(text.hidden_size), "num_layers": int(text.num_hidden_layers),
+            "family": family, "hidden_size": int(text.hidden_size), "num_layers": int(text.num_hidden_layers),
             "vocab_size": len(table), "head_hash": head_hash(head),
         }  # fmt: skip
         for key, value in have.items():
             if want.get(key) != value:
                 raise ValueError(f"sparrow: the drafter's target has {key}={want.get(key)!r}, this one {value!r}")
+        if family in RENUMBERED and self.drafter.config.numbering != "reference":
+            logger.warning(
+                "sparrow: vLLM numbers prompts of %s by the rule 'reference', this drafter was trained under '%s': "
+                "fewer drafts are accepted (to train one: states.positions=reference)",
+                family, self.drafter.config.numbering,
+            )  # fmt: skip
 
     @torch.no_grad()
     def propose_step(

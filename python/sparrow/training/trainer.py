@@ -137,7 +137,7 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
         target, seed=config.optimisation.seed, hidden_layer=reused[0], fused_layers=reused[1:],
         hidden_norm=shape.hidden_norm, output_norm=shape.output_norm, positions=shape.positions, visual=shape.visual,
         visual_layer=0 if shape.visual == "none" else visual_layer,
-        draft_vocab=shape.draft_vocab > 0, tree=shape.tree, **more,
+        draft_vocab=shape.draft_vocab > 0, tree=shape.tree, numbering=config.states.positions, **more,
     )  # fmt: skip
     drafter.place(target.device, torch.float32).train().requires_grad_(True)
     if shape.draft_vocab:
