@@ -1,4 +1,4 @@
-"""The GPU checks' machinery with planted workers: a fault costs one case, and the verdict is right in both directions."""
+"""GPU checks with planted workers: a fault costs one case, and the verdict is right in both directions."""
 
 import json
 import subprocess

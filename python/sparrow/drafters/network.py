@@ -167,6 +167,29 @@ class SparrowDrafter(Vocabulary):
         x = self.rows_of(token_ids.flatten(), row_index.flatten(), hidden, error, used).view(b, t, -1)
         return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
 
+    @torch.no_grad()
+    def append(
+        self,
+        token_ids: Tensor,
+        row_index: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        """Writes keys and values of rows and nothing else: in one layer they depend on no other row.
+
+        Args:
+            token_ids: int64 [R].
+            row_index: int32 [R], rows of `hidden` ([N, E], through `reuse`); -1 = a zero row.
+            positions: int64 [R].
+            slots: int32 [R], rows of the flattened cache; -1 = written nowhere.
+            keys, values: [B, capacity, K, D], contiguous (mutated).
+        """
+        x = sparrow_ext.hsr_project(token_ids, row_index, self.embedding, hidden, self.fc.weight, self.fc.bias)
+        self.decoder_layer.append(x, self.cos_sin(positions), slots, keys, values)
+
     # ---- in the loop ----
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
         """See EntersLoop. Raises ValueError where dtype or device are not the target's, too."""

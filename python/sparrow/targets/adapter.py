@@ -29,6 +29,11 @@ Layers: TypeAlias = int | tuple[int, ...] | None  # whose states are wanted
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
+def head_rows(head: Tensor) -> Tensor:
+    """64 or more of an LM head's rows [V, E]: what tells a target from others of its sizes."""
+    return head[:: max(1, head.shape[0] // 64)].detach()
+
+
 @dataclass(frozen=True)
 class Prefill:
     """What the prompt's forward pass leaves behind.
@@ -125,8 +130,8 @@ class Target:
     def fingerprint(self) -> dict[str, object]:
         """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
         weight = getattr(self.head, "weight", None)
-        rows = self.embedding if weight is None else weight
-        return fingerprint_of(self.family, self.config, self.vocab_size, rows[:: max(1, rows.shape[0] // 64)].detach())
+        head = self.embedding if weight is None else weight
+        return fingerprint_of(self.family, self.config, self.vocab_size, head_rows(head))
 
     def identity(self) -> Hashable | None:
         """What a captured verify pass holds of the model: where its weights are.
@@ -279,7 +284,7 @@ class Target:
 
 
 def fingerprint_of(family: str, text: Any, vocab_size: int, sample: Tensor) -> dict[str, object]:
-    """See Target.fingerprint; text: the decoder's config, sample: every (V // 64)-th row of the head."""
+    """See Target.fingerprint; text: the decoder's config, sample: head_rows of its head."""
     digest = hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes())
     return {
         "family": family,
