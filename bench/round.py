@@ -48,6 +48,7 @@ SIZES = {  # the language models of Qwen2.5-VL-7B and -3B and of LLaVA-OneVision
 }
 LENGTHS = (500, 1500, 6000, 25000, 100000)
 TEXT = 200  # text tokens of the prompt
+DRAFTS = 5  # drafts alone, for each round that is timed
 STAGES = ("draft", "verify", "sample", "commit")
 
 
@@ -208,12 +209,22 @@ def counted(bench: Bench, state: DecodeState) -> dict[str, dict[str, int]]:
 
 
 def timed(bench: Bench, states: dict[int, DecodeState], rounds: int) -> dict[int, dict[str, float]]:
-    """Least seconds of each stage at each visual length, and tokens per round; the lengths take turns."""
+    """Least seconds of each stage at each visual length, and tokens per round; the lengths take turns.
+
+    Drafting is repeated by itself, too: what it costs at another length is a matter of a few percent.
+    """
     clocks = {length: Stages(bench.target.device) for length in states}
     emitted: Counter[int] = Counter()
     for _, (length, state) in itertools.product(range(rounds), states.items()):
         emitted[length] += bench.step(state, clocks[length])
         clocks[length].end_round()
+    for _, (length, state) in itertools.product(range(DRAFTS * rounds), states.items()):
+        if state.draft is not None:
+            rows = state.draft.cache.lengths.clone()
+            with clocks[length].stage("draft"):
+                bench.drafter.draft(state, bench.shape)
+            state.draft.cache.lengths.copy_(rows)
+            clocks[length].end_round()
     return {length: {**clock.least, "tau": emitted[length] / rounds} for length, clock in clocks.items()}
 
 

@@ -256,6 +256,8 @@ def test_a_returned_cache_is_the_callers(tiny, greedy, emulated):
         rooms[0].lend(Target(model))
     del second, third
     assert all(room.idle for room in rooms)
+    decode(model, None, sample_inputs("llava_onevision"), 2000, stopping_criteria=[Stop(30)])
+    assert [room.capacity for room in rooms] == [1024, 2048]
 
 
 def test_a_copied_cache_stands_alone(tiny):

@@ -53,7 +53,7 @@ class CudaGraph:
 GRAPHS: dict[str, Callable[[], Graph]] = {"cuda": CudaGraph}  # by device
 
 
-@dataclass
+@dataclass(eq=False)
 class Captured:
     """A round, and the state's tensors that it reads and writes, by name."""
 
@@ -61,7 +61,7 @@ class Captured:
     tensors: dict[str, Tensor]
 
 
-@dataclass
+@dataclass(eq=False)
 class Room:
     """Memory of a target's cache, lent to one cache at a time, and the rounds captured on it.
 

@@ -47,9 +47,11 @@ def cell(
 
 
 def times(runs: Sequence[Sequence[Run]]) -> dict[str, Any]:
-    """Medians over each clip's runs: seconds, decode_seconds, and per stage where the loop is ours."""
+    """Medians over each clip's runs: seconds, decode_seconds, and per stage where the loop is ours and no round was
+    replayed as a whole.
+    """
     made: dict[str, Any] = {name: [round(median(of, name), 5) for of in runs] for name in ("seconds", "decode_seconds")}
-    if runs[0][0].stages:
+    if runs[0][0].stages and not any("replay" in r.stages for of in runs for r in of):
         made["stage_seconds"] = {
             stage: [round(statistics.median(r.stages[stage] for r in of), 6) for of in runs] for stage in STAGES
         }
