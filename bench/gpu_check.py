@@ -130,6 +130,9 @@ def _path() -> str:
 def verdict(results: Results, parts: list[str], rehearsal: bool, seconds: float) -> int:
     """Says what is not green, and writes it down."""
     found = problems(results, parts)
+    versions = results.parts.get("environment", {}).get("cases", {}).get("versions", {})
+    if "provenance" in versions:
+        results.head["provenance"] = {**versions["provenance"], "command": results.head["command"]}
     results.head |= {"seconds": round(seconds, 1), "green": not found, "problems": found}
     results.save()
     for line in found:

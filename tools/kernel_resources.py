@@ -1,8 +1,9 @@
 """Registers, shared memory and spills of every CUDA kernel, per architecture, as docs/kernel_resources.md.
 
-    python tools/kernel_resources.py [--check]     (needs nvcc, no GPU)
+    python tools/kernel_resources.py [--check] [SOURCE ...]     (needs nvcc, no GPU)
 
 Fails on a spill that EXPLAINED does not know. --check writes nothing and fails where the document is out of date.
+SOURCE: names in csrc/kernels, as tree_mask.cu: compiles these alone; the other rows stay as the document has them.
 """
 
 import argparse
@@ -98,7 +99,17 @@ def cell(k: Kernel) -> str:
     return f"{k.registers} / {k.shared}" + (f", spills {k.spill_stores} + {k.spill_loads}" if k.spills else "")
 
 
-def markdown(table: dict[str, list[Kernel]], arches: list[str]) -> str:
+def rows_of_others(document: str, sources: set[str]) -> dict[str, list[str]]:
+    """The document's rows of sources that are not among these."""
+    rows: dict[str, list[str]] = {}
+    for line in document.splitlines():
+        found = re.match(r"\| (\w+\.cu) \|", line)
+        if found and found.group(1) not in sources:
+            rows.setdefault(found.group(1), []).append(line)
+    return rows
+
+
+def markdown(table: dict[str, list[Kernel]], arches: list[str], others: dict[str, list[str]] | None = None) -> str:
     lines = [
         "# Registers, shared memory and spills of the CUDA kernels",
         "",
@@ -109,9 +120,12 @@ def markdown(table: dict[str, list[Kernel]], arches: list[str]) -> str:
         "| Source | Kernel | " + " | ".join(f"sm_{a}" for a in arches) + " |",
         "|---|---|" + "---|" * len(arches),
     ]
-    for source, kernels in sorted(table.items()):
+    for source in sorted({*table, *(others or {})}):
+        if source not in table:
+            lines += (others or {})[source]
+            continue
         by_name: dict[str, dict[str, Kernel]] = {}
-        for k in kernels:
+        for k in table[source]:
             by_name.setdefault(k.name, {})[k.arch] = k
         for name, per_arch in sorted(by_name.items()):
             cells = []
@@ -126,8 +140,12 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--check", action="store_true", help="compare with the document instead of writing it")
     options.add_argument("-j", "--jobs", type=int, default=min(4, os.cpu_count() or 1))
+    options.add_argument("sources", nargs="*", metavar="SOURCE")
     chosen = options.parse_args()
     sources = sorted((ROOT / "csrc" / "kernels").glob("*.cu"))
+    if unknown := set(chosen.sources) - {source.name for source in sources}:
+        options.error(f"no such source in csrc/kernels: {', '.join(sorted(unknown))}")
+    sources = [source for source in sources if not chosen.sources or source.name in chosen.sources]
     jobs = [(source, arch) for source in sources for arch in ARCHITECTURES]
     with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
         results = list(pool.map(lambda job: compile_one(*job), jobs))
@@ -135,7 +153,8 @@ def main() -> int:
     for (source, _), kernels in zip(jobs, results, strict=True):
         table.setdefault(source.name, []).extend(kernels)
     faults = unexplained([k for kernels in table.values() for k in kernels])
-    text = markdown(table, ARCHITECTURES)
+    others = rows_of_others(DOCUMENT.read_text(), set(table)) if chosen.sources else {}
+    text = markdown(table, ARCHITECTURES, others)
     if chosen.check:
         if not DOCUMENT.exists() or DOCUMENT.read_text() != text:
             faults.append(f"{DOCUMENT.relative_to(ROOT)} is out of date: python tools/kernel_resources.py")

@@ -139,13 +139,13 @@ def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
 
 def all_versions(chosen: str | None) -> int:
     """Runs COMBINATIONS (of one torch, where chosen) and writes RESULT after each."""
-    from sparrow.provenance import commit, processor
+    from sparrow.provenance import provenance
 
     rows = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
     source, failed = WORK / "source", 0
     shutil.rmtree(source, ignore_errors=True)
     copy_of_the_tree(source)
-    where = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "cpu": processor()}
+    made = provenance("make test-versions") | {"threads": 1}  # as the tests have it
     for torch, releases in COMBINATIONS.items():
         if chosen not in (None, torch):
             continue
@@ -156,11 +156,12 @@ def all_versions(chosen: str | None) -> int:
                 run(python, "-m", "pip", "install", "-qU", "--no-compile", requirement("transformers", transformers))
             facts = json.loads(run(python, "-c", FACTS, folder=source, stdout=subprocess.PIPE).stdout)
             say(f"testing {facts}")
-            row = asked | facts | test_run(python, source) | where
+            row = asked | facts | test_run(python, source)
+            row["provenance"] = made | {name: facts[name] for name in ("python", "torch", "transformers")}
             say(f"{row['passed']} passed, {len(row['failed'])} failed: {row['failed']}")
             failed += len(row["failed"])
             rows = [other for other in rows if other["asked"] != row["asked"]] + [row]
-            write_json(RESULT, {"command": "make test-versions", "tests": TESTS, "runs": rows}, indent=1)
+            write_json(RESULT, {"provenance": [r["provenance"] for r in rows], "tests": TESTS, "runs": rows}, indent=1)
         shutil.rmtree(WORK / f"torch-{torch}")
     return 1 if failed else 0
 

@@ -6,7 +6,8 @@
 // Cuts come from a radix descent over the ordered bits of the float, 10 bits a pass, with a histogram in shared memory:
 // no sort. Counts and probabilities are integers there (a float32 probability times 2^shift), so sums are exact and do
 // not depend on the order of the atomics. The k-th largest of the threads' maxima bounds the k-th largest from below;
-// for top-p, tokens too improbable to matter even if all V were like that are left out: few tokens reach the histogram.
+// for top-p, tokens too improbable to matter even if all V were like that are left out. What is above the bound, few
+// tokens as a rule, is kept in shared memory, and the descent goes over that; where it does not fit, over the row.
 // Draw: -log(-log u) < -log(1 - u), so a token can only reach the score s of the row's maximum (or a better one) where
 // 1 - u < e^(d - s), a float32 test with a margin above its rounding; what passes is scored in float64.
 #include "kernels/launchers.cuh"
@@ -136,8 +137,22 @@ constexpr int kKeyBits = std::is_same_v<T, float>           ? 32
                          : std::is_same_v<T, __nv_bfloat16> ? 16
                                                             : 19;
 
+// 64-bit sums by native 32-bit atomics: whoever overflows the low word carries.
+struct Histogram {
+  uint32_t low[kBins], high[kBins];
+  __device__ __forceinline__ void add(uint32_t bin, Count x) {
+    const uint32_t part = static_cast<uint32_t>(x), before = atomicAdd(&low[bin], part);
+    const uint32_t rest = static_cast<uint32_t>(x >> 32) + (before + part < part ? 1u : 0u);
+    if (rest != 0) atomicAdd(&high[bin], rest);
+  }
+  __device__ __forceinline__ Count at(int bin) const { return Count{high[bin]} << 32 | low[bin]; }
+};
+
+constexpr int kWarpKept = 128;  // keys a warp can keep
+
 struct CutShared {
-  Count histogram[kBins];
+  Histogram histogram;
+  uint32_t kept[kCutWarps * kWarpKept];
   Count sums[kCutWarps];
   Count above;
   uint32_t digit;
@@ -145,23 +160,65 @@ struct CutShared {
   int64_t first_nan, last_tie;
 };
 
-// All elements of a row, each by one thread: f(value).
+// All elements of a row, each by one thread: f(value). Four loads are under way.
 template <class T>
 struct RowScan {
   const T* x;
   int64_t vocab;
   template <class F>
   __device__ __forceinline__ void operator()(const F& f) const {
+    constexpr int kAhead = 4, kStep = kCutThreads * kVec<T>;
     const bool aligned = is_aligned(x);
-    for (int64_t i = threadIdx.x * kVec<T>; i < vocab; i += kCutThreads * kVec<T>) {
-      float v[kVec<T>];
-      load_vec(v, x + i, vocab - i, aligned);
+    for (int64_t begin = threadIdx.x * kVec<T>; begin < vocab; begin += kAhead * kStep) {
+      float v[kAhead][kVec<T>];
 #pragma unroll
-      for (int j = 0; j < kVec<T>; ++j)
-        if (i + j < vocab) f(v[j]);
+      for (int a = 0; a < kAhead; ++a)
+        if (begin + a * kStep < vocab) load_vec(v[a], x + begin + a * kStep, vocab - begin - a * kStep, aligned);
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+        for (int j = 0; j < kVec<T>; ++j)
+          if (begin + a * kStep + j < vocab) f(v[a][j]);
     }
   }
 };
+
+// The values a warp has kept, in shared memory.
+struct KeptScan {
+  const uint32_t* keys;  // the warp's
+  int count;
+  template <class F>
+  __device__ __forceinline__ void operator()(const F& f) const {
+    for (int i = threadIdx.x % 32; i < count; i += 32) f(from_ordered(keys[i]));
+  }
+};
+
+// Keeps the values with key >= floor. False where they are too many for a warp; of the whole block.
+template <class T>
+__device__ __forceinline__ bool keep(const RowScan<T>& row, uint32_t floor, CutShared& sh, KeptScan& kept) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const bool aligned = is_aligned(row.x);
+  uint32_t* to = sh.kept + warp * kWarpKept;
+  int count = 0;
+  for (int64_t begin = warp * 32 * kVec<T>; begin < row.vocab; begin += kCutThreads * kVec<T>) {
+    const int64_t i = begin + lane * kVec<T>;
+    float v[kVec<T>];
+    if (i < row.vocab) load_vec(v, row.x + i, row.vocab - i, aligned);
+    unsigned mine = 0;
+#pragma unroll
+    for (int j = 0; j < kVec<T>; ++j) mine |= i + j < row.vocab && ordered(v[j]) >= floor ? 1u << j : 0u;
+    if (!__any_sync(kAllLanes, mine != 0)) continue;
+#pragma unroll
+    for (int j = 0; j < kVec<T>; ++j) {
+      const unsigned votes = __ballot_sync(kAllLanes, mine >> j & 1);
+      const int at = count + __popc(votes & ((1u << lane) - 1));
+      if ((mine >> j & 1) && at < kWarpKept) to[at] = ordered(v[j]);
+      count += __popc(votes);
+    }
+  }
+  kept = {to, count};
+  return __syncthreads_or(count > kWarpKept) == 0;
+}
 struct OwnValue {
   float value;
   template <class F>
@@ -210,9 +267,10 @@ __device__ __forceinline__ int select_lane(Count weight, Count& above, double ta
 __device__ __forceinline__ void select_digit(CutShared& sh, double target) {
   const int lane = threadIdx.x % 32;
   Count above = sh.above, weight = 0;
-  for (int j = 0; j < 32; ++j) weight += sh.histogram[(31 - lane) * 32 + (j + lane) % 32];  // skewed: no bank conflict
+  for (int j = 0; j < 32; ++j)
+    weight += sh.histogram.at((31 - lane) * 32 + (j + lane) % 32);  // skewed: no bank conflict
   const int group = 31 - select_lane(weight, above, target);
-  const int bin = 31 - select_lane(sh.histogram[group * 32 + 31 - lane], above, target);
+  const int bin = 31 - select_lane(sh.histogram.at(group * 32 + 31 - lane), above, target);
   __syncwarp();  // every lane has read sh.above
   if (lane == 0) {
     sh.above = above;
@@ -231,12 +289,12 @@ __device__ __forceinline__ uint32_t descend(const Scan& scan, uint32_t floor, do
   if (threadIdx.x == 0) sh.above = 0;
   while (known > 32 - kKeyBits<T>) {
     const int rest = known - (32 - kKeyBits<T>), bits = rest < kDigitBits ? rest : kDigitBits, shift = known - bits;
-    for (int i = threadIdx.x; i < kBins; i += kCutThreads) sh.histogram[i] = 0;
+    for (int i = threadIdx.x; i < kBins; i += kCutThreads) sh.histogram.low[i] = sh.histogram.high[i] = 0;
     __syncthreads();
     scan([&](float x) {
       const uint32_t key = ordered(x);
       if (key < floor || static_cast<uint64_t>(key ^ prefix) >> known != 0) return;
-      atomicAdd(&sh.histogram[(key >> shift) & ((1u << bits) - 1)], weight(x));
+      sh.histogram.add((key >> shift) & ((1u << bits) - 1), weight(x));
     });
     __syncthreads();
     if (threadIdx.x < 32) select_digit(sh, target);
@@ -248,15 +306,32 @@ __device__ __forceinline__ uint32_t descend(const Scan& scan, uint32_t floor, do
   return prefix;
 }
 
+// What a row's cuts are taken from: its values with key >= floor, kept in shared memory where `fits`.
 template <class T>
-__device__ __forceinline__ uint32_t kth_largest(const RowScan<T>& scan, int64_t k, CutShared& sh) {
+struct Survivors {
+  const RowScan<T>& row;
   uint32_t floor = 1;  // NaN's key is 0
+  bool fits = false;
+  KeptScan kept{nullptr, 0};
+  __device__ __forceinline__ void raise(uint32_t to, CutShared& sh) {
+    if (to <= floor) return;
+    floor = to;
+    if (!fits) fits = keep(row, floor, sh, kept);
+  }
+  template <class Weight>
+  __device__ __forceinline__ uint32_t descend_to(double target, const Weight& weight, CutShared& sh) const {
+    return fits ? descend<T>(kept, floor, target, weight, sh) : descend<T>(row, floor, target, weight, sh);
+  }
+};
+
+template <class T>
+__device__ __forceinline__ uint32_t kth_largest(Survivors<T>& from, int64_t k, CutShared& sh) {
   if (k <= kCutThreads) {
     float top = -INFINITY;
-    scan([&](float x) { top = fmaxf(top, x); });
-    floor = descend<T>(OwnValue{top}, 1, static_cast<double>(k), One{}, sh);
+    from.row([&](float x) { top = fmaxf(top, x); });
+    from.raise(descend<T>(OwnValue{top}, 1, static_cast<double>(k), One{}, sh), sh);
   }
-  return descend<T>(scan, floor, static_cast<double>(k), One{}, sh);
+  return from.descend_to(static_cast<double>(k), One{}, sh);
 }
 
 // The index of the row's `count`-th value with this key, INT64_MAX where there are no more of them. The whole block;
@@ -307,20 +382,26 @@ __device__ __forceinline__ int64_t nth_tie(const RowScan<T>& scan, uint32_t key,
 
 // Top-p among the values with key >= low: sets cut and last_tie.
 template <class T>
-__device__ void nucleus(const RowScan<T>& scan, uint32_t low, float m, float temperature, double top_p, CutShared& sh,
+__device__ void nucleus(Survivors<T>& from, uint32_t low, float m, float temperature, double top_p, CutShared& sh,
                         RowState& out) {
+  const RowScan<T>& scan = from.row;
   const int bits = 32 - __clz(static_cast<int>(scan.vocab - 1));  // V <= 2^bits
   const float unit = ldexpf(1.f, 62 - bits);                      // V probabilities fit 63 bits
   const Probability weight{Scale(m, temperature), unit};
   Count mine = 0;
-  scan([&](float x) { mine += ordered(x) >= low ? weight(x) : 0; });
+  const auto add = [&](float x) { mine += ordered(x) >= low ? weight(x) : 0; };
+  if (from.fits)
+    from.kept(add);
+  else
+    scan(add);
   const Count total = block_sum(mine, sh);
   // V tokens at `negligible` or less weigh less than 1 - top_p together: each has top_p before it, and is dropped.
   const double share = static_cast<double>(total) / unit / static_cast<double>(scan.vocab);
   const uint32_t rounded = ordered(static_cast<float>(m + temperature * log(.9 * (1. - top_p) * share)));
   const uint32_t negligible = rounded > 0 ? rounded - 1 : 0;  // rounded down
   const double target = top_p * static_cast<double>(total);
-  const uint32_t key = descend<T>(scan, negligible > low ? negligible : low, target, weight, sh);
+  from.raise(negligible > low ? negligible : low, sh);
+  const uint32_t key = from.descend_to(target, weight, sh);
   const float value = from_ordered(key);
   const double above = static_cast<double>(sh.above), each = static_cast<double>(weight(value));
   // Tie i (from 0) is kept where i = 0 or above + i each < target.
@@ -370,12 +451,13 @@ __global__ void __launch_bounds__(kCutThreads) sample_cut_kernel(SampleRowsParam
     const RowScan<T> scan{row_of<T>(p, row), p.vocab};
     const int64_t k = p.top_k == nullptr ? 0 : p.top_k[b];
     const float top_p = p.top_p == nullptr ? 1.f : p.top_p[b];
+    Survivors<T> from{scan};
     uint32_t low = 1;
     if (k > 0 && k < p.vocab) {
-      low = kth_largest(scan, k, sh);
+      low = kth_largest(from, k, sh);
       out.cut = from_ordered(low);
     }
-    if (top_p < 1.f) nucleus(scan, low, out.top, temperature, top_p > 0.f ? top_p : 0., sh, out);
+    if (top_p < 1.f) nucleus(from, low, out.top, temperature, top_p > 0.f ? top_p : 0., sh, out);
   }
   if (threadIdx.x != 0) return;
   if (out.answer < 0) {

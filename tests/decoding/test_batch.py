@@ -33,7 +33,7 @@ class Together(Drafter):
                 torch.empty(0),
             )  # fmt: skip
             trees.append(drafter.draft(alone, shape))
-        return DraftTree(*(torch.cat(parts) for parts in zip(*trees, strict=True)))
+        return DraftTree(*(torch.cat(parts) for parts in zip(*(tree[:5] for tree in trees), strict=True)))
 
     def accept(self, draft, accepted):
         self.tokens = accepted.tokens.clone()

@@ -140,3 +140,18 @@ def test_empty_and_bad_arguments(simulator):
         assert got.shape == (batch, nodes)
     with pytest.raises(RuntimeError, match="sample_rows: logits must have 3 dimensions"):
         simulator.ops.sample_rows(logits[0], torch.ones(2), seed, position, None, None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", ["one warp", "everywhere", "few"])
+def test_survivors_that_fit_their_warp_and_that_do_not(simulator, where, dtype):
+    """The values above the cut's bound: all with one warp (it keeps 128), in the whole row, or a handful."""
+    simulator.configure(seed=3)
+    vocab, each = 16384, 16 // dtype.itemsize
+    logits = torch.randn(1, 1, vocab, generator=torch.Generator().manual_seed(0))
+    token = torch.arange(vocab)
+    high = {"one warp": token // (32 * each) % 16 == 5, "everywhere": token >= 0, "few": token % 1000 == 7}[where]
+    logits = torch.where(high, 20 + 0.05 * logits, logits - 20).to(dtype)
+    seed, position = torch.tensor([3]), torch.tensor([[9]])
+    for top_k, top_p in ((40, None), (None, 0.7), (300, 0.5), (3, 0.9)):
+        assert_equals_definition(simulator, logits, torch.tensor([0.9]), seed, position, *filters(1, top_k, top_p))

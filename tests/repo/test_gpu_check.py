@@ -1,4 +1,4 @@
-"""GPU checks with planted workers: a fault costs one case, and the verdict is right in both directions."""
+"""The GPU checks with planted workers: a fault costs one case, and the verdict is right in both directions."""
 
 import json
 import subprocess
@@ -156,6 +156,28 @@ def test_a_lost_context_ends_the_worker():
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == LOST_CONTEXT and '"red"' in done.stdout and '"b"' not in done.stdout
     assert not LOST.search("AssertionError: error 0.1 > 0.05")
+
+
+def test_a_part_without_its_tool_is_skipped_and_not_green(results, monkeypatch, tmp_path):
+    """The real worker of a part that needs nvcc, on a machine without."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = [sys.executable, "-m", "bench.gpu_worker", "conformance"]
+    run_part(results, "part", command, case_limit=100.0, deadline=time.monotonic() + 200,
+             settings={"PYTHONPATH": f"{ROOT}:{ROOT}/python"})  # fmt: skip
+    assert problems(results, ["part"]) == ["part: ptx wrappers: skipped: no nvcc"]
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path):
+    """The whole path on the CPU, every part: what is green says nothing of a GPU."""
+    out = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "bench.gpu_check", "--rehearse", "--budget", "3000", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    found = json.loads(out.read_text())
+    assert found["rehearsal"] and set(found["parts"]) == set(PARTS), done.stdout[-2000:]
+    here = (ROOT / "bench" / "round.py").exists()
+    assert [p for p in found["problems"] if here or not p.startswith("round: ")] == [], done.stdout[-3000:]
+    assert "no GPU was used" in done.stdout and len(found["parts"]["operators"]["cases"]) > 150
 
 
 @pytest.mark.parametrize(("code", "verdict"), [(0, GREEN), (9, RED), (3, RED), (None, SKIPPED)])

@@ -35,6 +35,15 @@ def test_an_unexplained_spill_is_a_fault(monkeypatch):
     assert "| a.cu | `slow<4>` | 255 / 0, spills 44 + 52 | - |" in text and "may spill: because" in text
 
 
+def test_rows_of_other_sources_stay():
+    kernels = [k._replace(name=name) for k, name in zip(tool.parse(SAID, "80"), ("fast", "slow"), strict=True)]
+    whole = tool.markdown({"a.cu": kernels[:1], "b.cu": kernels[1:]}, ["80"])
+    others = tool.rows_of_others(whole, {"b.cu"})
+    assert list(others) == ["a.cu"] and tool.markdown({"b.cu": kernels[1:]}, ["80"], others) == whole
+    changed = tool.markdown({"b.cu": kernels[:1]}, ["80"], others)
+    assert "| a.cu | `fast` | 32 / 2560 |" in changed and "slow" not in changed
+
+
 def test_names_are_readable():
     mangled = "_ZN7sparrow12_GLOBAL__N_116kv_commit_kernelI5uint4EEvNS_14KvCommitParamsE"
     assert tool.demangled([mangled]) == ["kv_commit_kernel<uint4>"]
