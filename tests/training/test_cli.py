@@ -161,8 +161,11 @@ def test_the_shipped_settings_are_valid():
     assert paper == load_config(DrafterTraining, "sparrow", trained)  # what the arm was trained with
     assert paper.recipe == Recipe() and (paper.optimisation.optimiser, paper.optimisation.batch_rows) == ("adamw", 4096)
     seven = load_config(DrafterTraining, "qwen2_5_vl_7b")
+    other = load_config(DrafterTraining, "llava_onevision_7b")
+    assert (other.recipe, other.optimisation) == (seven.recipe, seven.optimisation)
     assert seven.recipe == config.recipe and seven.dtype == "bfloat16" and seven.drafter.draft_vocab == 32000
-    with pytest.raises(FileNotFoundError, match=r"recipes in the package are paper, qwen2_5_vl_7b, sparrow$"):
+    names = "llava_onevision_7b, paper, qwen2_5_vl_7b, sparrow"
+    with pytest.raises(FileNotFoundError, match=f"recipes in the package are {names}$"):
         load_config(DrafterTraining, "nothing")
     with pytest.raises(ConfigError, match="unknown setting nothing"):
         load_config(DrafterTraining, ASSET, ["nothing=1"])

@@ -20,8 +20,8 @@ class TrainDrafter(Command):
     SETTINGS: ClassVar[str] = "sparrow.training.recipe:DrafterTraining"
 
     config: str | None = option(
-        "a recipe of the package (sparrow, paper, qwen2_5_vl_7b) or a YAML file (default: the paper's recipe)",
-        default=None, metavar="NAME|FILE",
+        "a recipe of the package (sparrow, paper, qwen2_5_vl_7b, llava_onevision_7b) or a YAML file (default: the "
+        "paper's recipe)", default=None, metavar="NAME|FILE",
     )  # fmt: skip
     overrides: tuple[str, ...] = option(
         "settings that replace the file's", default=(), positional=True, nargs="*", metavar="a.b=c"
