@@ -54,8 +54,8 @@ def server(folder, *words: str):
             time.sleep(1)
         yield OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300), address
     finally:
-        os.killpg(process.pid, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGINT)
             process.wait(60)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -84,7 +84,7 @@ def metrics(address: str) -> dict[str, float]:
 def plain(tmp_path_factory):
     """The answers of vLLM's server without speculation."""
     folder = tmp_path_factory.mktemp("plain")
-    words = ("-m", "vllm.entrypoints.cli.main", "serve", TARGET, "--port", "PORT", *ARGS.split())
+    words = ("-m", "vllm.entrypoints.openai.api_server", "--model", TARGET, "--port", "PORT", *ARGS.split())
     with server(folder, *words) as (client, _):
         return [answer(client, question) for question in QUESTIONS]
 
@@ -109,4 +109,5 @@ def test_the_same_answers_streamed_aborted_and_many_at_once(plain, tmp_path):
             got = list(pool.map(lambda i: answer(client, QUESTIONS[i % 3], stream=bool(i % 2)), range(16)))
         assert got == [plain[i % 3] for i in range(16)]
     log = (tmp_path / "log").read_text()
-    assert log.startswith("vllm serve ") and json.loads(re.search(r"--additional-config '(.*?)'", log)[1])
+    assert log.startswith("python -m vllm.entrypoints.openai.api_server ")
+    assert json.loads(re.search(r"--additional-config '(.*?)'", log)[1])["sparrow"]["drafter"] == DRAFTER
