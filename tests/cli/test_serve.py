@@ -15,6 +15,8 @@ from sparrow.miniature.shipped import pair
 ROOT = pathlib.Path(__file__).parents[2]
 TARGET, DRAFTER = (str(folder) for folder in pair())
 
+MODULE = "vllm.entrypoints.openai.api_server"
+
 
 def serve(folder: pathlib.Path, *argv: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(folder), str(ROOT), str(ROOT / "python")])
@@ -26,29 +28,46 @@ def serve(folder: pathlib.Path, *argv: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def said(tmp_path):
-    """A folder with a vLLM in it that prints its arguments and exits with 7."""
-    module = tmp_path / "vllm" / "entrypoints" / "cli"
-    module.mkdir(parents=True)
-    (module / "main.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(7)\n")
-    return tmp_path
+    """Makes a folder with a vLLM in it, of either package's name, that prints its arguments and exits with 7."""
+
+    def make(package: str) -> pathlib.Path:
+        for module in ("cli/main.py", "openai/api_server.py"):
+            file = tmp_path / "vllm" / "entrypoints" / module
+            file.parent.mkdir(parents=True)
+            file.write_text(f"import json, sys\nprint(json.dumps([{module!r}, *sys.argv[1:]]))\nsys.exit(7)\n")
+        about = tmp_path / f"{package}-0.32.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.32.0\n")
+        return tmp_path
+
+    return make
 
 
-def test_it_becomes_what_it_prints(said):
-    done = serve(said, TARGET, "--drafter", DRAFTER, "--length", "3", "--vllm-args", "--port 8001 --api-key 'a b'")
+@pytest.mark.parametrize(
+    ("package", "module", "first", "written"),
+    [
+        ("vllm", "cli/main.py", ["serve", TARGET], ["vllm"]),
+        (
+            "vllm_cpu",
+            "openai/api_server.py",
+            ["--model", TARGET],
+            ["python", "-m", "vllm.entrypoints.openai.api_server"],
+        ),
+    ],
+)
+def test_it_becomes_what_it_prints(said, package, module, first, written):
+    more = ["--length", "3", "--text-rows", "99", "--vllm-args", "--port 8001 --api-key 'a b'"]
+    done = serve(said(package), TARGET, "--drafter", DRAFTER, *more)
     assert done.returncode == 7, done.stderr
     printed, ran = done.stdout.splitlines()
-    words = json.loads(ran)
-    assert shlex.split(printed) == ["vllm", *words]
-    assert words[:3] == ["serve", TARGET, "--speculative-config"] and words[-4:] == [
-        "--port",
-        "8001",
-        "--api-key",
-        "a b",
-    ]
+    name, *words = json.loads(ran)
+    assert shlex.split(printed) == [*written, *words] and name == module
+    assert words[:3] == [*first, "--speculative-config"] and words[4] == "--additional-config"
     assert json.loads(words[3]) == {
         "method": "custom_class", "model": "sparrow.engines.vllm.SparrowProposer", "num_speculative_tokens": 3
     }  # fmt: skip
-    assert json.loads(words[5]) == {"sparrow": {"drafter": DRAFTER}}
+    assert json.loads(words[5]) == {"sparrow": {"drafter": DRAFTER, "text_rows": 99}}
+    assert words[6:] == ["--port", "8001", "--api-key", "a b"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +80,7 @@ def test_it_becomes_what_it_prints(said):
     ],
 )
 def test_what_it_refuses(said, argv, message):
-    done = serve(said, TARGET, *argv)
+    done = serve(said("vllm"), TARGET, *argv)
     assert done.returncode == 1 and not done.stdout
     (line,) = done.stderr.splitlines()
 

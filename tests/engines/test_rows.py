@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparrow.engines.chain import check_drafter
+from sparrow.engines.chain import check_drafter, worth_verifying
 from sparrow.engines.store import RowStore, columns_per_token
 from tests.engines.simulated import VIDEO, E, Engine, V, tiny_drafter
 
@@ -172,3 +172,11 @@ def test_the_store_says_what_it_takes():
 def test_drafters_that_read_more_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         check_drafter(tiny_drafter(**overrides))
+
+
+def test_drafts_that_are_worth_verifying():
+    chances = torch.tensor([[0.9, 0.9, 0.9], [0.4, 1.0, 1.0], [0.9, 0.1, 1.0], [1.0, 1.0, 1.0]])
+    assert worth_verifying(chances.log(), 0.5).tolist() == [3, 0, 1, 3]
+    assert worth_verifying(chances.log(), 0.8).tolist() == [2, 0, 1, 3]
+    assert worth_verifying(chances.log(), 0.0).tolist() == [3, 3, 3, 3]
+    assert worth_verifying(torch.empty(0, 3), 0.5).tolist() == []

@@ -3,7 +3,8 @@
     python -m tests.vllm.worker RESULT.json < JOB.json
 
 A job is {"target": FOLDER, "options": {...} of LLM, "passes": [{"cases": [...], "sampling": {...}, "together": bool}]};
-a result is {"passes": [{"tokens": [[...]], "cached": [...], "metrics": {...}}]}, metrics counted over the pass.
+a result is {"passes": [{"tokens": [[...]], "cached": [...], "metrics": {...}}]}, metrics counted over the pass. A pass
+may be a chat, too: {"messages": [...], "sampling": {...}} gives {"text": ...}.
 """
 
 import json
@@ -40,6 +41,10 @@ def main() -> None:
     llm = LLM(job["target"], **job["options"])
     passes = []
     for one in job["passes"]:
+        if "messages" in one:
+            (out,) = llm.chat(one["messages"], SamplingParams(**one["sampling"]), use_tqdm=False)
+            passes.append({"text": out.outputs[0].text})
+            continue
         prompts = [prompt_of(case, job["target"]) for case in one["cases"]]
         before = counters(llm)
         groups = [prompts] if one.get("together") else [[p] for p in prompts]

