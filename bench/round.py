@@ -48,7 +48,7 @@ SIZES = {  # the language models of Qwen2.5-VL-7B and -3B and of LLaVA-OneVision
 }
 LENGTHS = (500, 1500, 6000, 25000, 100000)
 TEXT = 200  # text tokens of the prompt
-DRAFTS = 5  # drafts alone, for each round that is timed
+DRAFTS = 5  # times that is drafted alone, for each round that is timed
 STAGES = ("draft", "verify", "sample", "commit")
 
 
@@ -209,23 +209,30 @@ def counted(bench: Bench, state: DecodeState) -> dict[str, dict[str, int]]:
 
 
 def timed(bench: Bench, states: dict[int, DecodeState], rounds: int) -> dict[int, dict[str, float]]:
-    """Least seconds of each stage at each visual length, and tokens per round; the lengths take turns.
-
-    Drafting is repeated by itself, too: what it costs at another length is a matter of a few percent.
-    """
+    """Least seconds of each stage at each visual length, and tokens per round; the lengths take turns."""
     clocks = {length: Stages(bench.target.device) for length in states}
     emitted: Counter[int] = Counter()
     for _, (length, state) in itertools.product(range(rounds), states.items()):
         emitted[length] += bench.step(state, clocks[length])
         clocks[length].end_round()
-    for _, (length, state) in itertools.product(range(DRAFTS * rounds), states.items()):
-        if state.draft is not None:
+    return {length: {**clock.least, "tau": emitted[length] / rounds} for length, clock in clocks.items()}
+
+
+def draft_ratios(bench: Bench, states: dict[int, DecodeState], times: int) -> dict[int, float]:
+    """Drafting's time at each visual length over that at the first, drafting alone and in turns: medians of ratios."""
+    clocks = {length: Stages(bench.target.device) for length in states}
+    ratios: dict[int, list[float]] = {length: [] for length in states}
+    for _ in range(times):
+        seconds = {}
+        for length, state in states.items():
             rows = state.draft.cache.lengths.clone()
             with clocks[length].stage("draft"):
                 bench.drafter.draft(state, bench.shape)
             state.draft.cache.lengths.copy_(rows)
-            clocks[length].end_round()
-    return {length: {**clock.least, "tau": emitted[length] / rounds} for length, clock in clocks.items()}
+            seconds[length] = clocks[length].round.pop("draft")
+        for length, taken in seconds.items():
+            ratios[length].append(taken / seconds[min(seconds)])
+    return {length: statistics.median(of) for length, of in ratios.items()}
 
 
 def replayed(bench: Bench, state: DecodeState, rounds: int) -> float:
@@ -259,6 +266,8 @@ def measure(
             states = {length: bench.state(length, tau if name == "drafted" else 1.0) for length in lengths}
             made[name] = counted(bench, states[lengths[0]])
             made[name]["seconds"] = timed(bench, states, rounds)
+            if name == "drafted":
+                made[name]["draft_ratios"] = draft_ratios(bench, states, DRAFTS * rounds)
             if capture:
                 made[name]["captured_seconds"] = {n: replayed(bench, state, rounds) for n, state in states.items()}
     return made
@@ -276,7 +285,7 @@ def table(results: list[dict]) -> str:
             parts = ", ".join(str(row["operators"][stage]) for stage in STAGES)
             seconds = list(row["seconds"].values())
             whole = [sum(s[stage] for stage in STAGES) for s in seconds]
-            draft = ", ".join(f"{s['draft'] / seconds[0]['draft']:.2f}" for s in seconds) if name == "drafted" else ""
+            draft = ", ".join(f"{ratio:.2f}" for ratio in row.get("draft_ratios", {}).values())
             cells = [
                 f"{result['size']} ({result['layers']})", name, parts, str(sum(row["allocations"].values())),
                 str(sum(row["host_reads"].values())), draft, ", ".join(f"{w / whole[0]:.2f}" for w in whole),
