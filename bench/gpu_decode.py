@@ -1,5 +1,6 @@
 """GPU checks: decoding is lossless: the shipped pair, and every family by a tiny model; as `generate` does it."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 import sparrow
-from bench.gpu_worker import Case, Place
+from bench.gpu_worker import Case, Place, Skip
 from sparrow.cli.loading import load_drafter, load_target
 from sparrow.evaluation.questions import question, sampling
 from sparrow.miniature.shipped import pair
@@ -28,6 +29,7 @@ def cases(place: Place) -> Iterator[Case]:
                 lambda d=dtype, n=length, t=tree: greedy(*load(place.device, d, n), max_new_tokens=new, tree=t),
             )
     for dtype in DTYPES[: 1 if place.small else None]:
+        yield Case(f"captured and eager {dtype}", lambda d=dtype: loops(place, d, new))
         yield Case(f"sampled {dtype}", lambda d=dtype: sampled(place, d, new))
     for family in FAMILIES[: 2 if place.small else None]:
         yield Case(f"tiny {family}", lambda f=family: tiny(place, f))
@@ -56,6 +58,17 @@ def greedy(model: Any, drafter: Any, inputs: dict[str, Tensor], **options: Any) 
     assert found.identical or model.dtype != torch.float32, f"float32 must be identical: {found.summary()}"
     stats = found.output.stats
     return {"identical": found.identical, "tau": stats.tau, "rounds": stats.rounds, "says": f"tau {stats.tau:.2f}"}
+
+
+def loops(place: Place, dtype: str, new: int) -> dict[str, Any]:
+    """The captured step gives the eager one's tokens, whatever the dtype: the same kernels at the same shapes."""
+    if "capture" not in inspect.signature(sparrow.generate).parameters:
+        raise Skip("this generate has no captured step")
+    model, drafter, inputs = load(place.device, dtype, 64)
+    options = {**inputs, **sampling(0.0, new), "tree": "12-6-2"}
+    captured, eager = (sparrow.generate(model, drafter, **options, capture=c).sequences for c in (True, False))
+    assert torch.equal(captured, eager), "captured and eager steps give other tokens"
+    return {"tokens": eager.shape[1] - inputs["input_ids"].shape[1]}
 
 
 def sampled(place: Place, dtype: str, new: int) -> dict[str, Any]:

@@ -21,11 +21,7 @@ def cases(place: Place) -> Iterator[Case]:
 
 def versions(place: Place) -> dict[str, Any]:
     """Facts, no verdict."""
-    facts: dict[str, Any] = {
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-    }
+    facts: dict[str, Any] = {"cuda": torch.version.cuda, "provenance": provenance("python -m bench.gpu_check")}
     if place.gpu:
         ask = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader"]
         driver = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()

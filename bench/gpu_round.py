@@ -11,7 +11,7 @@ from typing import Any
 from bench.gpu_measure import ROOT
 from bench.gpu_worker import Case, Place, Skip
 
-VISUAL = (512, 1536, 6144, 25000, 100000)
+VISUAL = (500, 1500, 6000, 25000, 100000)
 
 
 def cases(place: Place) -> Iterator[Case]:
@@ -20,15 +20,14 @@ def cases(place: Place) -> Iterator[Case]:
 
 
 def rounds(place: Place, visual: int) -> dict[str, Any]:
-    """What bench.round measures at one visual length: plain and drafted."""
+    """What bench.round measures at one visual length: plain and drafted, eager and captured."""
     if importlib.util.find_spec("bench.round") is None:
         raise Skip("there is no bench/round.py")
+    how = ["--size", "tiny", "--rounds", "2"] if place.small else ["--size", "7b", "--capture"]
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/round.json"
-        command = [sys.executable, "-m", "bench.round", "--device", place.device, "--visual", str(visual), "--out", out]
-        if place.small:
-            command.append("--small")
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+        command = [sys.executable, "-m", "bench.round", *how, "--lengths", str(visual), "--device", place.device]
+        done = subprocess.run([*command, "--save", out], capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr[-800:]}"
         with open(out) as file:
-            return {"round": json.load(file)}
+            return {"round": json.load(file), "says": done.stdout.strip().splitlines()[-1]}
