@@ -3,15 +3,15 @@
 A case builds `copies` independent sets of buffers, so that a CUDA graph over them does not live in the L2 cache.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 import sparrow_ext
 from bench import gpu_peers
-from bench.gpu_peers import Call
+from bench.gpu_loop_cases import loop_cases
+from bench.gpu_work import Case, Sizes, Work
 from sparrow_ext.ops import (
     draft_attention,
     hsr_project,
@@ -26,88 +26,27 @@ from sparrow_ext.ops import (
 from sparrow_ext.ops.tree_mask import tree_mask
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """A 7B target: hidden E, V vocabulary, L layers, H query and K key heads of D."""
-
-    hidden: int = 3584
-    vocab: int = 152064
-    draft_vocab: int = 32000
-    layers: int = 28
-    heads: int = 28
-    kv_heads: int = 4
-    head_dim: int = 128
-
-
-@dataclass
-class Work:
-    """One case, ready to run: a call per copy, the floor's terms, peers' calls.
-
-    Attributes:
-        ours: one call per copy of the buffers.
-        bytes, flops: of one call: what must be read or written, and multiply-adds times two on tensor cores.
-        peers: name -> calls.
-        missing: name -> why that peer is not among them ("not installed", or its error).
-        same: the peers' results are ours (not where they draw other noise).
-        unpack: name -> what makes a peer's result comparable to ours.
-    """
-
-    ours: list[Call]
-    bytes: int
-    flops: int = 0
-    peers: dict[str, list[Call]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    same: bool = True
-    unpack: dict[str, Callable] = field(default_factory=dict)
-
-    def add(self, name: str, calls: list[Call] | str) -> None:
-        """Takes what gpu_peers.load returned."""
-        if isinstance(calls, str):
-            self.missing[name] = calls
-        else:
-            self.peers[name] = calls
-
-    def disagreement(self, name: str) -> str | None:
-        """None, or how the first result of that peer differs from ours.
-
-        Integers must be equal where there is nothing else; floats may differ by 5 % of their largest (beside them ids
-        are not compared: tied logits may come in another order).
-        """
-        if not self.same:
-            return None
-        theirs = _as_tuple(self.unpack.get(name, lambda x: x)(self.peers[name][0]()))
-        pairs = list(zip(_as_tuple(self.ours[0]()), theirs, strict=False))
-        if any(ours.is_floating_point() for ours, _ in pairs):
-            pairs = [pair for pair in pairs if pair[0].is_floating_point()]
-        for ours, other in pairs:
-            limit = 0.05 * float(ours.float().abs().max()) if ours.is_floating_point() else 0.0
-            apart = float((ours.double() - other.reshape(ours.shape).double()).abs().max())
-            if not apart <= limit:
-                return f"its result differs from ours by {apart:.3g} (allowed: {limit:.3g})"
-        return None
-
-
-def _as_tuple(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return x if isinstance(x, tuple) else (x,)
-
-
-@dataclass(frozen=True)
-class Case:
-    op: str
-    name: str
-    build: Callable[[torch.device, int], Work]
-
-
 def cases(s: Sizes, prefixes: tuple[int, ...] = (512, 1536, 17000, 25000, 100000)) -> Iterator[Case]:
     """Every case; `prefixes` are tree_attention's."""
     for m in (1, 8, 16, 64):
         yield Case("hsr_project", f"M={m}", lambda device, copies, m=m: _hsr(s, m, device, copies))
-    for m in (1, 10, 26, 64):
-        yield Case("skinny_linear", f"M={m}", lambda device, copies, m=m: _linear(s, m, device, copies))
-    for m in (1, 10):
-        yield Case("lm_head_topk", f"M={m} V={s.draft_vocab}", lambda d, n, m=m: _head(s, m, d, n))
+    kv = s.kv_heads * s.head_dim
+    for outputs, width in (
+        (s.hidden, s.hidden),
+        (kv, s.hidden),
+        (s.ffn, s.hidden),
+        (s.hidden, s.ffn),
+        (s.vocab, s.hidden),
+    ):
+        for m in (1, 8, 31):
+            name = f"{outputs} x {width}, M={m}"
+            yield Case("skinny_linear", name, lambda d, n, m=m, o=outputs, w=width: _linear(s, m, o, w, d, n))
+    for vocab in (s.draft_vocab, s.vocab):
+        for m in (1, 8):
+            yield Case("lm_head_topk", f"M={m} V={vocab}", lambda d, n, m=m, v=vocab: _head(s, m, v, d, n))
     yield Case("topk_lse", f"10 x {s.vocab}", lambda d, n: _topk(s, d, n))
-    yield Case("sample_rows", f"26 x {s.vocab}", lambda d, n: _sample(s, d, n))
+    for filters in ("", ", top-k 50 and top-p 0.9"):
+        yield Case("sample_rows", f"26 x {s.vocab}{filters}", lambda d, n, f=bool(filters): _sample(s, f, d, n))
     yield Case("kv_commit", f"{s.layers} layers, path 4", lambda d, n: _commit(s, d, n))
     yield Case("tree_accept", "N=26", _accept)
     yield Case("draft_attention", "1536 rows, T=10", lambda d, n: _draft(s, 1536, 10, d, n))
@@ -115,6 +54,7 @@ def cases(s: Sizes, prefixes: tuple[int, ...] = (512, 1536, 17000, 25000, 100000
         for n in (1, 8, 16, 32, 64):
             name = f"prefix {length}, N={n}"
             yield Case("tree_attention", name, lambda d, k, p=length, n=n: _tree(s, p, n, d, k))
+    yield from loop_cases(s)
 
 
 def _randn(*shape: int, device: torch.device) -> Tensor:
@@ -134,20 +74,27 @@ def _hsr(s: Sizes, m: int, device: torch.device, copies: int) -> Work:
     return work
 
 
-def _linear(s: Sizes, m: int, device: torch.device, copies: int) -> Work:
-    x = _randn(m, s.hidden, device=device)
-    weights = [_randn(s.hidden, s.hidden, device=device) * 0.02 for _ in range(copies)]
+def _few(copies: int, bytes_each: int) -> int:
+    """Copies enough to pass through an L2 cache, at most 1.5 GB."""
+    return max(1, min(copies, int(1.5e9) // bytes_each))
+
+
+def _linear(s: Sizes, m: int, outputs: int, width: int, device: torch.device, copies: int) -> Work:
+    x = _randn(m, width, device=device)
+    few = _few(copies, 2 * outputs * width)
+    weights = [_randn(outputs, width, device=device).mul_(width**-0.5) for _ in range(few)]
     work = Work([lambda w=w: sparrow_ext.skinny_linear(x, w) for w in weights], weights[0].nbytes)
-    work.flops = 2 * m * s.hidden * s.hidden
+    work.flops = 2 * m * outputs * width
     work.peers["eager"] = [lambda w=w: skinny_linear.eager(x, w) for w in weights]
     return work
 
 
-def _head(s: Sizes, m: int, device: torch.device, copies: int) -> Work:
+def _head(s: Sizes, m: int, vocab: int, device: torch.device, copies: int) -> Work:
     h = _randn(m, s.hidden, device=device)
-    weights = [_randn(s.draft_vocab, s.hidden, device=device) * 0.02 for _ in range(min(copies, 4))]
+    few = _few(min(copies, 4), 2 * vocab * s.hidden)
+    weights = [_randn(vocab, s.hidden, device=device).mul_(s.hidden**-0.5) for _ in range(few)]
     work = Work([lambda w=w: sparrow_ext.lm_head_topk(h, w, 10) for w in weights], weights[0].nbytes)
-    work.flops = 2 * m * s.hidden * s.draft_vocab
+    work.flops = 2 * m * s.hidden * vocab
     work.peers["eager"] = [lambda w=w: lm_head_topk.eager(h, w, 10) for w in weights]
     return work
 
@@ -159,12 +106,16 @@ def _topk(s: Sizes, device: torch.device, copies: int) -> Work:
     return work
 
 
-def _sample(s: Sizes, device: torch.device, copies: int) -> Work:
+def _sample(s: Sizes, filtered: bool, device: torch.device, copies: int) -> Work:
     rows = [_randn(1, 26, s.vocab, device=device) * 3 for _ in range(min(copies, 8))]
     one = torch.full((1,), 0.8, device=device)
     seed, position = torch.zeros(1, dtype=torch.int64, device=device), torch.arange(26, device=device)[None]
-    work = Work([lambda x=x: sparrow_ext.sample_rows(x, one, seed, position) for x in rows], rows[0].nbytes, same=False)
-    work.peers["eager"] = [lambda x=x: sample_rows.eager(x, one, seed, position) for x in rows]
+    more = (torch.full((1,), 50, dtype=torch.int32, device=device), torch.full((1,), 0.9, device=device))
+    args = (one, seed, position, *(more if filtered else ()))
+    work = Work([lambda x=x: sparrow_ext.sample_rows(x, *args) for x in rows], rows[0].nbytes, same=False)
+    work.peers["eager"] = [lambda x=x: sample_rows.eager(x, *args) for x in rows]
+    if filtered:
+        work.on_host.add("eager")
     return work
 
 
@@ -177,6 +128,7 @@ def _commit(s: Sizes, device: torch.device, copies: int) -> Work:
     work = Work([lambda c=c: sparrow_ext.kv_commit(c, path, count, base, new) for c in caches], 0, same=False)
     work.bytes = 2 * 3 * s.layers * 2 * s.kv_heads * s.head_dim * 2  # three rows move: read and written
     work.peers["eager"] = [lambda c=c: kv_commit.eager(c, path, count, base, new) for c in caches]
+    work.on_host.add("eager")
     layers = [(list(c[:, 0].unbind(0)), list(c[:, 1].unbind(0))) for c in caches]
     work.peers["kv_commit_layers"] = [
         lambda kv=kv: sparrow_ext.kv_commit_layers(*kv, path, count, base, new) for kv in layers
@@ -189,6 +141,7 @@ def _accept(device: torch.device, copies: int) -> Work:
     tokens, target = (torch.randint(0, 5, (1, 26), device=device) for _ in range(2))
     work = Work([lambda: sparrow_ext.tree_accept(tokens, parent, target, None, 6)] * copies, 26 * 20)
     work.peers["eager"] = [lambda: tree_accept.eager(tokens, parent, target, None, 6)]
+    work.on_host.add("eager")
     if device.type == "cuda":
         work.add(
             "sglang", gpu_peers.load("sgl_kernel", lambda m: gpu_peers.sglang_accept(m, tokens, parent, target, 6))
@@ -246,3 +199,4 @@ def _tree_peers(work: Work, q: Tensor, caches: gpu_peers.Caches, prefix: int, vi
         peers["flash-attn (decode)"] = ("flash_attn", lambda m: gpu_peers.flash_decode(m, q, caches))
     for name, (module, build) in peers.items():
         work.add(name, gpu_peers.load(module, build))
+    work.compiled.add("flex attention")

@@ -1,14 +1,16 @@
 """The tests that other versions of torch and transformers could break, in fresh environments with these versions.
 
     python tools/versions.py                       all of COMBINATIONS, or with --torch those of one torch
+    python tools/versions.py --table               README's table of the committed result
     python tools/versions.py --drift               a short run under the newest transformers, over this environment
 
 The first builds one environment and one library per torch under build/versions (up to 10 GB, removed afterwards), makes
 the golden video tensors anew with each transformers' own processors, and writes bench/results/versions.json. It fails
-where any test does. The second prints one line and never fails.
+where any test does. The last prints one line and never fails.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -108,7 +110,8 @@ def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
     """The golden tensors made anew, then TESTS; counts, and the names of what did not pass."""
     start, failures = time.monotonic(), []
     golden = [python, "-m", "tests.video.golden.make_golden"]
-    if run(*golden, folder=source, check=False, env={"PYTHONPATH": "python"}).returncode:
+    here: dict[str, object] = {"folder": source, "check": False, "env": {"PYTHONPATH": f"{source}:{source / 'python'}"}}
+    if run(*golden, **here).returncode:
         failures.append("tests.video.golden.make_golden")
     report = WORK / "report.xml"
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
@@ -116,7 +119,7 @@ def test_run(python: pathlib.Path, source: pathlib.Path) -> dict[str, object]:
         report.unlink(missing_ok=True)
         paths = list((source / "tests").rglob(file))
         command = [python, "-m", "pytest", "-q", "-m", "not slow", f"--junitxml={report}", *paths]
-        ended = run(*command, *(["-k", chosen] if chosen else []), folder=source, check=False)
+        ended = run(*command, *(["-k", chosen] if chosen else []), **here)
         if not paths or not report.exists():
             failures.append(f"{file} did not run")
             continue
@@ -162,6 +165,28 @@ def all_versions(chosen: str | None) -> int:
     return 1 if failed else 0
 
 
+def table() -> str:
+    """The committed result in Markdown: tests passed by torch (rows) and transformers (columns)."""
+    runs = json.loads(RESULT.read_text())["runs"]
+    by_number = functools.partial(sorted, key=lambda text: [int(part) for part in text.split("+")[0].split(".")])
+    releases = by_number({run["transformers"] for run in runs})
+    lines = [f"| torch | transformers {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
+    for torch in by_number({run["torch"] for run in runs}):
+        found = {run["transformers"]: run for run in runs if run["torch"] == torch}
+        cells = (found.get(release) for release in releases)
+        lines.append(f"| {torch} | {' | '.join(_cell(run) for run in cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(run: dict | None) -> str:
+    if run is None:
+        return ""
+    others = [f"{len(run['failed'])} failed"] * bool(run["failed"]) + [f"{run['skipped']} skipped"] * bool(
+        run["skipped"]
+    )
+    return ", ".join([f"{run['passed']} passed", *others])
+
+
 def drift() -> str:
     """What the newest transformers, with what it needs, does to a short lossless run in this environment."""
     pip, target = [sys.executable, "-m", "pip", "install", "-q", "--timeout", "10", "--retries", "1"], WORK / "drift"
@@ -192,8 +217,12 @@ def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", choices=COMBINATIONS, help="only the combinations of this torch")
+    parser.add_argument("--table", action="store_true", help="print README's table")
     parser.add_argument("--drift", action="store_true", help="the newest transformers over this environment")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return 0
     if arguments.drift:
         print(f"dependency drift: {drift()}")
         return 0

@@ -17,6 +17,10 @@ __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t 
 }
 #endif
 
+#if defined(SPARROW_HOSTSIM)
+int64_t simulated_shared_limit();  // tests/hostsim/control.cpp
+#endif
+
 namespace sparrow {
 
 #if defined(SPARROW_HOSTSIM)
@@ -24,7 +28,7 @@ struct DeviceGuard {
   explicit DeviceGuard(int) {}
 };
 inline cudaStream_t current_stream(const char*, const Tensor&) { return nullptr; }
-inline int64_t shared_memory_limit(const char*, const Tensor&) { return 99 * 1024; }  // sm_89's, the smallest
+inline int64_t shared_memory_limit(const char*, const Tensor&) { return simulated_shared_limit(); }
 inline void check_launch(const char* op, cudaError_t error) {
   check_that(error == cudaSuccess, op, "CUDA error ", static_cast<int>(error));
 }
@@ -50,6 +54,11 @@ inline int64_t shared_memory_limit(const char* op, const Tensor& t) {
   return bytes;
 }
 #endif
+
+// The second and third dimension of a grid end at 65535.
+inline void check_grid(const char* op, const char* what, int64_t n, int64_t most = 65535) {
+  check_that(n <= most, op, what, " must be <= ", most, " on CUDA, got ", n);
+}
 
 // Checked arguments go to their device: it is the current one while this lives, `stream` is where torch launches on it.
 struct OnDevice {

@@ -74,7 +74,7 @@ int64_t visible_rows(int64_t cache_rows, int64_t window, int64_t anchors) {
 DraftAttentionParams take_all(const Tensor& qkv, const Tensor& cos_sin, const Tensor& k_cache, const Tensor& v_cache,
                               const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                               double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
-                              const Tensor& out, const Tensor& workspace) {
+                              const Tensor& out, const Tensor& workspace, const std::optional<Tensor>& error) {
   check_tensors(kOp, {{"qkv", qkv},
                       {"cos_sin", cos_sin},
                       {"k_cache", k_cache, kWritten},
@@ -84,7 +84,8 @@ DraftAttentionParams take_all(const Tensor& qkv, const Tensor& cos_sin, const Te
                       {"anc", anc},
                       {"num_rows", num_rows},
                       {"out", out, kWritten},
-                      {"workspace", workspace, kWritten}});
+                      {"workspace", workspace, kWritten},
+                      {"error", error, kWritten}});
   check_count(kOp, "window", window);
   check_count(kOp, "n_anchor", n_anchor);
   DraftAttentionParams d = take_rows(qkv, cos_sin, k_cache, v_cache, out);
@@ -94,6 +95,7 @@ DraftAttentionParams take_all(const Tensor& qkv, const Tensor& cos_sin, const Te
   p.window = window;
   p.anchors = n_anchor;
   p.max_prefix = p.cache_rows;
+  p.error = take_error(kOp, error);
   return d;
 }
 
@@ -113,9 +115,9 @@ void take_scratch(const Tensor& workspace, int64_t alignment, DraftAttentionPara
 void draft_attention_op_cpu(const Tensor& qkv, const Tensor& cos_sin, Tensor k_cache, Tensor v_cache,
                             const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                             double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
-                            Tensor out, Tensor workspace) {
+                            Tensor out, Tensor workspace, const std::optional<Tensor>& error) {
   DraftAttentionParams d = take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor,
-                                    num_rows, out, workspace);
+                                    num_rows, out, workspace, error);
   TreeAttentionParams& p = d.attention;
   p.split_keys = kSplitKeys;
   p.splits = attention_splits(visible_rows(p.cache_rows, window, n_anchor) + kMaxNodes, p.split_keys);
@@ -130,9 +132,9 @@ void draft_attention_op_cpu(const Tensor& qkv, const Tensor& cos_sin, Tensor k_c
 void draft_attention_op_cuda(const Tensor& qkv, const Tensor& cos_sin, Tensor k_cache, Tensor v_cache,
                              const Tensor& seq_lens, const Tensor& tree_start, const std::optional<Tensor>& anc,
                              double scale, int64_t window, int64_t n_anchor, const std::optional<Tensor>& num_rows,
-                             Tensor out, Tensor workspace) {
+                             Tensor out, Tensor workspace, const std::optional<Tensor>& error) {
   DraftAttentionParams d = take_all(qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor,
-                                    num_rows, out, workspace);
+                                    num_rows, out, workspace, error);
   TreeAttentionParams& p = d.attention;
   check_that(p.nodes <= kMaxNodes, kOp, "T must be <= ", kMaxNodes, ", got ", p.nodes);
   p.window = window < kMostKeys ? window : kMostKeys;
@@ -140,6 +142,8 @@ void draft_attention_op_cuda(const Tensor& qkv, const Tensor& cos_sin, Tensor k_
   p.split_keys = 0;
   p.splits = attention_grid_splits(visible_rows(p.cache_rows, p.window, p.anchors), p.split_keys);
   take_scratch(workspace, /*alignment=*/16, d);
+  check_grid(kOp, "B", p.batch);
+  check_grid(kOp, "K", p.kv_heads);
   const OnDevice on(kOp, qkv);
   check_launch(kOp, draft_attention_cuda(d, shared_memory_limit(kOp, qkv), on.stream));
 }
@@ -162,7 +166,7 @@ SPARROW_LIBRARY(m) {
   m.def(
       "draft_attention(Tensor qkv, Tensor cos_sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, "
       "Tensor tree_start, Tensor? anc, float scale, int window, int n_anchor, Tensor? num_rows, Tensor(c!) out, "
-      "Tensor(d!) workspace) -> ()");
+      "Tensor(d!) workspace, Tensor(e!)? error=None) -> ()");
   m.def("draft_attention_workspace_size(int B, int T, int H, int D, int max_len) -> int");
 }
 SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("draft_attention", &sparrow::draft_attention_op_cpu)); }

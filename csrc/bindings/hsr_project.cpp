@@ -178,6 +178,8 @@ namespace {
 // count of valid rows stays on the device, so all M rows are multiplied then and the valid ones kept.
 void run_cuda(const HsrArgs& a, const Tensor& out, void* scratch) {
   HsrProjectParams p = make_params(a, out, a.token_ids.size(0), scratch);
+  if (p.dtype == DType::f32) check_grid(kOp, "M in float32", p.rows, 65535 * kPlainRows);
+  check_grid(kOp, "E + H", a.weight.size(1), 65535 * kSkinnySplit);
   const OnDevice on(kOp, a.weight);
   if (p.dtype == DType::f32 || p.rows <= kSkinnyRows) return check_launch(kOp, hsr_project_cuda(p, on.stream));
   if (p.outputs == 0) return;

@@ -77,6 +77,7 @@ void rope_append_op_cpu(Tensor q, const Tensor& k, const Tensor& v, const Tensor
 void rope_append_op_cuda(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cos_sin, const Tensor& slots,
                          Tensor k_cache, Tensor v_cache) {
   const RopeAppendParams p = take(q, k, v, cos_sin, slots, k_cache, v_cache);
+  check_grid(kOp, "B", p.batch);
   const OnDevice on(kOp, q);
   check_launch(kOp, rope_append_cuda(p, on.stream));
 }

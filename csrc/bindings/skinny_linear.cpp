@@ -141,6 +141,8 @@ namespace {
 
 void run_cuda(const LinearArgs& a, const Tensor& out, int64_t out_step, void* scratch) {
   const Tensor x = with_even_rows(a.x);
+  if (dtype_of(x) == DType::f32) check_grid(kOp, "M in float32", rows_in(x), 65535 * kPlainRows);
+  check_grid(kOp, "K", a.weight.size(1), 65535 * kSkinnySplit);
   const OnDevice on(kOp, a.x);
   check_launch(kOp, skinny_linear_cuda(make_params(a, x, out, out_step, scratch), on.stream));
 }

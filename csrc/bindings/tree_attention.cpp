@@ -24,8 +24,9 @@ void take_options(const std::optional<Tensor>& num_nodes, const std::optional<Te
 TreeAttentionParams take_inputs(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                 const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
                                 const std::optional<Tensor>& anc, double scale, int64_t max_prefix_len,
-                                int64_t split_size) {
+                                int64_t split_size, const std::optional<Tensor>& error) {
   TreeAttentionParams p{};
+  p.error = take_error(kOp, error);
   check_count(kOp, "max_prefix_len", max_prefix_len);
   check_count(kOp, "split_size", split_size, 0, kTooMany);  // beyond the prefix: one piece
   const Arg a{kOp, "q", q};
@@ -100,7 +101,7 @@ Results allocate(const Tensor& q, const TreeAttentionParams& p) {
 void tree_attention_out_op_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& prefix_lens,
                                const std::optional<Tensor>& num_nodes, const std::optional<Tensor>& anc, double scale,
                                int64_t max_prefix_len, int64_t split_size, Tensor out, std::optional<Tensor> lse,
-                               Tensor workspace) {
+                               Tensor workspace, const std::optional<Tensor>& error) {
   check_tensors(kOp, {{"q", q},
                       {"k_cache", k_cache},
                       {"v_cache", v_cache},
@@ -109,9 +110,10 @@ void tree_attention_out_op_cpu(const Tensor& q, const Tensor& k_cache, const Ten
                       {"anc", anc},
                       {"out", out, kWritten},
                       {"lse", lse, kWritten},
-                      {"workspace", workspace, kWritten}});
+                      {"workspace", workspace, kWritten},
+                      {"error", error, kWritten}});
   TreeAttentionParams p =
-      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, error);
   const Arg a{kOp, "q", q};
   take_results(out, lse, a, p);
   run_cpu(workspace, p);
@@ -120,15 +122,16 @@ void tree_attention_out_op_cpu(const Tensor& q, const Tensor& k_cache, const Ten
 std::tuple<Tensor, Tensor> tree_attention_op_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                                  const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
                                                  const std::optional<Tensor>& anc, double scale, int64_t max_prefix_len,
-                                                 int64_t split_size) {
+                                                 int64_t split_size, const std::optional<Tensor>& error) {
   check_tensors(kOp, {{"q", q},
                       {"k_cache", k_cache},
                       {"v_cache", v_cache},
                       {"prefix_lens", prefix_lens},
                       {"num_nodes", num_nodes},
-                      {"anc", anc}});
+                      {"anc", anc},
+                      {"error", error, kWritten}});
   TreeAttentionParams p =
-      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, error);
   check_values(p, p.cache_rows, p.max_prefix);
   // The lengths can be read here: scratch for the splits in use. No bit of the result depends on their number.
   int64_t longest = 0;
@@ -148,6 +151,8 @@ void run_cuda(const Tensor& workspace, const Tensor& q, TreeAttentionParams p) {
   p.split_keys = p.split_keys < kMostKeys ? p.split_keys : kMostKeys;
   p.splits = attention_grid_splits(p.max_prefix, p.split_keys);
   take_scratch(workspace, p.split_keys, /*alignment=*/16, p);
+  check_grid(kOp, "B", p.batch);
+  check_grid(kOp, "K", p.kv_heads);
   const OnDevice on(kOp, q);
   check_launch(kOp, tree_attention_cuda(p, shared_memory_limit(kOp, q), on.stream));
 }
@@ -157,7 +162,8 @@ void run_cuda(const Tensor& workspace, const Tensor& q, TreeAttentionParams p) {
 void tree_attention_out_op_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                 const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
                                 const std::optional<Tensor>& anc, double scale, int64_t max_prefix_len,
-                                int64_t split_size, Tensor out, std::optional<Tensor> lse, Tensor workspace) {
+                                int64_t split_size, Tensor out, std::optional<Tensor> lse, Tensor workspace,
+                                const std::optional<Tensor>& error) {
   check_tensors(kOp, {{"q", q},
                       {"k_cache", k_cache},
                       {"v_cache", v_cache},
@@ -166,9 +172,10 @@ void tree_attention_out_op_cuda(const Tensor& q, const Tensor& k_cache, const Te
                       {"anc", anc},
                       {"out", out, kWritten},
                       {"lse", lse, kWritten},
-                      {"workspace", workspace, kWritten}});
+                      {"workspace", workspace, kWritten},
+                      {"error", error, kWritten}});
   TreeAttentionParams p =
-      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, error);
   take_results(out, lse, {kOp, "q", q}, p);
   run_cuda(workspace, q, p);
 }
@@ -176,15 +183,17 @@ void tree_attention_out_op_cuda(const Tensor& q, const Tensor& k_cache, const Te
 std::tuple<Tensor, Tensor> tree_attention_op_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                                   const Tensor& prefix_lens, const std::optional<Tensor>& num_nodes,
                                                   const std::optional<Tensor>& anc, double scale,
-                                                  int64_t max_prefix_len, int64_t split_size) {
+                                                  int64_t max_prefix_len, int64_t split_size,
+                                                  const std::optional<Tensor>& error) {
   check_tensors(kOp, {{"q", q},
                       {"k_cache", k_cache},
                       {"v_cache", v_cache},
                       {"prefix_lens", prefix_lens},
                       {"num_nodes", num_nodes},
-                      {"anc", anc}});
+                      {"anc", anc},
+                      {"error", error, kWritten}});
   TreeAttentionParams p =
-      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size);
+      take_inputs(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, error);
   const Results r = allocate(q, p);
   take_results(r.out, r.lse, {kOp, "q", q}, p);
   run_cuda(r.workspace, q, p);
@@ -210,11 +219,11 @@ int64_t tree_attention_workspace_size_op(int64_t batch, int64_t nodes, int64_t h
 SPARROW_LIBRARY(m) {
   m.def(
       "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor prefix_lens, Tensor? num_nodes, Tensor? anc, "
-      "float scale, int max_prefix_len, int split_size=0) -> (Tensor out, Tensor lse)");
+      "float scale, int max_prefix_len, int split_size=0, Tensor(a!)? error=None) -> (Tensor out, Tensor lse)");
   m.def(
       "tree_attention_out(Tensor q, Tensor k_cache, Tensor v_cache, Tensor prefix_lens, Tensor? num_nodes, "
       "Tensor? anc, float scale, int max_prefix_len, int split_size, Tensor(a!) out, Tensor(b!)? lse, "
-      "Tensor(c!) workspace) -> ()");
+      "Tensor(c!) workspace, Tensor(d!)? error=None) -> ()");
   m.def("tree_attention_workspace_size(int B, int N, int H, int D, int max_prefix_len, int split_size) -> int");
 }
 SPARROW_CPU_IMPL(m) {

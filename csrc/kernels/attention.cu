@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) attention_combine_kernel(const __gri
   SMEM_ARRAY(float, sums, kWarps* kMaxHeadDim);
   const int b = blockIdx.y, n = blockIdx.x / static_cast<int>(p.heads), h = blockIdx.x % static_cast<int>(p.heads);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = static_cast<int>(p.heads / p.kv_heads);
-  const int cols = static_cast<int>(padded_dim(p.dim));
+  const int cols = static_cast<int>(padded_dim(p.dim));  // the matrix-unit kernel writes p.dim of them, a multiple of 8
   const Work w(p, b);
   const bool used = n < w.used;
   if (!used && !p.zero_unused) return;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) attention_combine_kernel(const __gri
   for (int s = lane; s < splits; s += 32) sum += exp2f(stats[s * step].x - base) * stats[s * step].y;
   sum = warp_sum(sum);
 
-  for (int d = lane * 4; d < cols; d += 128) {
+  for (int d = lane * 4; d < p.dim; d += 128) {
     float4 a = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll 4
     for (int s = warp; s < splits; s += kWarps) {
@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(kThreads, 4) attention_plain_kernel(const __gr
   const int tiles = (static_cast<int>(p.nodes) * group + kWarps - 1) / kWarps, split = blockIdx.x / tiles;
   const int r = static_cast<int>(blockIdx.x) % tiles * kWarps + warp, n = r / group, h = head * group + r % group;
   const Work w(p, b);
+  report_lengths(p, b);
   if (n >= w.used || split > w.last) return;  // of the whole warp
   float* q = queries + warp * kMaxHeadDim;
   for (int d = lane; d < dim; d += 32)

@@ -3,9 +3,11 @@
 //            tiles of 64 keys; unnormalised sum_j 2^(s_j - m) v_j, m and sum_j 2^(s_j - m) go to the workspace, with
 //            scores in units of log 2. With one split in the grid the block writes the result itself.
 //   combine  block (b, n, h): merges the splits; warps take splits in turn and are added in order.
-// A block finds its keys from the lengths on the device (Work); a split without keys ends at once.
+// A block finds its keys from the lengths on the device (Work); a split without keys ends at once. A length or count
+// out of range is clamped and sets kBadCount.
 #pragma once
 #include "kernels/attention_plan.h"
+#include "kernels/error_word.cuh"
 #include "kernels/portable.cuh"
 #include "ops/draft_attention.h"
 
@@ -61,6 +63,15 @@ struct Work {
     return bits >= kWordBits ? ~uint64_t{0} : bits <= 0 ? 0 : (uint64_t{1} << bits) - 1;
   }
 };
+
+// What the CPU operators would refuse of sequence b's lengths and counts; one thread per sequence looks.
+__device__ __forceinline__ void report_lengths(const TreeAttentionParams& p, int b) {
+  if (p.error == nullptr || blockIdx.x != 0 || blockIdx.y != 0 || threadIdx.x != 0) return;
+  const int64_t len = p.lens[b], start = p.tree_start == nullptr ? 0 : p.tree_start[b];
+  const int64_t used = p.num_rows == nullptr ? p.nodes : p.num_rows[b];
+  const bool lengths = len >= 0 && len <= p.max_prefix && start >= 0 && start + p.nodes <= kMaxNodes;
+  report_if(!lengths || used < 0 || used > p.nodes || len + start + used > p.cache_rows, p.error, kBadCount);
+}
 
 // Row of partial and stats: split s of kv head `head`, packed row r.
 __device__ __forceinline__ int64_t partial_row(const TreeAttentionParams& p, int b, int s, int head, int r) {

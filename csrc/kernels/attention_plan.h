@@ -12,10 +12,10 @@ constexpr int kMmaHeadDim = 128;      // accumulators of 16 rows x 128 columns a
 
 // Keys of a split where the caller has no wish: 1/kOwnSplits of the visible prefix, whole tiles. It follows from the
 // row's own prefix alone, so a row's bits do not depend on B or on the bound of the lengths.
-//   32: with 4 kv heads 128 blocks, one per SM of an H200 (132) or A100 (108, two blocks fit); more splits would write
-//   more bytes of partial results than they save waiting.
+//   33: with 4 kv heads 132 blocks, one per SM of an H200 or H100 (an A100 has 108, two blocks fit); more splits would
+//   write more bytes of partial results than they save waiting.
 //   128: below two tiles a block cannot overlap loading with arithmetic.
-constexpr int kOwnSplits = 32, kMinSplitKeys = 128;
+constexpr int kOwnSplits = 33, kMinSplitKeys = 128;
 
 // Lengths beyond this (split size, window, anchors) mean "all": kernels count keys in 32 bits.
 constexpr int64_t kMostKeys = int64_t{1} << 30;

@@ -47,24 +47,21 @@ __device__ __forceinline__ T concatenated(const T* left, const T* right, int64_t
 
 template <class T>
 struct Gathered {
-  const T* const* row;  // [rows, 2]: embedding, hidden state
+  const T* const* row;  // [rows, 2] in shared memory: embedding, hidden state
   int64_t embed_width;
-  template <bool kAligned>
-  __device__ __forceinline__ uint4 load8(int m, int64_t k, int64_t end) const {
-    if (k >= end) return make_uint4(0, 0, 0, 0);
-    if constexpr (kAligned) {
-      const int half = k >= embed_width;
-      const T* p = row[2 * m + half];
-      return p ? *reinterpret_cast<const uint4*>(p + k - half * embed_width) : make_uint4(0, 0, 0, 0);
-    } else {
-      T v[8];
+  __device__ __forceinline__ const T* at(int m, int64_t k) const {
+    const int half = k >= embed_width;
+    const T* p = row[2 * m + half];
+    return p ? p + (half ? k - embed_width : k) : nullptr;
+  }
+  __device__ __forceinline__ uint4 gather(int m, int64_t k, int64_t end) const {
+    T v[8];
 #pragma unroll
-      for (int j = 0; j < 8; ++j)
-        v[j] = k + j < end ? concatenated(row[2 * m], row[2 * m + 1], embed_width, k + j) : from_float<T>(0.f);
-      uint4 r;
-      memcpy(&r, v, 16);
-      return r;
-    }
+    for (int j = 0; j < 8; ++j)
+      v[j] = k + j < end ? concatenated(row[2 * m], row[2 * m + 1], embed_width, k + j) : from_float<T>(0.f);
+    uint4 r;
+    memcpy(&r, v, 16);
+    return r;
   }
 };
 
@@ -157,7 +154,6 @@ bool aligned(const HsrProjectParams& p) {
 template <class T>
 cudaError_t launch(const HsrProjectParams& p, cudaStream_t stream) {
   const int64_t splits = skinny_splits(p.embed_width + p.hidden_width);
-  if (splits > 65535) return cudaErrorInvalidConfiguration;
   const dim3 grid(static_cast<unsigned>((p.outputs + kSkinnyOutputs - 1) / kSkinnyOutputs),
                   static_cast<unsigned>(splits));
   if (splits > 0) {
@@ -178,7 +174,6 @@ cudaError_t hsr_project_cuda(const HsrProjectParams& p, cudaStream_t stream) {
   if (p.rows == 0 || p.outputs == 0) return cudaSuccess;
   if (p.dtype == DType::f32) {
     const int64_t groups = (p.rows + kPlainRows - 1) / kPlainRows;
-    if (groups > 65535) return cudaErrorInvalidConfiguration;
     const dim3 grid(static_cast<unsigned>((p.outputs + kThreads / 32 - 1) / (kThreads / 32)),
                     static_cast<unsigned>(groups));
     return SPARROW_LAUNCH(hsr_plain_kernel, grid, dim3(kThreads), 0, stream, p);

@@ -16,19 +16,13 @@ static_assert(kLmHeadTile == kSkinnyOutputs, "a tile is a block's rows of w");
 // Floats of the tile per row of h: lane (g, t) of a store then writes to bank 8 t + g, and no two to the same.
 constexpr int kPitch = kSkinnyOutputs + 4;
 
+// Rows of h by their addresses, in shared memory.
 template <class T>
 struct HiddenRows {
-  const T* x;
-  Rows rows;
-  int64_t first, count;
-  template <bool kAligned>
-  __device__ __forceinline__ uint4 load8(int m, int64_t k, int64_t end) const {
-    if (m >= count || k >= end) return make_uint4(0, 0, 0, 0);
-    const T* p = x + rows.at(first + m) + k;
-    if constexpr (kAligned)
-      return *reinterpret_cast<const uint4*>(p);
-    else
-      return gather8(p, end - k);
+  const T* const* row;
+  __device__ __forceinline__ const T* at(int m, int64_t k) const { return row[m] + k; }
+  __device__ __forceinline__ uint4 gather(int m, int64_t k, int64_t end) const {
+    return k < end ? gather8(row[m] + k, end - k) : make_uint4(0, 0, 0, 0);
   }
 };
 
@@ -40,6 +34,7 @@ struct LmHeadShared {
   T* stage;
   float *logits, *stat;
   uint64_t* list;
+  const T** row;
   size_t bytes;
   __host__ __device__ explicit LmHeadShared(unsigned char* base) {
     SmemCarver c{base};
@@ -47,6 +42,7 @@ struct LmHeadShared {
     logits = reinterpret_cast<float*>(stage);
     list = c.take<uint64_t>(Gemm::kRows * 32);
     stat = c.take<float>(Gemm::kRows * 2);
+    row = c.take<const T*>(Gemm::kRows);
     bytes = c.at;
   }
 };
@@ -88,7 +84,13 @@ __global__ void __launch_bounds__(kThreads, kAligned ? 4 : 2) lm_head_lists_kern
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k = static_cast<int>(p.parts.k);
   const int64_t tiles = lm_head_tiles_per_block(p.vocab), begin = blockIdx.x * tiles * kLmHeadTile;
   const int64_t end = begin + tiles * kLmHeadTile < p.vocab ? begin + tiles * kLmHeadTile : p.vocab;
-  const HiddenRows<T> x{static_cast<const T*>(p.h), {p.inner, p.outer_stride, p.inner_stride}, p.first, p.rows};
+  const T* weight = static_cast<const T*>(p.weight);
+  const int rows = static_cast<int>(p.rows);
+  typename Gemm::Stream stream;
+  stream.open(weight + begin * p.weight_stride, p.weight_stride, p.vocab - begin, 0, p.width);
+  if (threadIdx.x < rows)
+    s.row[threadIdx.x] = static_cast<const T*>(p.h) +
+                         Rows{p.inner, p.outer_stride, p.inner_stride}.at(p.first + static_cast<int64_t>(threadIdx.x));
   for (int m = warp; m < p.rows; m += kSkinnyWarps) {
     s.list[m * 32 + lane] = 0;
     if (lane == 0) {
@@ -99,14 +101,14 @@ __global__ void __launch_bounds__(kThreads, kAligned ? 4 : 2) lm_head_lists_kern
   __syncwarp();
   for (int64_t v = begin; v < end; v += kLmHeadTile) {
     float acc[kTiles][4] = {};
-    Gemm::run(acc, static_cast<const T*>(p.weight) + v * p.weight_stride, p.weight_stride, p.vocab - v, x, s.stage, 0,
-              p.width);
+    Gemm::run(acc, stream, HiddenRows<T>{s.row}, rows, s.stage, 0, p.width);
+    const int64_t next = v + kLmHeadTile;  // its weights are under way while this tile is folded
+    if (next < end) stream.open(weight + next * p.weight_stride, p.weight_stride, p.vocab - next, 0, p.width);
     __syncthreads();  // the stage's readers
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        s.logits[(n * 8 + lane % 4 * 2 + i % 2) * kPitch + warp * 16 + lane / 4 + i / 2 * 8] = acc[n][i];
+      for (int i = 0; i < 4; ++i) s.logits[skinny_row(n, i) * kPitch + skinny_output(i)] = acc[n][i];
     }
     __syncthreads();
     for (int m = warp; m < p.rows; m += kSkinnyWarps)

@@ -50,7 +50,7 @@ template <class... P, class... A>
 cudaError_t launch_kernel([[maybe_unused]] const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t smem,
                           cudaStream_t stream, A&&... args) {
 #if defined(SPARROW_HOSTSIM)
-  hostsim::record_launch(name);
+  hostsim::record_launch(name, smem);
   hostsim::launch(kernel, grid, block, smem, stream, std::forward<A>(args)...);
   return cudaSuccess;
 #else

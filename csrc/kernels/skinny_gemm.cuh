@@ -5,9 +5,10 @@
 //   column 8 t of rows g and g + 8; words 0, 1 of them are one mma's A fragment, words 2, 3 the next one's. That is
 //   m16n8k16's layout with the columns permuted, and as x is read from shared memory at the same columns, sums are of
 //   the same products. A group of kGroup steps is loaded while the group before it is multiplied.
-//   x is gathered into shared memory kStage columns at a time. Its rows are padded by 64 bytes: the 8 lanes of a
-//   16-byte read phase cover two rows of 64 bytes, in different banks. The order of accumulation depends on the columns
-//   alone, so a row's bits do not depend on how many rows there are.
+//   x is gathered into shared memory kStage columns at a time, by cp.async: a thread keeps its column and goes through
+//   the rows, so all its loads are under way at once. The rows there are padded by 64 bytes: the 8 lanes of a 16-byte
+//   read phase cover two rows of 64 bytes, in different banks. The order of accumulation depends on the columns alone,
+//   so a row's bits do not depend on how many rows there are.
 #pragma once
 #include <initializer_list>
 
@@ -19,6 +20,7 @@ namespace sparrow {
 constexpr int kSkinnyThreads = 128, kSkinnyWarps = kSkinnyThreads / 32;
 constexpr int kSkinnyOutputs = 16 * kSkinnyWarps;  // rows of w per block
 constexpr int kSkinnyStep = 32;
+static_assert(kSkinnyOutputs == kSkinnyOutputTile, "a block's outputs");
 
 // 16 bytes from p, of which the first n > 0 elements exist; the others are zeros. For data without 16-byte alignment.
 template <class T>
@@ -40,7 +42,11 @@ struct SkinnyGemm {
   static constexpr int kPitch = kStage + 32;
   static constexpr int kStageElements = kRows * kPitch;
   static constexpr int kGroup = 4;
-  static_assert(kStage % (2 * kGroup * kSkinnyStep) == 0, "a stage is whole pairs of groups");
+  static constexpr int kColumns = kGroup * kSkinnyStep;  // of a group
+  static_assert(kStage % (2 * kColumns) == 0 && kSkinnySplit % kStage == 0, "whole pairs of groups, whole stages");
+  static constexpr int kChunks = kStage / 8,
+                       kTogether = kSkinnyThreads / kChunks;  // chunks of a row; rows filled at once
+  static_assert(kSkinnyThreads % kChunks == 0 && kRows % kTogether == 0, "each thread has one column of chunks");
 
   struct Group {
     uint4 w[kGroup][2];
@@ -65,15 +71,41 @@ struct SkinnyGemm {
     }
   };
 
-  // x[m, k .. k + 8) for all rows and the stage's columns; zeros at and beyond `end`.
-  template <class Source>
-  __device__ static __forceinline__ void fill_stage(T* stage, const Source& x, int64_t begin, int64_t end) {
-    const int64_t left = (end - begin + kSkinnyStep - 1) / kSkinnyStep * kSkinnyStep;
-    const int columns = static_cast<int>(left < kStage ? left : kStage) / 8;
-    for (int i = threadIdx.x; i < kRows * columns; i += kSkinnyThreads) {
-      const int m = i / columns, k = i % columns * 8;
-      *reinterpret_cast<uint4*>(stage + m * kPitch + k) = x.template load8<kAligned>(m, begin + k, end);
+  // The block's weights on their way: two groups ahead of the multiplication.
+  struct Stream {
+    Weights weights;
+    Group even, odd;
+    // w: the block's first row; `outputs` of its kSkinnyOutputs rows exist (beyond: the last one again).
+    __device__ __forceinline__ void open(const T* w, int64_t stride, int64_t outputs, int64_t begin, int64_t end) {
+      weights.end = end;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int64_t o = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r;
+        weights.row[r] = w + (o < outputs ? o : outputs - 1) * stride;
+      }
+      weights.load(even, begin);
+      weights.load(odd, begin + kColumns);
     }
+  };
+
+  // x[m, k .. k + 8) for rows m < count and the stage's columns; zeros at and beyond `end`. What further rows hold
+  // reaches their own sums only, which nobody reads.
+  template <class Source>
+  __device__ static __forceinline__ void fill_stage(T* stage, const Source& x, int count, int64_t begin, int64_t end) {
+    const int k = static_cast<int>(threadIdx.x) % kChunks * 8;
+    if (begin + k < (end + kSkinnyStep - 1) / kSkinnyStep * kSkinnyStep) {
+#pragma unroll 4
+      for (int m = static_cast<int>(threadIdx.x) / kChunks; m < count; m += kTogether) {
+        T* to = stage + m * kPitch + k;
+        if constexpr (kAligned) {
+          const T* from = begin + k < end ? x.at(m, begin + k) : nullptr;
+          ptx::cp_async16(to, from, from != nullptr);
+        } else {
+          *reinterpret_cast<uint4*>(to) = x.gather(m, begin + k, end);
+        }
+      }
+    }
+    ptx::cp_async_commit();
   }
 
   __device__ static __forceinline__ void multiply(float (&acc)[kTiles][4], const Group& group, const T* stage,
@@ -94,34 +126,36 @@ struct SkinnyGemm {
     }
   }
 
-  // acc[n][i] += columns [begin, end) of w row g + 8 (i / 2) of the warp's 16 times x row 8 n + 2 t + i % 2.
-  // w: the block's first row; `outputs` of its kSkinnyOutputs rows exist (beyond: the last one again).
-  // stage: kStageElements, free for the caller after a __syncthreads. Source: load8<kAligned>(m, k, end) gives 8
-  // elements of x, zeros at and beyond column `end` and for rows that do not exist.
+  // acc[n][i] += columns [begin, end) of w row g + 8 (i / 2) of the warp's 16 times x row 8 n + 2 t + i % 2, rows of x
+  // < count. `stream` is at `begin` and is left at `end`, where that is a multiple of kStage beyond begin.
+  // stage: kStageElements, free for the caller after a __syncthreads. Source, for m < count: at(m, k) is the address of
+  // 8 elements of x, null for zeros; unaligned gather(m, k, end) gives them, zeros at and beyond column `end`.
   template <class Source>
-  __device__ static __forceinline__ void run(float (&acc)[kTiles][4], const T* w, int64_t stride, int64_t outputs,
-                                             const Source& x, T* stage, int64_t begin, int64_t end) {
-    Weights weights;
-    weights.end = end;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int64_t o = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * r;
-      weights.row[r] = w + (o < outputs ? o : outputs - 1) * stride;
-    }
-    constexpr int kColumns = kGroup * kSkinnyStep;
-    Group even, odd;
-    weights.load(even, begin);
+  __device__ static __forceinline__ void run(float (&acc)[kTiles][4], Stream& stream, const Source& x, int count,
+                                             T* stage, int64_t begin, int64_t end) {
     for (int64_t k0 = begin; k0 < end; k0 += kStage) {
       __syncthreads();  // the last stage's readers
-      fill_stage(stage, x, k0, end);
+      fill_stage(stage, x, count, k0, end);
+      ptx::cp_async_wait<0>();
       __syncthreads();
       for (int64_t k = k0; k < end && k < k0 + kStage; k += 2 * kColumns) {
-        weights.load(odd, k + kColumns);
-        multiply(acc, even, stage + (k - k0), end - k);
-        weights.load(even, k + 2 * kColumns);
-        multiply(acc, odd, stage + (k - k0) + kColumns, end - k - kColumns);
+        multiply(acc, stream.even, stage + (k - k0), end - k);
+        stream.weights.load(stream.even, k + 2 * kColumns);
+        multiply(acc, stream.odd, stage + (k - k0) + kColumns, end - k - kColumns);
+        stream.weights.load(stream.odd, k + 3 * kColumns);
       }
     }
+  }
+};
+
+// Rows of x one `stride` apart.
+template <class T>
+struct DenseRows {
+  const T* x;
+  int64_t stride;
+  __device__ __forceinline__ const T* at(int m, int64_t k) const { return x + m * stride + k; }
+  __device__ __forceinline__ uint4 gather(int m, int64_t k, int64_t end) const {
+    return k < end ? gather8(at(m, k), end - k) : make_uint4(0, 0, 0, 0);
   }
 };
 
@@ -143,28 +177,53 @@ inline bool skinny_aligned(std::initializer_list<int64_t> elements, std::initial
   return true;
 }
 
-// The two steps of a product that is split along its columns (kSkinnySplit of them a block), so that a row's bits
-// depend on the columns alone.
-//   parts   block (64 outputs, split): the split's sums to partial[split, m, o] for rows m < valid of `rows`
+// Output and row of x of acc[n][i], within the block.
+__device__ __forceinline__ int skinny_output(int i) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i / 2 * 8; }
+__device__ __forceinline__ int skinny_row(int n, int i) { return n * 8 + threadIdx.x % 4 * 2 + i % 2; }
+
+// A product is summed split by split of kSkinnySplit columns, and the splits in index order: a row's bits depend on the
+// columns alone. Two ways to the same bits:
+//   whole   block (64 outputs): all splits, where there are outputs enough to fill a GPU (skinny_whole)
+//   parts   block (64 outputs, split): the split's sums to partial[split, m, o] for rows m < valid of `rows`, then
+//   reduce  the splits added
 template <class T, int kTiles, bool kAligned, class Source>
 __device__ __forceinline__ void split_parts(const Source& x, const T* w, int64_t stride, int64_t width, int64_t outputs,
                                             int64_t rows, int valid, T* stage, float* partial) {
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
   const int64_t begin = split * kSkinnySplit, end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
+  typename Gemm::Stream stream;
+  stream.open(w + o * stride, stride, outputs - o, begin, end);
   float acc[kTiles][4] = {};
-  Gemm::run(acc, w + o * stride, stride, outputs - o, x, stage, begin, end);
-  const int lane = threadIdx.x % 32;
+  Gemm::run(acc, stream, x, valid, stage, begin, end);
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t to = o + threadIdx.x / 32 * 16 + lane / 4 + i / 2 * 8, m = n * 8 + lane % 4 * 2 + i % 2;
+      const int64_t to = o + skinny_output(i);
+      const int m = skinny_row(n, i);
       if (m < valid && to < outputs) partial[(split * rows + m) * outputs + to] = acc[n][i];
     }
   }
 }
-//   reduce  the splits added in index order, then the bias
+template <class T, int kTiles, bool kAligned, class Source>
+__device__ __forceinline__ void whole_sums(float (&sum)[kTiles][4], const Source& x, const T* w, int64_t stride,
+                                           int64_t width, int64_t outputs, int rows, T* stage) {
+  using Gemm = SkinnyGemm<T, kTiles, kAligned>;
+  const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs;
+  typename Gemm::Stream stream;
+  stream.open(w + o * stride, stride, outputs - o, 0, width);
+  for (int64_t begin = 0; begin < width; begin += kSkinnySplit) {
+    const int64_t end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
+    float acc[kTiles][4] = {};
+    Gemm::run(acc, stream, x, rows, stage, begin, end);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] += acc[n][i];
+  }
+}
+// The splits added in index order, then the bias.
 template <class T>
 __device__ __forceinline__ float split_sum(const float* partial, int splits, int64_t rows, int64_t outputs, int64_t m,
                                            int64_t o, const void* bias) {
@@ -174,8 +233,6 @@ __device__ __forceinline__ float split_sum(const float* partial, int splits, int
 }
 
 // ---- float32, by plain multiply-adds: for correctness, not for speed ----
-constexpr int kPlainRows = 8;  // rows of x per block
-
 // store(m, o, sum) for rows [first, first + 8) of x that exist and one row of w, by one warp. x.at(m, k): an element.
 template <class Source, class Store>
 __device__ __forceinline__ void plain_gemm(const float* w, int64_t o, int64_t width, const Source& x, int64_t first,

@@ -11,27 +11,42 @@ namespace {
 constexpr int kThreads = 128;
 
 template <class T>
-struct Rows {
-  const T* x;
-  int64_t stride, rows;
-  template <bool kAligned>
-  __device__ __forceinline__ uint4 load8(int m, int64_t k, int64_t end) const {
-    if (m >= rows || k >= end) return make_uint4(0, 0, 0, 0);
-    const T* p = x + m * stride + k;
-    if constexpr (kAligned)
-      return *reinterpret_cast<const uint4*>(p);
-    else
-      return gather8(p, end - k);
-  }
-};
+__device__ __forceinline__ DenseRows<T> rows_of(const SkinnyLinearParams& p) {
+  return {static_cast<const T*>(p.x), p.x_stride};
+}
 
 // Four blocks per SM: at most 128 registers. Gathering unaligned weights element by element takes more.
 template <class T, int kTiles, bool kAligned>
 __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) skinny_parts_kernel(SkinnyLinearParams p) {
   SMEM_ARRAY(uint4, stage, (SkinnyGemm<T, kTiles, kAligned>::kStageElements * sizeof(T) / 16));
-  split_parts<T, kTiles, kAligned>(Rows<T>{static_cast<const T*>(p.x), p.x_stride, p.rows},
-                                   static_cast<const T*>(p.weight), p.weight_stride, p.width, p.outputs, p.rows,
-                                   static_cast<int>(p.rows), reinterpret_cast<T*>(&stage[0]), p.partial);
+  split_parts<T, kTiles, kAligned>(rows_of<T>(p), static_cast<const T*>(p.weight), p.weight_stride, p.width, p.outputs,
+                                   p.rows, static_cast<int>(p.rows), reinterpret_cast<T*>(&stage[0]), p.partial);
+}
+
+// Two sums an output: of 64 rows of x with three blocks per SM.
+template <class T, int kTiles, bool kAligned>
+__global__ void __launch_bounds__(kSkinnyThreads, !kAligned     ? 2
+                                                  : kTiles == 8 ? 3
+                                                                : 4) skinny_whole_kernel(SkinnyLinearParams p) {
+  SMEM_ARRAY(uint4, stage, (SkinnyGemm<T, kTiles, kAligned>::kStageElements * sizeof(T) / 16));
+  float sum[kTiles][4] = {};
+  whole_sums<T, kTiles, kAligned>(sum, rows_of<T>(p), static_cast<const T*>(p.weight), p.weight_stride, p.width,
+                                  p.outputs, static_cast<int>(p.rows), reinterpret_cast<T*>(&stage[0]));
+  const T* bias = static_cast<const T*>(p.bias);
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs + skinny_output(i);
+    if (o >= p.outputs) continue;
+    const float more = bias ? to_float(bias[o]) : 0.f;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int j = i; j < i + 2; ++j) {
+        const int64_t m = skinny_row(n, j);
+        if (m < p.rows)
+          static_cast<T*>(p.out)[m * p.out_stride + o] = from_float<T>(bias ? sum[n][j] + more : sum[n][j]);
+      }
+  }
 }
 
 template <class T>
@@ -61,23 +76,26 @@ __global__ void __launch_bounds__(kThreads) skinny_plain_kernel(SkinnyLinearPara
 }
 
 // 16-bit elements, up to kSkinnyRows rows.
-template <class T>
-cudaError_t launch(const SkinnyLinearParams& p, cudaStream_t stream) {
+template <class T, int kTiles, bool kAligned>
+cudaError_t launch_tiles(const SkinnyLinearParams& p, cudaStream_t stream) {
+  const unsigned tiles = static_cast<unsigned>((p.outputs + kSkinnyOutputs - 1) / kSkinnyOutputs);
+  if (skinny_whole(p.width, p.outputs))
+    return SPARROW_LAUNCH((skinny_whole_kernel<T, kTiles, kAligned>), dim3(tiles), dim3(kThreads), 0, stream, p);
   const int64_t splits = skinny_splits(p.width);
-  if (splits > 65535) return cudaErrorInvalidConfiguration;
-  if (splits > 0) {
-    const dim3 grid(static_cast<unsigned>((p.outputs + kSkinnyOutputs - 1) / kSkinnyOutputs),
-                    static_cast<unsigned>(splits));
-    const bool aligned = skinny_aligned({p.width, p.x_stride, p.weight_stride}, {p.x, p.weight});
-    const cudaError_t error = with_tiles(p.rows, [&](auto tiles) {
-      constexpr int kTiles = decltype(tiles)::value;
-      if (aligned) return SPARROW_LAUNCH((skinny_parts_kernel<T, kTiles, true>), grid, dim3(kThreads), 0, stream, p);
-      return SPARROW_LAUNCH((skinny_parts_kernel<T, kTiles, false>), grid, dim3(kThreads), 0, stream, p);
-    });
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = SPARROW_LAUNCH((skinny_parts_kernel<T, kTiles, kAligned>),
+                                           dim3(tiles, static_cast<unsigned>(splits)), dim3(kThreads), 0, stream, p);
+  if (error != cudaSuccess) return error;
   const dim3 blocks(static_cast<unsigned>((p.outputs + kThreads - 1) / kThreads), static_cast<unsigned>(p.rows));
   return SPARROW_LAUNCH((skinny_reduce_kernel<T>), blocks, dim3(kThreads), 0, stream, p, static_cast<int>(splits));
+}
+
+template <class T>
+cudaError_t launch(const SkinnyLinearParams& p, cudaStream_t stream) {
+  const bool aligned = skinny_aligned({p.width, p.x_stride, p.weight_stride}, {p.x, p.weight});
+  return with_tiles(p.rows, [&](auto tiles) {
+    constexpr int kTiles = decltype(tiles)::value;
+    return aligned ? launch_tiles<T, kTiles, true>(p, stream) : launch_tiles<T, kTiles, false>(p, stream);
+  });
 }
 
 }  // namespace
@@ -86,7 +104,6 @@ cudaError_t skinny_linear_cuda(const SkinnyLinearParams& all, cudaStream_t strea
   if (all.rows == 0 || all.outputs == 0) return cudaSuccess;
   if (all.dtype == DType::f32) {
     const int64_t groups = (all.rows + kPlainRows - 1) / kPlainRows;
-    if (groups > 65535) return cudaErrorInvalidConfiguration;
     const dim3 grid(static_cast<unsigned>((all.outputs + kThreads / 32 - 1) / (kThreads / 32)),
                     static_cast<unsigned>(groups));
     return SPARROW_LAUNCH(skinny_plain_kernel, grid, dim3(kThreads), 0, stream, all);

@@ -47,6 +47,7 @@ struct TreeAttentionParams {
   bool zero_unused;                // nodes >= num_rows: out 0 and lse -inf, or left alone
   float* partial;                  // [B, splits, K, N G, padded_dim]
   float* stats;                    // [B, splits, K, N G, 2]: m, sum
+  int32_t* error;                  // CUDA: the error word or null
 };
 
 // Prefix rows a node sees.
@@ -70,7 +71,7 @@ constexpr int64_t padded_dim(int64_t dim) { return (dim + 15) / 16 * 16; }
 inline int64_t attention_splits(int64_t max_prefix, int64_t split_keys) { return max_prefix / split_keys + 1; }
 inline int64_t attention_row_tiles(int64_t rows) { return (rows + kRowTile - 1) / kRowTile; }
 // Splits the scratch has room for, on either backend: the GPU cuts up to kScratchSplits pieces of 128 keys or more.
-constexpr int64_t kScratchSplits = 32, kScratchSplitKeys = 128;
+constexpr int64_t kScratchSplits = 33, kScratchSplitKeys = 128;
 inline int64_t attention_scratch_splits(int64_t max_prefix, int64_t split_size) {
   if (split_size > 0) return attention_splits(max_prefix + kMaxNodes, split_size);
   const int64_t cpu = attention_splits(max_prefix + kMaxNodes, kSplitKeys),

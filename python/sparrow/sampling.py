@@ -83,7 +83,7 @@ class Sampler:
         if plain and rules.repetition_penalty != 1:
             self.penalty = per_sequence(rules.repetition_penalty)
             self.seen = torch.zeros(b, vocab_size, dtype=torch.bool, device=device).scatter_(1, prompt, True)
-        self.sequence = prompt
+        self.sequence = None if plain else prompt  # what processors are asked about
 
     def see(self, tokens: Tensor) -> None:
         """Marks emitted tokens, int64 [B, T]; -1 pads."""
@@ -107,7 +107,8 @@ class Sampler:
         position = torch.full((prompt.shape[0], 1), prompt.shape[1], dtype=torch.int64, device=prompt.device)
         token = self._draw(logits[:, None], position)
         self.see(token)
-        self.sequence = torch.cat([self.sequence, token], dim=1)
+        if self.sequence is not None:
+            self.sequence = torch.cat([self.sequence, token], dim=1)
         return token[:, 0]
 
     def choose(self, logits: Tensor, tree: DraftTree, length: Tensor, stops: Callable[[int], bool]) -> Tensor:
@@ -153,7 +154,7 @@ class Sampler:
         They may keep state between calls, so they are called exactly as plain decoding calls them. One host
         synchronisation per visited node.
         """
-        assert self.rules.processor is not None
+        assert self.rules.processor is not None and self.sequence is not None
         chosen = torch.full_like(tree.tokens, -1)
         tokens, parents = tree.tokens[0].tolist(), tree.parent[0, : int(tree.num_nodes[0])].tolist()
         node: int | None = 0

@@ -78,6 +78,24 @@ class TreeConfig:
         return f"{self.total}-{self.depth}-{self.width}"
 
 
+class Root(TreeConfig):
+    """Plain decoding's tree: nothing is drafted below the root."""
+
+    def __init__(self) -> None:
+        super().__init__(total=1, depth=1, width=1)
+
+    @property
+    def nodes(self) -> int:
+        return 1
+
+    @property
+    def max_path(self) -> int:
+        return 1
+
+    def __str__(self) -> str:
+        return "none"
+
+
 # The paper's settings (consumer card, data-centre card, the small one), and a deep one for predictable text.
 PRESETS = {text: TreeConfig.parse(text) for text in ("30-4-8", "48-5-10", "25-5-8", "40-10-6")}
 
@@ -91,6 +109,8 @@ class DraftTree(NamedTuple):
         anc: int64 [B, N, W], ancestor words.
         depth: int32 [B, N].
         num_nodes: int32 [B], the nodes in use.
+        scores: float32 [B, candidates], joint log-probabilities of all candidates, `width` of level 1 and then
+            width * width of each further one, grouped by parent; None where the drafter has none.
     """
 
     tokens: Tensor
@@ -98,3 +118,4 @@ class DraftTree(NamedTuple):
     anc: Tensor
     depth: Tensor
     num_nodes: Tensor
+    scores: Tensor | None = None

@@ -26,6 +26,7 @@ def draft_attention(
     num_rows: Tensor | None = None,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
+    error: Tensor | None = None,
 ) -> Tensor:
     """Ropes T new rows, appends their keys and values to the drafter's cache and attends text rows and tree slots.
 
@@ -51,6 +52,7 @@ def draft_attention(
         out: written, [B, T, H, D], dtype of qkv, last dimension dense; None = a new tensor, zero in unused rows.
         workspace: overwritten, uint8 of at least draft_attention_workspace_size(B, T, H, D, Smax) bytes (with a window
             min(Smax, n_anchor + window) is enough for the last argument); None = allocated here.
+        error: int32 [1], the error word or None: a CUDA kernel that clamps a length or count sets its bit 2.
 
     Returns:
         out.
@@ -88,8 +90,9 @@ def draft_attention(
         workspace = torch.empty(size, dtype=torch.uint8, device=qkv.device)
     scale = max(d, 1) ** -0.5 if scale is None else scale
     torch.ops.sparrow.draft_attention(
-        qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out, workspace
-    )
+        qkv, cos_sin, k_cache, v_cache, seq_lens, tree_start, anc, scale, window, n_anchor, num_rows, out, workspace,
+        error,
+    )  # fmt: skip
     return out
 
 
@@ -106,7 +109,7 @@ def draft_attention_workspace_size(B: int, T: int, H: int, D: int, max_len: int)
                 f"sparrow::draft_attention_workspace_size: {name} must lie in [0, {2**31 - 1}], got {value}"
             )
     roped = (B * T * H * D * 4 + 63) // 64 * 64
-    splits = max((max_len + 128) // 1024 + 1, min(max_len // 128 + 1, 32))  # the CPU's and the GPU's
+    splits = max((max_len + 128) // 1024 + 1, min(max_len // 128 + 1, 33))  # the CPU's and the GPU's
     return roped + B * T * H * splits * ((D + 15) // 16 * 16 + 2) * 4
 
 

@@ -20,6 +20,7 @@ def tree_attention(
     scale: float | None = None,
     max_prefix_len: int | None = None,
     split_size: int = 0,
+    error: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of tree nodes over the cache: all prefix rows, and of the tree rows the node's ancestors and itself.
 
@@ -42,6 +43,7 @@ def tree_attention(
         max_prefix_len: an upper bound of prefix_lens, which sizes the scratch; None = Smax.
         split_size: a row's keys (on CUDA the prefix) are cut into pieces at multiples of it, merged in order; 0 = the
             operator's own choice.
+        error: int32 [1], the error word or None: a CUDA kernel that clamps a length or count sets its bit 2.
 
     Returns:
         out: [B, N, H, D], dtype of q. 0 for a row that sees nothing.
@@ -68,7 +70,7 @@ def tree_attention(
     scale = max(q.shape[-1], 1) ** -0.5 if scale is None else scale
     max_prefix_len = k_cache.shape[1] if max_prefix_len is None else max_prefix_len
     return torch.ops.sparrow.tree_attention(
-        q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size
+        q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, error
     )
 
 
@@ -86,8 +88,9 @@ def tree_attention_out(
     out: Tensor,
     lse: Tensor | None,
     workspace: Tensor,
+    error: Tensor | None = None,
 ) -> None:
-    """`tree_attention` into given tensors; allocates nothing. Every argument but the last three as there.
+    """`tree_attention` into given tensors; allocates nothing.
 
     Args:
         q: see `tree_attention`.
@@ -102,6 +105,7 @@ def tree_attention_out(
         out: written, [B, N, H, D], dtype of q, last dimension dense; may not overlap an input.
         lse: written, float32 [B, N, H], contiguous; None = not wanted.
         workspace: overwritten, uint8 of at least `tree_attention_workspace_size` bytes.
+        error: see `tree_attention`.
 
     Raises:
         RuntimeError: as `tree_attention`, and a workspace that is too small.
@@ -117,7 +121,7 @@ def tree_attention_out(
     """
     require_backend("tree_attention_out", q)
     torch.ops.sparrow.tree_attention_out(
-        q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, out, lse, workspace
+        q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size, out, lse, workspace, error
     )
 
 
@@ -129,7 +133,7 @@ def tree_attention_workspace_size(B: int, N: int, H: int, D: int, max_prefix_len
 
 
 @fake_kernel("tree_attention")
-def _fake(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size=0):
+def _fake(q, k_cache, v_cache, prefix_lens, num_nodes, anc, scale, max_prefix_len, split_size=0, error=None):
     b, n, h, d = q.shape
     return q.new_empty((b, n, h, d)), q.new_empty((b, n, h), dtype=torch.float32)
 

@@ -61,7 +61,7 @@ def reference(parent: Tensor) -> tuple[Tensor, Tensor]:
 def eager(parent: Tensor) -> tuple[Tensor, Tensor]:
     """What a user would write: pointer jumping on a dense boolean matrix, then packing."""
     b, n = parent.shape
-    visible = torch.eye(n, (n + 63) // 64 * 64, dtype=torch.bool).repeat(b, 1, 1)
+    visible = torch.eye(n, (n + 63) // 64 * 64, dtype=torch.bool, device=parent.device).repeat(b, 1, 1)
     up = parent.long()
     for _ in range(max(n - 1, 0).bit_length()):
         has_parent = (up >= 0).unsqueeze(-1)
@@ -74,7 +74,7 @@ def eager(parent: Tensor) -> tuple[Tensor, Tensor]:
 def pack_words(visible: Tensor) -> Tensor:
     """Bool [..., 64 W] -> int64 [..., W]; bit j of word w is visible[..., 64 w + j]."""
     bits = visible.unflatten(-1, (-1, 64)).long()
-    return (bits << torch.arange(64)).sum(-1)
+    return (bits << torch.arange(64, device=visible.device)).sum(-1)
 
 
 def unpack_words(words: Tensor, nodes: int) -> Tensor:

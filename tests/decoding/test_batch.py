@@ -27,14 +27,16 @@ class Together(Drafter):
     def draft(self, state, shape):
         trees = []
         for row, drafter in enumerate(self.drafters):
-            alone = DecodeState(
-                None, state.root[row : row + 1], state.length[row : row + 1], None, None, None, state.error
-            )
+            alone = DecodeState.after_prompt(
+                None, state.root[row : row + 1], state.length[row : row + 1], state.position[row : row + 1],
+                None, None, state.error, shape,
+                torch.empty(0),
+            )  # fmt: skip
             trees.append(drafter.draft(alone, shape))
         return DraftTree(*(torch.cat(parts) for parts in zip(*trees, strict=True)))
 
     def accept(self, draft, accepted):
-        self.accepted = accepted
+        self.tokens = accepted.tokens.clone()
 
 
 def test_ragged_rounds(tiny, greedy):
@@ -54,9 +56,9 @@ def test_ragged_rounds(tiny, greedy):
             prompts, {target.cache_argument: cache, "position_ids": positions, "use_cache": True}, 0
         )
     sampler = Sampler(SamplingRules(), prompts, target.vocab_size)
-    state = DecodeState(
+    state = DecodeState.after_prompt(
         cache, sampler.first(prefill.logits, prompts), torch.full((3,), 12), prefill.next_position,
-        sampler, None, sparrow_ext.error_word(prompts.device),
+        sampler, None, sparrow_ext.error_word(prompts.device), SHAPE, torch.empty(0),
     )  # fmt: skip
     rows = [[int(t)] for t in state.root]
     drafter, clock = (
@@ -69,7 +71,7 @@ def test_ragged_rounds(tiny, greedy):
             _, counts = decode_round(target, drafter, state, SHAPE, clock, lambda token: False)
             assert torch.equal(state.length - before, torch.tensor(counts))
             for row, n in enumerate(counts):
-                rows[row] += drafter.accepted.tokens[row, :n].tolist()
+                rows[row] += drafter.tokens[row, :n].tolist()
     assert [len(r) for r in rows] == [1 + 8 + 1 + 2 + 3 + 4 + 5 + 1, 1 + 8 + 5 + 4 + 3 + 2 + 1 + 5 + 4, 9]
     for row, tokens in enumerate(rows):
         assert tokens == truth[row][11 : 11 + len(tokens)].tolist()

@@ -8,11 +8,11 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import sparrow
-from sparrow.decoding import generate as generation
-from sparrow.decoding import loop as decode
+from sparrow.decoding import runner
 from sparrow.targets.adapter import Target
 from sparrow.targets.versions import cache_argument
 from sparrow.tree import TreeConfig
+from tests.decoding.recorder import host_reads
 from tests.decoding.scripted import ScriptedDrafter
 from tests.videos import sample_inputs
 
@@ -156,32 +156,16 @@ def test_returned_cache_continues_in_transformers(tiny, greedy, family, n):
 def test_one_host_synchronisation_per_round(tiny, monkeypatch):
     """Counted by wrapping every way from a tensor to the host, inside the round."""
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
-    counts, inside = [], [False]
-    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
-        original = getattr(torch.Tensor, name)
-
-        def counted(self, *args, _original=original, **kwargs):
-            if inside[0]:
-                counts[-1] += 1
-                inside[0] = False  # one conversion may use another
-                try:
-                    return _original(self, *args, **kwargs)
-                finally:
-                    inside[0] = True
-            return _original(self, *args, **kwargs)
-
-        monkeypatch.setattr(torch.Tensor, name, counted)
-    original_round = decode.decode_round
+    counts = []
+    original_round = runner.decode_round
 
     def one_round(*args, **kwargs):
-        counts.append(0)
-        inside[0] = True
-        try:
-            return original_round(*args, **kwargs)
-        finally:
-            inside[0] = False
+        with host_reads() as names:
+            result = original_round(*args, **kwargs)
+        counts.append(len(names))
+        return result
 
-    monkeypatch.setattr(generation, "decode_round", one_round)
+    monkeypatch.setattr(runner, "decode_round", one_round)
     makers = ({}, {"visual": "compressed", "positions": "sequence"})
     drafters = [sparrow.SparrowDrafter.from_target(Target(model), **options) for options in makers]
     for drafter in (*drafters, sparrow.SpecVLM(keep=0.2)):

@@ -46,13 +46,13 @@ def test_scripted_acceptance(tiny, greedy, family, videos, script):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("tree", ["30-4-8", "25-5-8", "1-1-1", "6-6-1", "90-6-12"])
+@pytest.mark.parametrize("tree", ["30-4-8", "25-5-8", "1-1-1", "6-6-1", "90-6-12", "auto"])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
 def test_random_drafter(tiny, greedy, family, tree, seed):
     model, inputs = tiny(family, seed), sample_inputs(family, seed=seed)
     want = greedy(model, inputs, 48)
     drafter = sparrow.SparrowDrafter.from_target(Target(model), seed=seed)
-    out = sparrow.generate(model, drafter, **inputs, max_new_tokens=48, eos_token_id=None, tree=TreeConfig.parse(tree))
+    out = sparrow.generate(model, drafter, **inputs, max_new_tokens=48, eos_token_id=None, tree=tree)
     check(out.sequences, want, inputs["input_ids"].shape[1])
 
 

@@ -55,7 +55,8 @@ class Text:
         with self.verifying():
             for depth, token in enumerate(tokens):
                 rows.append(self.target.verify(token.view(1, 1), anc, position + depth, cache, self.target.num_layers))
-                cache.commit(1, cache.lengths + 1)
+                cache.commit(torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32))
+                cache.count(1)
         return torch.cat([logits[0] for logits, _ in rows]), torch.cat([states[0] for _, states in rows])
 
 

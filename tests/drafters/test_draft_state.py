@@ -153,8 +153,9 @@ def drafted(drafter, visual: int, change: float = 0.0):
     root, error, loop = torch.tensor([42]), sparrow_ext.error_word("cpu"), TextDrafter(drafter)
     with OpCalls() as recorded:
         draft = loop.begin(Prompt(prompt, prompt != 291, prefill, root, None, 16, error))
-        state = DecodeState(None, root, torch.tensor([p + 1]), torch.tensor([[p]]),
-                            Sampler(SamplingRules(), prompt, 300), draft, error)  # fmt: skip
+        state = DecodeState.after_prompt(None, root, torch.tensor([p + 1]), torch.tensor([[p]]),
+                                         Sampler(SamplingRules(), prompt, 300), draft, error, SHAPE,
+                                         hidden)  # fmt: skip
         tree = loop.draft(state, SHAPE)
     n = int(draft.cache.lengths[0])
     calls = [c if c[0] != "hsr_project" else (c[0], [s for i, s in enumerate(c[1]) if i != 3]) for c in recorded.calls]

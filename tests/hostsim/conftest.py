@@ -5,6 +5,7 @@ import pathlib
 from collections import defaultdict
 
 import pytest
+import torch
 
 from tests.hostsim import cuda
 from tests.hostsim.library import MODES, Simulator, build_library, cuda_include, declared_kernels
@@ -12,6 +13,7 @@ from tests.hostsim.library import MODES, Simulator, build_library, cuda_include,
 HERE = pathlib.Path(__file__).parent
 MODE = os.environ.get("SPARROW_HOSTSIM_MODE", "value")
 SEEDS = [0, 1, 2, 3] if MODE == "value" else [1]  # the sanitizers see what schedules would have to be lucky for
+SHARED_KIB = [99, 163, 227]  # that a block may have on sm_89 and sm_120, on sm_80, on sm_90 and sm_100
 CASES_PER_TEST = 3  # of each test function, in a sanitized process
 SIMULATED = pytest.StashKey[Simulator]()
 
@@ -40,14 +42,15 @@ def launched_line(declared: set[str], launched: set[str] | None) -> str:
     return f"simulated CUDA kernels: {ran} of {len(declared)} __global__ functions launched, on the CPU"
 
 
-@pytest.fixture(params=[*SEEDS, *(["cuda"] if cuda.available() else [])])
-def sim(request) -> Simulator | cuda.Gpu:
-    """The simulator under one of several schedules, and the GPU where there is one."""
-    if request.param == "cuda":
-        return cuda.Gpu()
+@pytest.fixture(params=[*SEEDS, *([pytest.param(cuda.PARAMETER, id="cuda")] if cuda.available() else [])])
+def sim(request) -> Simulator | cuda.Moved:
+    """The simulator under one of several schedules, each with a GPU's shared memory, and the GPU where there is one."""
+    if request.param == cuda.PARAMETER and not cuda.CASES:
+        return cuda.Moved(torch.ops.sparrow, "cuda")
     simulator = request.getfixturevalue("simulator")
-    simulator.configure(seed=request.param)
-    return simulator
+    seed = max(request.param, 0)
+    simulator.configure(seed=seed, shared_kib=SHARED_KIB[seed % len(SHARED_KIB)])
+    return cuda.Moved(simulator.ops, "cpu") if request.param == cuda.PARAMETER else simulator
 
 
 def few(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -57,15 +60,18 @@ def few(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the count of launched kernels last; leaves a few cases of each kernel test in a sanitized process."""
+    """Puts the count of launched kernels last. A sanitized process keeps a few cases of each kernel test, one with
+    SPARROW_CUDA_CASES the "cuda" cases (all, or a few of each).
+    """
     ours = [item for item in items if item.path.is_relative_to(HERE)]
-    if MODE != "value":
+    kept = items
+    if MODE != "value" or cuda.CASES:
         groups = defaultdict(list)
         for item in ours:
-            if "sim" in item.fixturenames:
+            if "sim" in item.fixturenames and (not cuda.CASES or item.callspec.params["sim"] == cuda.PARAMETER):
                 groups[item.path, item.originalname].append(item)
-        kept = [item for group in groups.values() for item in few(group)]
+        kept = [item for group in groups.values() for item in (group if cuda.CASES == "all" else few(group))]
+    if MODE != "value":
         kept += [item for item in ours if item.path.name == "test_all_kernels.py"]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = ours = kept
-    items.sort(key=lambda item: item.path == HERE / "test_all_kernels.py")
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = sorted(kept, key=lambda item: item.path == HERE / "test_all_kernels.py")

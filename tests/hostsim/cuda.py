@@ -1,52 +1,62 @@
-"""The same test bodies on a real GPU: operators take CPU tensors, run on CUDA, and bring results and changes back."""
+"""The same test bodies on a real GPU: operators take CPU tensors, run on CUDA, and bring results and changes back.
+
+SPARROW_CUDA_CASES=all or few: the "cuda" cases run without a GPU, too, on the simulator behind the same copies: what is
+wrong with the tests themselves shows there. (few: some of each test.)
+"""
+
+import os
 
 import torch
 
 import sparrow_ext
 
+CASES = os.environ.get("SPARROW_CUDA_CASES", "")
+PARAMETER = -1  # the `sim` parameter of the "cuda" cases: a number, as tests reckon with the seeds
+
 
 def available() -> bool:
-    return torch.cuda.is_available() and sparrow_ext.has_cuda_kernels("tree_mask")
+    return bool(CASES) or (torch.cuda.is_available() and sparrow_ext.has_cuda_kernels("tree_mask"))
 
 
-class Gpu:
-    """`ops.<name>(...)` as torch.ops.sparrow.<name> on CUDA, for arguments on the CPU."""
+class Moved:
+    """`ops.<name>(...)` as `namespace.<name>` on another device, for arguments on the CPU."""
 
     class _Ops:
+        def __init__(self, namespace, device: str):
+            self._namespace, self._device = namespace, device
+
         def __getattr__(self, name: str):
-            return lambda *args, **kwargs: _call(getattr(torch.ops.sparrow, name), args, kwargs)
+            return lambda *args, **kwargs: _call(getattr(self._namespace, name), self._device, args, kwargs)
 
-    ops = _Ops()
+    def __init__(self, namespace, device: str):
+        self.ops = self._Ops(namespace, device)
 
-    def configure(self, seed: int = 0, workers: int = 1) -> None:
-        """Schedules are the GPU's own."""
+    def configure(self, seed: int = 0, workers: int = 1, shared_kib: int = 0) -> None:
+        """Schedules and memory are the GPU's own."""
 
 
-def _call(op, args, kwargs):
-    bases: dict[int, torch.Tensor] = {}
+def _call(op, device: str, args, kwargs):
+    bases: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of each storage: its bytes here, and there
 
     def move(x):
-        """Onto the GPU with the same strides, through the storage: views of one buffer stay views of one buffer."""
+        """There with the same strides, through the storage: views of one buffer stay views of one buffer."""
         if isinstance(x, list):
             return [move(one) for one in x]
         if not isinstance(x, torch.Tensor):
             return x
-        key = x.untyped_storage().data_ptr()
-        if key not in bases:
-            whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-            bases[key] = whole.cuda()
-        return bases[key].view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in bases:
+            whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+            bases[storage.data_ptr()] = whole, whole.to(device, copy=True)
+        there = bases[storage.data_ptr()][1]
+        there = there[: there.numel() // x.itemsize * x.itemsize].view(x.dtype)
+        return there.as_strided(x.shape, x.stride(), x.storage_offset())
 
-    moved = [move(a) for a in args], {k: move(v) for k, v in kwargs.items()}
-    result = op(*moved[0], **moved[1])
-    for before, after in zip(_tensors(args, kwargs), _tensors(*moved), strict=True):
-        before.copy_(after)
-    if result is None or isinstance(result, torch.Tensor):
-        return None if result is None else result.cpu()
-    return tuple(r.cpu() for r in result)
+    result = op(*[move(a) for a in args], **{k: move(v) for k, v in kwargs.items()})
+    for here, there in bases.values():
+        here.copy_(there)
+    return tuple(map(_back, result)) if isinstance(result, tuple) else _back(result)
 
 
-def _tensors(args, kwargs) -> list[torch.Tensor]:
-    """The tensors among the arguments, lists of them opened."""
-    flat = [one for x in (*args, *kwargs.values()) for one in (x if isinstance(x, list) else [x])]
-    return [x for x in flat if isinstance(x, torch.Tensor)]
+def _back(x):
+    return x.cpu() if isinstance(x, torch.Tensor) else x

@@ -26,7 +26,6 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -78,8 +77,8 @@ struct Options {
 inline Options options;
 struct Stats { uint64_t switches = 0, blocks = 0, mma = 0, ldmatrix = 0, ldmatrix_conflicts = 0, cp_async = 0; };
 inline Stats stats;
-inline std::set<std::string> launched;  // kernel names, as written at the launch
-inline void record_launch(const char* name) { launched.insert(name); }
+inline std::map<std::string, size_t> launched;  // kernel, as written at the launch -> dynamic shared memory, the last time
+inline void record_launch(const char* name, size_t smem) { launched[name] = smem; }
 inline constexpr size_t kStack = 64 * 1024 HS_ASAN(* 4), kGuard = 4096;
 
 struct RaceHooks {  // filled in by hostsim_race.hpp

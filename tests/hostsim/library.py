@@ -103,9 +103,13 @@ class Simulator:
         spec.loader.exec_module(self.module)
         self.ops = torch.ops.sparrow_hostsim
 
-    def configure(self, seed: int = 0, workers: int = 1) -> None:
-        """Seed 0 runs threads and blocks in order, any other a random schedule."""
-        self.module.configure(seed, workers)
+    def configure(self, seed: int = 0, workers: int = 1, shared_kib: int = 99) -> None:
+        """Seed 0 runs threads and blocks in order, any other a random schedule. shared_kib: what a block may have."""
+        self.module.configure(seed, workers, shared_kib * 1024)
+
+    def shared_bytes(self, kernel: str) -> int:
+        """Dynamic shared memory of the last launch of a kernel whose name begins so."""
+        return next(size for name, size in self.module.launched().items() if name.strip("() ").startswith(kernel))
 
     def launched(self) -> set[str]:
         """Names of the kernels launched so far, without template arguments."""

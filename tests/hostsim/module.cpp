@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,8 +20,8 @@
 namespace py = pybind11;
 
 // control.cpp, which is built as the kernels of the mode are
-void configure_simulator(uint64_t seed, int workers);
-std::vector<std::string> launched_kernels();
+void configure_simulator(uint64_t seed, int workers, int64_t shared_limit);
+std::map<std::string, size_t> launched_kernels();
 
 namespace {
 
@@ -66,7 +67,8 @@ void sizes(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(sparrow_hostsim, m) {
-  m.def("configure", &configure_simulator, py::arg("seed") = 0, py::arg("workers") = 1);
+  m.def("configure", &configure_simulator, py::arg("seed") = 0, py::arg("workers") = 1,
+        py::arg("shared_limit") = 99 * 1024);
   m.def("launched", &launched_kernels);
   py::class_<sparrow::Block>(m, "Block").def(py::init(&block));
   m.def("meet", &sparrow::meet);

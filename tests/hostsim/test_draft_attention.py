@@ -22,7 +22,7 @@ CASES = [
 ]
 
 
-def run(sim, qkv, cos_sin, kc, vc, lens, starts, anc=None, window=0, n_anchor=0, num_rows=None, out=None):
+def run(sim, qkv, cos_sin, kc, vc, lens, starts, anc=None, window=0, n_anchor=0, num_rows=None, out=None, error=None):
     b, t, _ = qkv.shape
     kv_heads, d = kc.shape[2:]
     heads = qkv.shape[2] // d - 2 * kv_heads
@@ -30,7 +30,7 @@ def run(sim, qkv, cos_sin, kc, vc, lens, starts, anc=None, window=0, n_anchor=0,
     seen = min(kc.shape[1], window + n_anchor) if window > 0 else kc.shape[1]
     size = op.draft_attention_workspace_size(b, t, heads, d, seen)
     workspace = torch.full((size + 64,), 171, dtype=torch.uint8)
-    options = anc, d**-0.5, window, n_anchor, num_rows, out, workspace[:size]
+    options = anc, d**-0.5, window, n_anchor, num_rows, out, workspace[:size], error
     sim.ops.draft_attention(qkv, cos_sin, kc, vc, lens, starts, *options)
     assert bool((workspace[size:] == 171).all())
     return out
@@ -118,3 +118,13 @@ def test_lengths_out_of_range_stay_inside_the_cache(sim, dtype):
     run(sim, qkv, cos_sin, kc, vc, ints(-3, 2**31 - 1, 41, 60), ints(2**31 - 1, -1, 5, 126), num_rows=ints(9, -1, 5, 5))
     assert all(torch.equal(x[1].nan_to_num(), y[1].nan_to_num()) for x, y in zip((kc, vc), guard, strict=True))
     assert run(sim, qkv[:0], cos_sin[:0], kc[:0], vc[:0], ints(), ints()).shape == (0, 5, 2, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_clamped_length_sets_the_error_word(sim, dtype):
+    qkv, cos_sin, kc, vc, _, _, _ = case(1, 5, 2, 1, 16, [40], [3], dtype, causal=True)
+    rows, word = kc.shape[1], torch.zeros(1, dtype=torch.int32)
+    for length, start, used, want in [(40, 3, 5, 0), (rows - 8, 3, 5, 0), (rows - 7, 3, 5, 2), (-1, 3, 5, 2),
+                                      (0, -1, 5, 2), (0, 124, 5, 2), (0, 0, 6, 2), (0, 0, -1, 2)]:  # fmt: skip
+        run(sim, qkv, cos_sin, kc, vc, ints(length), ints(start), num_rows=ints(used), error=word.zero_())
+        assert word.item() == want, (length, start, used)

@@ -75,3 +75,17 @@ def test_bad_arguments(simulator):
         simulator.ops.skinny_linear(args[0].half(), *args[1:])
     with pytest.raises(RuntimeError, match="workspace must have at least"):
         simulator.ops.skinny_linear_out(*args, poison(torch.empty(4, 45)), torch.empty(3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [2, 9, 33])
+def test_outputs_enough_for_whole_blocks_have_the_bits_of_split_ones(simulator, rows, dtype):
+    """264 tiles of 64 outputs and two splits: one launch; 128 of these outputs: partial sums and a second launch."""
+    simulator.configure(seed=1)
+    g = torch.Generator().manual_seed(rows)
+    x, weight, bias = (
+        torch.randn(*s, generator=g).to(dtype) for s in [(rows, 1032), (263 * 64 + 8, 1032), (263 * 64 + 8,)]
+    )
+    got = simulator.ops.skinny_linear(x, weight, bias)
+    for part in (slice(0, 128), slice(weight.shape[0] - 72, weight.shape[0])):
+        assert torch.equal(got[:, part], simulator.ops.skinny_linear(x, weight[part], bias[part]))

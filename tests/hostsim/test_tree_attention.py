@@ -144,3 +144,46 @@ def test_lengths_out_of_range_stay_inside_the_cache(sim, dtype):
     run(sim, q, kc, vc, lens, used, anc)
     run(sim, q, kc, vc, lens, used, anc, bound=41)
     assert run(sim, q[:0], kc[:0], vc[:0], lens[:0], None, anc[:0])[0].shape == (0, 5, 2, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_clamped_length_sets_the_error_word(sim, dtype):
+    q, kc, vc, lens, used, anc = case((2, 5, 2, 1, 16, [40, 3]), dtype, used=[5, 4])
+    rows = kc.shape[1]
+
+    def word(lens, used, bound) -> int:
+        error = torch.zeros(1, dtype=torch.int32)
+        sim.ops.tree_attention(q, kc, vc, lens, used, anc, 0.25, bound, 0, error)
+        return error.item()
+
+    assert word(lens, used, 40) == 0 and word(ints(rows - 5, 0), None, rows) == 0
+    for bad in [(lens, used, 39), (ints(-1, 3), used, 40), (lens, ints(6, 4), 40), (lens, ints(5, -1), 40)]:
+        assert word(*bad) == 2
+    assert word(ints(rows - 4, 3), None, rows) == 2  # the tree would end behind the cache
+
+
+@pytest.mark.parametrize(("nodes", "rows"), [(1, 16), (17, 64), (65, 128)])
+def test_stages_follow_the_shared_memory(simulator, nodes, rows):
+    """Two to four tiles in flight, by what a block may have; the bits are the same."""
+    args = case((1, nodes, 1, 1, 128, [400]), torch.bfloat16)
+    results, sizes = [], []
+    for kib in (99, 163, 227):
+        simulator.configure(seed=2, shared_kib=kib)
+        results.append(run(simulator, *args, bound=400))
+        sizes.append(simulator.shared_bytes("attention_mma_kernel<kDraft"))
+    m = simulator.module
+    blocks = m.attention_blocks(8 if rows == 128 else 4)
+    stages = [m.attention_stages(rows * 256, 2 * 64 * 256, blocks, kib * 1024) for kib in (99, 163, 227)]
+    assert stages == ([2, 4, 4] if rows == 128 else [2, 2, 3])
+    for size, count in zip(sizes, stages, strict=True):
+        assert 0 <= size - (rows + 2 * 64 * count) * 256 < 1024  # and the simulator's red zones
+    assert all(torch.equal(out, results[0][0]) and torch.equal(lse, results[0][1]) for out, lse in results)
+
+
+def test_too_many_sequences_are_refused(simulator):
+    q, kv = torch.zeros(65536, 1, 1, 8), torch.zeros(1, 1, 1, 8).expand(65536, 1, 1, 8)
+    with pytest.raises(RuntimeError, match="tree_attention: B must be <= 65535 on CUDA, got 65536"):
+        run(simulator, q, kv, kv, torch.zeros(65536, dtype=torch.int32))
+    q, kv = q.view(1, 1, 65536, 8), kv.transpose(0, 2)
+    with pytest.raises(RuntimeError, match="tree_attention: K must be <= 65535 on CUDA, got 65536"):
+        run(simulator, q, kv, kv, torch.zeros(1, dtype=torch.int32))

@@ -43,7 +43,8 @@ def assert_close64(ours: Tensor, eager: Tensor, reference: Tensor, what: str = "
     if not bool(finite.any()):
         return
     error = (ours.double() - reference)[finite].abs().max().item()
-    base = (eager.double() - reference)[finite].abs().max().item()
+    number = finite & eager.isfinite()  # bf16 matmuls on AMX read beyond the rows of a strided matrix: NaN times 0
+    base = (eager.double() - reference)[number].abs().max().item() if bool(number.any()) else 0.0
     limit = 2 * base + 4 * torch.finfo(ours.dtype).eps * reference[finite].abs().max().item()
     assert error <= limit, f"{what}: error {error:.3e} > limit {limit:.3e} (eager composition: {base:.3e})"
 

@@ -34,7 +34,7 @@ def full_call(op: str) -> Call:
     """A valid call with every optional argument, nothing empty."""
     call = MAKERS[op](Draw(lambda low, high: (low + high + 1) // 2))
     given = call.arguments = dict(call.arguments)  # the check keeps its own
-    if "error" in torch.ops.sparrow.__getattr__(op).default._schema.__str__():
+    if "error" in str(getattr(torch.ops.sparrow, op).default._schema):
         given["error"] = sparrow_ext.error_word("cpu")
         call.written += ("error",)
     if op == "skinny_linear":
@@ -55,7 +55,7 @@ def out_call() -> Call:
     given |= {"scale": 0.25, "max_prefix_len": given["k_cache"].shape[1]}
     given |= {"out": torch.zeros_like(q), "lse": torch.zeros(q.shape[:3])}
     given["workspace"] = torch.zeros(1 << 24, dtype=torch.uint8)
-    return Call("tree_attention_out", given, lambda got: None, ("out", "lse", "workspace"))
+    return Call("tree_attention_out", given, lambda got: None, ("out", "lse", "workspace", "error"))
 
 
 def new_call(op: str) -> Call:

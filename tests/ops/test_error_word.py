@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import sparrow_ext
-from sparrow.decoding.loop import fetch
+from sparrow.decoding.loop import read
+from sparrow.drafters.protocol import DecodeState
+from sparrow.targets.cache import TargetCache
+from sparrow.tree import TreeConfig
 
 
 def test_a_clear_word_raises_nothing():
@@ -33,9 +36,10 @@ def test_cpu_operators_raise_and_leave_the_word_alone():
 
 
 def test_the_rounds_synchronisation_raises():
-    count, tokens = torch.tensor([2, 1], dtype=torch.int32), torch.tensor([[7, 8, -1], [9, -1, -1]])
-    word = sparrow_ext.error_word("cpu")
-    assert fetch(count, tokens, word) == ([2, 1], [7, 8])
-    word[0] = 4
+    cache, two = TargetCache(1, 9), torch.tensor([3, 4])
+    state = DecodeState.after_prompt(cache, two, two, two, None, None, two, TreeConfig(2, 2, 1), torch.empty(0))
+    state.report.copy_(torch.tensor([[0, 2, 7, 8, -1], [0, 1, 9, -1, -1]]))
+    assert read(state) == ([7, 8], [2, 1]) and cache.get_seq_length() == 2
+    state.report[:, 0] = 4
     with pytest.raises(RuntimeError, match="bad values: an index out of range"):
-        fetch(count, tokens, word)
+        read(state)

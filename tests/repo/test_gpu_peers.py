@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import gpu_check, gpu_peers
-from bench.gpu_cases import Work
+from bench import gpu_measure, gpu_peers
+from bench.gpu_work import Work
 from sparrow_ext.ops import tree_accept, tree_attention, tree_mask
 from tests.ops.checks import random_tree
 
@@ -131,15 +131,15 @@ def test_missing_and_broken_libraries_are_named(monkeypatch):
 
 def test_floors_name_both_rates():
     work = Work([], bytes=4_000_000, flops=2_000_000_000)
-    assert gpu_check.floors(work, RATES, 5.0) == {"floor_us": 2.5, "share_of_floor": 0.5}
-    both = gpu_check.floors(work, RATES | {"mma_sync_TFLOP_per_s": 400.0}, 5.0)
+    assert gpu_measure.floors(work, RATES, 5.0) == {"floor_us": 2.5, "share_of_floor": 0.5}
+    both = gpu_measure.floors(work, RATES | {"mma_sync_TFLOP_per_s": 400.0}, 5.0)
     assert both["mma_floor_us"] == 5.0 and both["share_of_mma_floor"] == 1.0 and both["floor_us"] == 2.5
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
 @pytest.mark.parametrize("arch", ["80", "90a"])
 def test_mma_ceiling_builds(arch):
-    run = gpu_check.compiled(gpu_check.ROOT / "bench" / "mma_ceiling.cu", arch)
+    run = gpu_measure.compiled(gpu_measure.ROOT / "bench" / "mma_ceiling.cu", arch)
     if torch.cuda.is_available():
         pytest.skip("built; its rate is gpu_check's to measure")
     with pytest.raises(subprocess.CalledProcessError):  # it says that there is no GPU, and prints no rate
@@ -149,9 +149,9 @@ def test_mma_ceiling_builds(arch):
 def test_a_ceiling_that_cannot_be_measured_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     monkeypatch.setenv("PATH", "")
-    found = gpu_check.mma_ceiling()
+    found = gpu_measure.mma_ceiling()
     assert list(found) == ["mma_sync missing"] and "nvcc" in found["mma_sync missing"]
-    assert "share_of_mma_floor" not in gpu_check.floors(Work([], 1), found | RATES, 1.0)
+    assert "share_of_mma_floor" not in gpu_measure.floors(Work([], 1), found | RATES, 1.0)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
@@ -159,8 +159,8 @@ def test_what_nvcc_refuses_is_said(tmp_path):
     source = tmp_path / "broken.cu"
     source.write_text("int main() { return no_such_name; }")
     with pytest.raises(RuntimeError, match=r"nvcc cannot build broken.cu: .*no_such_name"):
-        gpu_check.compiled(source, "80")
+        gpu_measure.compiled(source, "80")
 
 
 def test_operators_are_found():
-    assert {"tree_mask", "kv_commit", "sample_rows"} <= set(gpu_check.operators())
+    assert {"tree_mask", "kv_commit", "sample_rows"} <= set(gpu_measure.operators())

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 
 import sparrow_ext
 from sparrow.cli import doctor
+from sparrow.cli.arguments import Doctor
 from sparrow.targets.versions import TESTED
 from sparrow_ext import _library
 from sparrow_ext._machine import has_gpu
@@ -186,9 +187,8 @@ def test_build_report(monkeypatch, kernels, cuda, gpu, said, loud):
     assert first.startswith(f"built: CPU kernels ({sparrow_ext.cpu_isa()})") and said in first
     assert bool(more) == bool(loud)
     assert not loud or (more[0].startswith("WARNING: THIS MACHINE HAS A GPU") and loud in more[0])
-    assert (
-        (more[0] in doctor._next(True, None)) if loud else not any("GPU" in line for line in doctor._next(True, None))
-    )
+    steps = doctor._next(True, True, Doctor())
+    assert (more[0] in steps) if loud else not any("GPU" in line for line in steps)
 
 
 REPORT = json.dumps({"install": [{"metadata": {"name": "transformers", "version": "9.1"}}]})
@@ -224,3 +224,12 @@ def test_drift_is_one_line(steps, line):
 
     drift.__globals__["run"] = run
     assert drift() == line and next(script, None) is None
+
+
+def test_readme_has_the_table_of_tested_versions():
+    """`python tools/versions.py --table` prints it."""
+    module = runpy.run_path(str(ROOT / "tools" / "versions.py"))
+    assert module["table"]() in (ROOT / "README.md").read_text()
+    runs = json.loads(module["RESULT"].read_text())["runs"]
+    asked = {(run["asked"]["torch"], run["asked"]["transformers"]) for run in runs}
+    assert asked == {(torch, release) for torch, releases in module["COMBINATIONS"].items() for release in releases}

@@ -90,7 +90,7 @@ def test_nothing_imports_tests_or_bench():
     assert not faults
 
 
-# A room may import from rooms on the floors before its own; engines come when they are there.
+# A room may import from rooms on the floors before its own.
 FLOORS = (
     {"tree", "files", "progress", "provenance"},
     {"sampling"},
@@ -153,6 +153,11 @@ def test_transformers_stays_in_its_rooms():
         if "transformers" in roots(path) and room(path) not in TRANSFORMERS
     ]
     assert not faults, faults
+
+
+def test_vllm_stays_in_engines():
+    users = {name(p) for p in files("python/sparrow", ".py") if "vllm" in roots(p)}
+    assert users == {f"python/sparrow/engines/{n}.py" for n in ("vllm", "vllm_cache", "vllm_contract")}
 
 
 # --- operators ---

@@ -51,9 +51,9 @@ def decoded(drafter, teacher, prompt: int, chunks) -> tuple[torch.Tensor, torch.
     step(draft.pending, prompt)
     at = prompt + 1
     for n in chunks:
-        true_rows = cache.lengths
+        true_rows = cache.lengths.clone()
         for last in range(at, at + n):  # each row's output; the last time the whole chunk
-            cache.lengths = true_rows
+            cache.lengths.copy_(true_rows)
             rows = torch.arange(at - 1, last, dtype=torch.int32)[None]
             count = torch.tensor([last + 1 - at], dtype=torch.int32)
             step(Pending(tokens[:, at : last + 1], rows, states[0], rows.long(), count), last)

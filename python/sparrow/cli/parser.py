@@ -19,6 +19,7 @@ from sparrow.cli.arguments import (
     Fetch,
     Generate,
     Import,
+    Serve,
     Synthetic,
 )
 from sparrow.cli.options import positive, shape, shape_or_word
@@ -26,6 +27,7 @@ from sparrow.cli.train_arguments import TrainAnswers, TrainDrafter, TrainSmolLM2
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
+    "serve": Serve,
     "train": {"drafter": TrainDrafter, "answers": TrainAnswers, "target": TrainTarget, "smollm2": TrainSmolLM2},
     "demo": Demo,
     "eval": Eval,

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparrow.decoding.loop import decode_round, start
+from sparrow.decoding.loop import start
+from sparrow.decoding.policy import Policy
+from sparrow.decoding.runner import Rounds, room_for
 from sparrow.decoding.stats import Clock, DecodeStats
 from sparrow.drafters.protocol import Drafter, EntersLoop
 from sparrow.drafters.text import NoDrafter
@@ -24,7 +26,7 @@ from sparrow.targets.processors import (
     take_stop_strings,
     with_stop_strings,
 )
-from sparrow.tree import TreeConfig
+from sparrow.tree import Root, TreeConfig
 from sparrow_ext import require_backend
 
 
@@ -60,6 +62,7 @@ def generate(
     tree: TreeConfig | str | None = None,
     seed: int | None = None,
     positions: str = "hf",
+    capture: bool = True,
     streamer=None,
     on_round: OnRound | None = None,
     stopping_criteria=None,
@@ -85,9 +88,15 @@ def generate(
         drafter: a SparrowDrafter made for this model, SpecVLM() for the model itself with fewer visual tokens, any
             object of a subclass of sparrow.drafters.protocol.Drafter, or None for plain decoding through the same
             operators and cache.
-        tree: shape of the draft tree, a TreeConfig or "total-depth-width"; default: the drafter's own.
+        tree: shape of the draft tree, a TreeConfig or "total-depth-width"; "auto" chooses it, every few rounds, by what
+            rounds cost here and how sure the drafter is, and drafts nothing where nothing pays (decoding/policy.py);
+            default: the drafter's own.
         seed: of the sampling noise; default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
+        capture: on a GPU, rounds are captured as one CUDA graph and replayed, from the third on and in the calls that
+            follow, which costs memory of this call's caches while the model lives; False = each round's operators are
+            launched one by one, as on the CPU, and as is done for SpecVLM, other processors than the operators' four,
+            and models with hooks.
         streamer: gets the prompt, then every token as it is accepted, as in transformers.
         on_round: called as on_round(tokens, accepted, seconds) after every round, with the list of tokens it emitted
             (ids), how many drafted tokens it accepted (before any stop), and its wall seconds. The first token comes
@@ -111,10 +120,13 @@ def generate(
     _check_arguments(target, seed, streamer, on_round, kwargs)
     _check_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
     require_backend("tree_attention", target.embedding)
-    loop_drafter, shape = _enter(target, drafter, tree)
+    auto = tree == "auto"
+    loop_drafter, shape = _enter(target, drafter, None if auto else tree)
+    policy = Policy.of(model, loop_drafter, shape or Root(), kwargs["input_ids"].shape[1]) if auto else None
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
-    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered=kwargs.get("position_ids") is not None)
+    numbered = kwargs.get("position_ids") is not None
+    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy)
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with borrowed(model), torch.no_grad():
@@ -209,9 +221,10 @@ class _Run:
 
     def __init__(
         self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | None, streamer,
-        on_round: OnRound | None, numbered: bool,
+        on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None,
     ):  # fmt: skip
         self.target, self.drafter, self.shape, self.seed = target, drafter, shape, seed
+        self.capture, self.policy = capture, policy
         self.streamer, self.on_round, self.numbered = streamer, on_round, numbered
         self.output: GenerateOutput | None = None
 
@@ -222,31 +235,46 @@ class _Run:
         rules = rules_from(generation_config, logits_processor, seed)
         given, input_ids = input_ids.device, input_ids.to(self.target.device)
         clock, out = Clock(input_ids.device), _Emitted(input_ids, stopping_criteria, self.streamer)
-        stats = DecodeStats(tree=str(self.shape or "none"), depth=self.shape.depth if self.shape else 0)
+        policy, shape = self.policy, self.policy.largest if self.policy else self.shape or Root()
+        stats = DecodeStats(tree="auto" if policy else str(shape), depth=shape.max_path - 1)
         most = generation_config.max_length - input_ids.shape[1]
-        shape = self.shape or _PLAIN
+        capacity = input_ids.shape[1] + most + shape.nodes
+        room = room_for(self.target, self.drafter, rules, capacity) if self.capture else None
         with clock.stage("prefill"):
-            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape.nodes)
+            cache = self.target.new_cache(capacity) if room is None else room.lend(self.target)
+            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache)
+            if room is not None:
+                room.keep(cache)
+        if policy:
+            state.scores = torch.zeros(1, policy.candidates, pin_memory=state.root.is_cuda)
+        rounds = Rounds(self.target, self.drafter, state, shape, clock, out.stops, room)
         if self.numbered:
             self.target.keep_offset(state.position, input_ids.shape[1])
         out.emit([int(state.root)])
         with self.target.verifying():
             while not out.done:
-                begun = time.perf_counter()
-                tokens, counts = decode_round(self.target, self.drafter, state, shape, clock, out.stops)
+                begun, drafting = time.perf_counter(), clock.spent("draft")
+                if policy:
+                    rounds.use(policy.shape)
+                tokens, counts = rounds()
                 seconds, tokens = time.perf_counter() - begun, out.emit(tokens)
+                if policy and state.scores is not None:
+                    stats.trees[str(policy.shape)] = stats.trees.get(str(policy.shape), 0) + 1
+                    drafting = clock.spent("draft") - drafting
+                    policy.saw(counts[0] - 1, drafting, seconds - drafting, state.scores[0])
                 stats.emitted.append(len(tokens))
                 stats.accepted.append(counts[0] - 1)
                 if self.on_round is not None:
                     self.on_round(tokens, counts[0] - 1, seconds)
-        state.cache.put_back()
-        state.cache.set_length(out.ids.shape[1] - 1)
+        cache.fixed = False
+        cache.put_back()
+        cache.set_length(out.ids.shape[1] - 1)
         if self.streamer is not None:
             self.streamer.end()
         stats.prompt_tokens, stats.new_tokens = input_ids.shape[1], out.count
         stats.visual_tokens = int((~self.target.is_text(input_ids)).sum())
         clock.write(stats)
-        self.output = GenerateOutput(out.ids.to(given), stats, state.cache)
+        self.output = GenerateOutput(out.ids.to(given), stats, cache)
         return self.output.sequences
 
 
@@ -254,6 +282,3 @@ def _refuse_all_padding(input_ids: Tensor, mask: Tensor | None) -> None:
     """A mask is here where transformers found padding tokens in a prompt without one."""
     if mask is not None and not mask.any():
         raise ValueError(f"input_ids must hold more than padding (pad_token_id), got {input_ids.tolist()}")
-
-
-_PLAIN = TreeConfig(total=1, depth=1, width=1)

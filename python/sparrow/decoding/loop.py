@@ -15,6 +15,7 @@ from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules
 from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.cache import TargetCache
 from sparrow.tree import TreeConfig
 
 
@@ -26,7 +27,8 @@ def start(
     model_kwargs: dict,
     rules: SamplingRules,
     max_new_tokens: int,
-    nodes: int,
+    shape: TreeConfig,
+    cache: TargetCache,
 ) -> DecodeState:
     """Runs the prompt and draws the first token.
 
@@ -36,9 +38,10 @@ def start(
         model_kwargs: what transformers' generate() prepared; our cache is put into it. A token that its attention_mask
             hides is left out of the state, as no other token sees it (one sequence only).
         rules: how tokens are drawn.
-        max_new_tokens, nodes: room in the caches, in tokens and for a tree.
+        max_new_tokens: room that the drafter needs.
+        shape: of the trees to come; the largest where they differ.
+        cache: an empty one, with room for prompt, new tokens and a tree.
     """
-    cache = target.new_cache(tokens.shape[1] + max_new_tokens + nodes)
     model_kwargs[target.cache_argument] = cache
     prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer)
     sampler = Sampler(rules, tokens, target.vocab_size)
@@ -51,7 +54,9 @@ def start(
         tokens, prefill = tokens[:, seen], _at(prefill, seen)
     error = sparrow_ext.error_word(root.device)
     prompt = Prompt(tokens, target.is_text(tokens), prefill, root, cache, max_new_tokens, error)
-    return DecodeState(cache, root, length, prefill.next_position, sampler, drafter.begin(prompt), error)
+    draft = drafter.begin(prompt)
+    position, states = prefill.next_position, prefill.hidden
+    return DecodeState.after_prompt(cache, root, length, position, sampler, draft, error, shape, states)
 
 
 def _at(prefill: Prefill, places: Tensor) -> Prefill:
@@ -62,19 +67,21 @@ def _at(prefill: Prefill, places: Tensor) -> Prefill:
 
 
 @torch.no_grad()
-def decode_round(
+def step(
     target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock, stops: Callable[[int], bool]
-) -> tuple[list[int], list[int]]:
-    """One round. Returns the first sequence's tokens and each sequence's path length (accepted tokens + 1).
+) -> None:
+    """One round. It reads nothing on the host and writes into the state's own tensors; the last one is state.report.
 
-    The only host synchronisation is `fetch` (a processor that is not an operator adds one per visited node, and asks
-    `stops` about each token it draws: behind one that ends generation nothing is drawn).
+    (Two exceptions: a drafter without an `identity`, and a processor that is not an operator, which reads once per
+    visited node and asks `stops` about each token it draws: behind one that ends generation nothing is drawn.)
     """
     with clock.stage("draft"):
         tree = drafter.draft(state, shape)
+        if tree.tokens.shape[1] != shape.nodes:
+            raise ValueError(f"a tree of {shape} must have {shape.nodes} nodes, got {tree.tokens.shape[1]}")
     with clock.stage("verify"):
         positions = state.position + tree.depth
-        logits, hidden = target.verify(tree.tokens, tree.anc, positions, state.cache, drafter.hidden_layer)
+        logits, hidden = target.verify(tree.tokens, tree.anc, positions, state.cache, drafter.hidden_layer, state.error)
     with clock.stage("sample"):
         chosen = state.sampler.choose(logits, tree, state.length, stops)
         num_path, path, tokens = sparrow_ext.tree_accept(
@@ -82,42 +89,53 @@ def decode_round(
         )
         state.sampler.check(logits, path, state.error)
     with clock.stage("commit"):
-        lengths = torch.empty_like(state.cache.lengths)
-        sparrow_ext.kv_commit(state.cache.by_row, path, num_path, state.cache.lengths, lengths, error=state.error)
-        counts, emitted = fetch(num_path, tokens, state.error)
-        state.cache.commit(max(counts), lengths)
-        drafter.accept(state.draft, advance(state, num_path, path, tokens, hidden, max(counts)))
-    return emitted, counts
+        state.cache.commit(path, num_path, state.error)
+        drafter.accept(state.draft, advance(state, num_path, path, tokens, hidden))
+        if state.scores is not None and tree.scores is not None:
+            state.scores[:, : tree.scores.shape[1]].copy_(tree.scores, non_blocking=True)
+        words = state.error.long().expand(len(tokens), 1)
+        report = torch.cat([words, num_path[:, None].long(), tokens], dim=1)
+        state.report[:, : report.shape[1]].copy_(report, non_blocking=True)
 
 
-def fetch(num_path: Tensor, tokens: Tensor, error: Tensor) -> tuple[list[int], list[int]]:
-    """The round's host synchronisation: path lengths [B], and the first sequence's emitted tokens.
+def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, hidden: Tensor) -> Pending:
+    """Moves the state behind the accepted path: the last emitted token is the new root. Returns what was accepted."""
+    (b, n), most = hidden.shape[:2], tokens.shape[1]
+    batch = torch.arange(b, device=path.device)[:, None]
+    position = state.position[-1] if state.position.dim() == 3 else state.position
+    accepted = state.accepted.head(most, b * n)
+    accepted.tokens.copy_(tokens.clamp(min=0))
+    accepted.row_index.copy_(path.clamp(min=0) + batch * n)
+    accepted.hidden.copy_(hidden.flatten(0, 1))
+    accepted.positions.copy_(position + 1 + torch.arange(most, device=path.device))
+    accepted.num_rows.copy_(num_path)
+    state.sampler.see(tokens)
+    state.root.copy_(tokens.gather(1, (num_path - 1).long()[:, None])[:, 0])
+    state.length.add_(num_path)
+    state.position.add_(num_path[:, None])
+    return accepted
 
-    Raises RuntimeError where the sampler or an operator of the round set a bit of `error` (int32 [1]).
+
+def read(state: DecodeState) -> tuple[list[int], list[int]]:
+    """The round's host synchronisation: the first sequence's emitted tokens, each path's length (accepted tokens + 1).
+
+    Raises RuntimeError where the sampler or an operator of the round set a bit of the error word.
     """
-    words = error.long().expand(len(tokens), 1)
-    rows = torch.cat([words, num_path[:, None].long(), tokens], dim=1).tolist()
+    if state.root.is_cuda:
+        torch.cuda.current_stream(state.root.device).synchronize()
+    rows = state.report.tolist()
     if rows[0][0] & UNDRAWABLE:
         raise RuntimeError(NO_DRAW)
     sparrow_ext.raise_for_error(rows[0][0])
-    return [row[1] for row in rows], rows[0][2 : 2 + rows[0][1]]
+    counts = [row[1] for row in rows]
+    state.cache.count(max(counts))
+    return rows[0][2 : 2 + counts[0]], counts
 
 
-def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, hidden: Tensor, most: int) -> Pending:
-    """Moves the state behind the accepted path: the last emitted token is the new root. Returns what was accepted."""
-    b, n = hidden.shape[:2]
-    batch = torch.arange(b, device=path.device)[:, None]
-    steps = torch.arange(most, device=path.device)
-    position = state.position[-1] if state.position.dim() == 3 else state.position
-    accepted = Pending(
-        tokens=tokens[:, :most].clamp(min=0),
-        row_index=(path[:, :most].clamp(min=0) + batch * n).int(),
-        hidden=hidden.flatten(0, 1),
-        positions=position + 1 + steps,
-        num_rows=num_path,
-    )
-    state.sampler.see(tokens[:, :most])
-    state.root = tokens.gather(1, (num_path - 1).long()[:, None])[:, 0]
-    state.length = state.length + num_path
-    state.position = state.position + num_path[:, None]
-    return accepted
+def decode_round(
+    target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock, stops: Callable[[int], bool]
+) -> tuple[list[int], list[int]]:
+    """A step and its one host synchronisation. Returns what `read` does."""
+    step(target, drafter, state, shape, clock, stops)
+    with clock.stage("commit"):
+        return read(state)

@@ -25,10 +25,11 @@ class DecodeStats:
         accepted: drafted tokens accepted in each round (before any stop).
         prompt_tokens, visual_tokens: length of the prompt and how many of it are visual.
         new_tokens: tokens returned behind the prompt.
-        seconds: per stage.
+        seconds: per stage; rounds that were captured and replayed are one more, "replay".
         total_seconds: the whole call.
         peak_memory_bytes: CUDA: peak allocated; CPU: the process' peak resident set.
-        tree: "total-depth-width", or "none" for plain decoding.
+        tree: "total-depth-width", "auto", or "none" for plain decoding.
+        trees: with "auto", rounds by tree, "none" where nothing was drafted.
     """
 
     tree: str = "none"
@@ -36,6 +37,7 @@ class DecodeStats:
     prompt_tokens: int = 0
     visual_tokens: int = 0
     new_tokens: int = 0
+    trees: dict[str, int] = field(default_factory=dict)
     emitted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -99,6 +101,10 @@ class Clock:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
 
+    def spent(self, name: str) -> float:
+        """Seconds of a stage so far; on CUDA 0, as nobody waits for the events."""
+        return self._host.get(name, 0.0)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         if self._cuda:
@@ -110,16 +116,30 @@ class Clock:
         else:
             begin_s = time.perf_counter()
             yield
-            self._host[name] += time.perf_counter() - begin_s
+            self._add(name, time.perf_counter() - begin_s)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self._host[name] = self._host.get(name, 0.0) + seconds
 
     def write(self, stats: DecodeStats) -> None:
         """Fills in times and memory; synchronises once."""
         if self._cuda:
             torch.cuda.synchronize()
             for name, begin, end in self._events:
-                self._host[name] += begin.elapsed_time(end) / 1e3
+                self._add(name, begin.elapsed_time(end) / 1e3)
             stats.peak_memory_bytes = torch.cuda.max_memory_allocated()
         else:
             stats.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         stats.seconds = dict(self._host)
         stats.total_seconds = time.perf_counter() - self._start
+
+
+class NoClock(Clock):
+    """Measures nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        yield

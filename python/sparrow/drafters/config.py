@@ -31,6 +31,7 @@ CHOICES = {
     "output_norm": ("own", "target", "none"),
     "positions": ("text", "sequence", "target"),
     "visual": ("none", "rows", "states", "compressed"),
+    "numbering": ("hf", "reference"),
 }
 
 
@@ -63,6 +64,7 @@ class DrafterConfig:
         window, n_anchor: 0 = all text rows; window > 0 = the first n_anchor and the last `window` text rows.
         draft_vocab: True where the drafter proposes from a subset of the vocabulary (ids stored with the weights).
         tree: default tree, "total-depth-width".
+        numbering: how the target's prompts were numbered in training, "hf" or "reference", as in sparrow.generate.
     """
 
     target: dict[str, object]
@@ -91,6 +93,7 @@ class DrafterConfig:
     n_anchor: int = 0
     draft_vocab: bool = False
     tree: str = "30-4-8"
+    numbering: str = "hf"
     format_version: int = field(default=FORMAT_VERSION)
 
     def __post_init__(self):

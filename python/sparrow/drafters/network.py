@@ -103,20 +103,26 @@ class SparrowDrafter(Vocabulary):
         both = torch.cat([embedded, hidden], dim=-1)
         return self.fc(both) if self.config.layer == "eagle" else both
 
-    def rows_of(self, token_ids: Tensor, row_index: Tensor, hidden: Tensor, error: Tensor | None = None) -> Tensor:
+    def rows_of(
+        self, token_ids: Tensor, row_index: Tensor, hidden: Tensor, error: Tensor | None = None,
+        num_rows: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The layer's rows [M, W] through the operators.
 
         Args:
             token_ids: int64 [M].
             row_index: int32 [M], rows of `hidden` ([R, E], through `reuse`); -1 = a zero row.
             error: the operators' error word.
+            num_rows: int32 [1], rows in use; the others may be anything.
         """
         if self.config.layer == "eagle":
             return sparrow_ext.hsr_project(
-                token_ids, row_index, self.embedding, hidden, self.fc.weight, self.fc.bias, error=error
-            )
-        states = torch.where(row_index[:, None] >= 0, hidden[row_index.clamp(min=0)], 0)
-        return torch.cat([F.embedding(token_ids, self.embedding), states], dim=-1)
+                token_ids, row_index, self.embedding, hidden, self.fc.weight, self.fc.bias,
+                num_rows=num_rows, error=error,
+            )  # fmt: skip
+        states = torch.where(row_index[:, None] >= 0, hidden[row_index.clamp(0, len(hidden) - 1)], 0)
+        tokens = token_ids.clamp(0, len(self.embedding) - 1)  # of rows that are not in use
+        return torch.cat([F.embedding(tokens, self.embedding), states], dim=-1)
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         """The decoder layer over rows x [B, T, W], in plain PyTorch."""
@@ -158,8 +164,32 @@ class SparrowDrafter(Vocabulary):
             [B, T, E], as `forward`.
         """
         b, t = token_ids.shape
-        x = self.rows_of(token_ids.flatten(), row_index.flatten(), hidden, error).view(b, t, -1)
+        used = num_rows if b == 1 else None
+        x = self.rows_of(token_ids.flatten(), row_index.flatten(), hidden, error, used).view(b, t, -1)
         return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
+
+    @torch.no_grad()
+    def append(
+        self,
+        token_ids: Tensor,
+        row_index: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        """Writes keys and values of rows and nothing else: in one layer they depend on no other row.
+
+        Args:
+            token_ids: int64 [R].
+            row_index: int32 [R], rows of `hidden` ([N, E], through `reuse`); -1 = a zero row.
+            positions: int64 [R].
+            slots: int32 [R], rows of the flattened cache; -1 = written nowhere.
+            keys, values: [B, capacity, K, D], contiguous (mutated).
+        """
+        x = self.rows_of(token_ids, row_index, hidden)
+        self.decoder_layer.append(x, self.cos_sin(positions), slots, keys, values)
 
     # ---- in the loop ----
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:

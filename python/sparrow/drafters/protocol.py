@@ -4,9 +4,11 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from sparrow.sampling import Sampler
@@ -34,6 +36,28 @@ class Pending:
     hidden: Tensor
     positions: Tensor
     num_rows: Tensor
+
+    def head(self, most: int, rows: int) -> "Pending":
+        """Its first `most` tokens and `rows` states, on the same memory."""
+        if (most, rows) == (self.tokens.shape[1], len(self.hidden)):
+            return self
+        tokens, index, positions = (t[:, :most] for t in (self.tokens, self.row_index, self.positions))
+        return Pending(tokens, index, self.hidden[:rows], positions, self.num_rows)
+
+    @classmethod
+    def room(cls, root: Tensor, nodes: int, most: int, states: Tensor) -> "Pending":
+        """Room for what rounds accept: T = `most` tokens, states of `nodes` nodes like `states` [..., E].
+
+        root: int64 [B].
+        """
+        b, device = len(root), root.device
+        return cls(
+            tokens=torch.zeros(b, most, dtype=torch.int64, device=device),
+            row_index=torch.zeros(b, most, dtype=torch.int32, device=device),
+            hidden=states.new_zeros(b * nodes, states.shape[-1]),
+            positions=torch.zeros(b, most, dtype=torch.int64, device=device),
+            num_rows=torch.zeros(b, dtype=torch.int32, device=device),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,8 @@ class Prompt:
 class DecodeState(Generic[D]):
     """Everything a generation carries from round to round.
 
+    Its tensors stay where they are: a round writes into them, so that it can be captured and replayed.
+
     Attributes:
         cache: the target's; covers all emitted tokens but the roots.
         root: int64 [B], emitted and not yet run.
@@ -71,6 +97,10 @@ class DecodeState(Generic[D]):
         sampler: temperature, seeds, seen tokens, processors.
         draft: the drafter's own, from its begin().
         error: the CUDA operators' error word, read with each round's tokens.
+        accepted: what the last round accepted, T = the most a round can emit; the rows beyond num_rows are of no use.
+        report: int64 [B, 2 + T] on the host (page-locked where the model is on a GPU): error, path length and emitted
+            tokens of the last round.
+        scores: float32 [B, candidates] beside it, DraftTree.scores of the last round's tree; None = not wanted.
     """
 
     cache: TargetCache
@@ -80,6 +110,27 @@ class DecodeState(Generic[D]):
     sampler: Sampler
     draft: D
     error: Tensor
+    accepted: Pending
+    report: Tensor
+    scores: Tensor | None = None
+
+    @classmethod
+    def after_prompt(
+        cls,
+        cache: TargetCache,
+        root: Tensor,
+        length: Tensor,
+        position: Tensor,
+        sampler: Sampler,
+        draft: D,
+        error: Tensor,
+        shape: TreeConfig,
+        states: Tensor,
+    ) -> "DecodeState[D]":
+        """The state before the first round; states [..., E] of the layers the drafter wants, of any tokens."""
+        report = torch.zeros(len(root), 2 + shape.max_path, dtype=torch.int64, pin_memory=root.is_cuda)
+        accepted = Pending.room(root, shape.nodes, shape.max_path, states)
+        return cls(cache, root.clone(), length.clone(), position.clone(), sampler, draft, error, accepted, report)
 
 
 class Drafter(Generic[D]):
@@ -88,25 +139,37 @@ class Drafter(Generic[D]):
     Attributes:
         hidden_layer: which target states it wants, if any (several: joined).
         visual_layer: the layer of the states it wants as Prefill.visual, if any.
+        scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
+            round, tree.Root() among them, for which it only keeps up.
     """
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
+    scores_width: int = 0
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""
         return self, tree or TreeConfig()
+
+    def identity(self) -> Hashable | None:
+        """What draft() depends on beside the state, where every draft after the first runs the same operators on the
+        same memory and reads nothing on the host, so that rounds can be captured; None where it is not so.
+        """
+        return None
 
     def begin(self, prompt: Prompt) -> D:
         """The drafter's state after the prompt's prefill."""
         raise NotImplementedError
 
     def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:
-        """A tree below state.root."""
+        """A tree below state.root: of shape.nodes nodes, num_nodes of them in use."""
         raise NotImplementedError
 
     def accept(self, draft: D, accepted: Pending) -> None:
-        """Takes a round's tokens, the new root last, with the states the target verified them by."""
+        """Takes a round's tokens, the new root last, with the states the target verified them by.
+
+        `accepted` is DecodeState.accepted, which the next round overwrites.
+        """
 
 
 class EntersLoop(Protocol):

@@ -1,5 +1,6 @@
 """One round of drafting: catch up with what was accepted, then grow a tree level by level."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.targets.adapter import Target
 from sparrow.tree import MAX_NODES, DraftTree, TreeConfig
+
+BUCKET = 1024  # a cache's rows are a multiple of it
 
 
 @dataclass
@@ -32,9 +35,10 @@ class DraftCache:
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
-        """Room for `text_rows` true rows and a tree behind them."""
+        """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
         c, w = drafter.config, drafter.weight
-        shape = (batch, text_rows + MAX_NODES, c.num_kv_heads, c.head_dim)
+        capacity = -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
+        shape = (batch, capacity, c.num_kv_heads, c.head_dim)
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
 
 
@@ -89,7 +93,7 @@ def catch_up(
         pending.tokens, pending.row_index, hidden, positions,
         cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
     )  # fmt: skip
-    cache.lengths = cache.lengths + pending.num_rows
+    cache.lengths.add_(pending.num_rows)
     last = (pending.num_rows - 1).long()[:, None]
     return out.gather(1, last[..., None].expand(-1, 1, out.shape[2])), positions.gather(1, last) + 1
 
@@ -135,7 +139,15 @@ def grow(
                 tokens, rows, drafter.reuse(out, cache.summary).flatten(0, 1), (position + level).expand(b, width),
                 cache.keys, cache.values, cache.lengths, tree_start=level * width, anc=anc, error=error,
             )  # fmt: skip
-    return DraftTree(*sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error))
+    tree = sparrow_ext.tree_rerank(root, *history, num_nodes=shape.nodes, error=error)
+    return DraftTree(*tree, scores=history[0])
+
+
+def root_alone(state: DecodeState) -> DraftTree:
+    """The tree of plain decoding."""
+    parent = torch.full_like(state.root[:, None], -1, dtype=torch.int32)
+    anc, depth = sparrow_ext.tree_mask(parent, state.error)
+    return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))
 
 
 @dataclass
@@ -157,6 +169,13 @@ class TextDrafter(Drafter[TextDraft]):
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
+        self.scores_width = drafter.num_draft_tokens
+
+    def identity(self) -> Hashable:
+        """See Drafter: the settings, and where the weights are."""
+        own, rows = self.drafter, self.drafter.tables.draft_rows
+        tensors = [*own.parameters(), *own.buffers(), *([] if rows is None else [rows])]
+        return repr(own.config), *(t.data_ptr() for t in tensors)
 
     def begin(self, prompt: Prompt) -> TextDraft:
         prefill = prompt.prefill
@@ -168,6 +187,8 @@ class TextDrafter(Drafter[TextDraft]):
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         cache, pending = state.draft.cache, state.draft.pending
         out, position = catch_up(self.drafter, pending, cache, state.error)
+        if shape.nodes == 1:
+            return root_alone(state)
         return grow(self.drafter, state.root, out, position, cache, shape, state.error)
 
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
@@ -182,11 +203,12 @@ class NoDrafter(Drafter[None]):
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")
         return self, None
 
+    def identity(self) -> Hashable | None:
+        """See Drafter."""
+        return "none"
+
     def begin(self, prompt: Prompt) -> None:
         return None
 
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
-        b, device = state.root.shape[0], state.root.device
-        parent = torch.full((b, 1), -1, dtype=torch.int32, device=device)
-        anc, depth = sparrow_ext.tree_mask(parent, state.error)
-        return DraftTree(state.root[:, None], parent, anc, depth, torch.ones_like(depth[:, 0]))
+        return root_alone(state)

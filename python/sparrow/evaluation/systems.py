@@ -120,7 +120,7 @@ def _run(
     stages: dict[str, float] = {}
     start = timer.now()
     if system.kind in OURS:
-        tree = None if system.tree is None else TreeConfig.parse(system.tree)
+        tree = system.tree if system.tree in (None, AUTO) else TreeConfig.parse(str(system.tree))
         out = generate(
             model,
             SpecVLM() if system.kind == "specvlm" else drafter,

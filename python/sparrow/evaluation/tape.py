@@ -61,6 +61,9 @@ class Recorder(NoDrafter):
         self.prompt: Pending | None = None
         self.is_text = self.visual = torch.empty(0)
 
+    def identity(self) -> None:
+        """Its rounds are run one by one: accept() keeps a copy of each."""
+
     def begin(self, prompt: Prompt) -> None:
         prefill, is_text = prompt.prefill, prompt.is_text
         self.prompt = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
@@ -68,7 +71,7 @@ class Recorder(NoDrafter):
         self.visual = prefill.hidden[0, :0] if prefill.visual is None else prefill.visual[~is_text]
 
     def accept(self, draft: None, accepted: Pending) -> None:
-        self.rows.append(accepted.hidden)
+        self.rows.append(accepted.hidden.clone())
 
     def tape(self, tokens: Tensor) -> Tape:
         """The tape of the run; tokens int64 [n]."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -27,6 +27,11 @@ FAMILIES = {
 }
 Layers: TypeAlias = int | tuple[int, ...] | None  # whose states are wanted
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def head_rows(head: Tensor) -> Tensor:
+    """64 or more of an LM head's rows [V, E]: what tells a target from others of its sizes."""
+    return head[:: max(1, head.shape[0] // 64)].detach()
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,26 @@ class Target:
     def fingerprint(self) -> dict[str, object]:
         """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
         weight = getattr(self.head, "weight", None)
-        rows = self.embedding if weight is None else weight
-        return fingerprint_of(self.family, self.config, self.vocab_size, rows[:: max(1, rows.shape[0] // 64)].detach())
+        head = self.embedding if weight is None else weight
+        return fingerprint_of(self.family, self.config, self.vocab_size, head_rows(head))
 
-    def new_cache(self, capacity: int) -> TargetCache:
-        """An empty cache of `capacity` rows per sequence."""
-        return TargetCache(self.num_layers, capacity)
+    def identity(self) -> Hashable | None:
+        """What a captured verify pass holds of the model: where its weights are.
+
+        None where the pass is more than operators: modules with hooks or a forward of their own, autocast, rotary
+        frequencies that depend on the positions. Ask outside `verifying`.
+        """
+        outer, inner = (self.model, self.model.model), [*self.decoder.modules(), self.head]
+        rope = (getattr(self.config, "rope_parameters", None) or {}).get("rope_type", "default")
+        hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (*outer, *inner))
+        if hooked or rope in ("dynamic", "longrope") or torch.is_autocast_enabled(self.device.type):
+            return None
+        tensors = [t for m in (self.decoder, self.head) for t in (*m.parameters(), *m.buffers())]
+        return str(self.embedding.dtype), *(t.data_ptr() for t in tensors)
+
+    def new_cache(self, capacity: int, storage: tuple[Tensor, Tensor] | None = None) -> TargetCache:
+        """An empty cache of `capacity` rows per sequence; storage: buffer and lengths of an earlier one, to be used."""
+        return TargetCache(self.num_layers, capacity, storage)
 
     def prefill(
         self,
@@ -174,34 +193,34 @@ class Target:
         position_ids: Tensor,
         cache: TargetCache,
         hidden_layer: Layers,
+        error: Tensor | None = None,
         **attention: object,
     ) -> tuple[Tensor, Tensor]:
         """One forward pass over the root and the drafted nodes; call it inside `verifying`.
+
+        It reads nothing on the host, and repeats the same operators whatever the cache holds.
 
         Args:
             tokens: int64 [B, N]; anc: int64 [B, N, W], see tree_mask; position_ids: int64 [..., B, N].
             cache: its rows behind the committed ones receive the nodes' keys and values, uncommitted.
             hidden_layer: as in prefill.
+            error: the operators' error word; rows beyond the cache set a bit of it.
             attention: more arguments for the decoder's attention.
 
         Returns:
             logits float32 [B, N, V] and that layer's states [B, N, E].
         """
-        cache.verifying = True
-        try:
-            with self._states(hidden_layer) as states:
-                out = self.model(
-                    input_ids=tokens,
-                    attention_mask=anc.unsqueeze(1),
-                    position_ids=position_ids,
-                    use_cache=True,
-                    return_dict=True,
-                    sparrow_lengths=cache.lengths,
-                    sparrow_max_length=cache.get_seq_length(),
-                    **{self.cache_argument: cache, **attention},
-                )
-        finally:
-            cache.verifying = False
+        with cache.appending(tokens.shape[1], error), self._states(hidden_layer) as states:
+            out = self.model(
+                input_ids=tokens,
+                attention_mask=anc.unsqueeze(1),
+                position_ids=position_ids,
+                use_cache=True,
+                return_dict=True,
+                sparrow_lengths=cache.lengths,
+                sparrow_max_length=cache.capacity - tokens.shape[1],
+                **{self.cache_argument: cache, **attention},
+            )
         return out.logits.float(), states[0] if states else out.logits.new_empty(*tokens.shape, 0)
 
     @contextlib.contextmanager
@@ -265,7 +284,7 @@ class Target:
 
 
 def fingerprint_of(family: str, text: Any, vocab_size: int, sample: Tensor) -> dict[str, object]:
-    """See Target.fingerprint; text: the decoder's config, sample: every (V // 64)-th row of the head."""
+    """See Target.fingerprint; text: the decoder's config, sample: head_rows of its head."""
     digest = hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes())
     return {
         "family": family,

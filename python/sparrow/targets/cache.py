@@ -1,8 +1,16 @@
 """The target's KV cache: one preallocated buffer for all layers, an ordinary transformers Cache from outside."""
 
+import contextlib
+import weakref
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+import sparrow_ext
+
+BAD_COUNT = 2  # the error word's bit, see sparrow_ext.errors
 
 
 class TargetLayer(CacheLayerMixin):
@@ -13,11 +21,21 @@ class TargetLayer(CacheLayerMixin):
 
     def __init__(self, cache: "TargetCache", index: int):
         super().__init__()
-        self._cache, self._index = cache, index
+        self._cache, self._index = weakref.ref(cache), index  # no cycle: a cache's memory goes when it goes
+
+    @property
+    def cache(self) -> "TargetCache":
+        """The cache it belongs to."""
+        cache = self._cache()
+        assert cache is not None
+        return cache
+
+    def __getstate__(self) -> dict[str, object]:
+        return vars(self) | {"_cache": None}  # TargetCache.__setstate__ puts it back
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates the whole cache's buffer when the first layer sees its first keys."""
-        self._cache._allocate(key_states, value_states)
+        self.cache._allocate(key_states, value_states)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
@@ -25,14 +43,14 @@ class TargetLayer(CacheLayerMixin):
         """Writes [B, K, N, D] rows behind the committed ones.
 
         Outside a verify pass the rows are committed and the result is a view of all committed rows; inside one
-        (`TargetCache.verifying`) they stay uncommitted and the result is the whole buffer, for ops that take lengths.
+        (`TargetCache.appending`) they stay uncommitted and the result is the whole buffer, for ops that take lengths.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._cache._append(self._index, key_states, value_states)
+        return self.cache._append(self._index, key_states, value_states)
 
     def get_seq_length(self) -> int:
-        return self._cache.layer_length(self._index)
+        return self.cache.layer_length(self._index)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -43,10 +61,10 @@ class TargetLayer(CacheLayerMixin):
     def crop(self, max_length: int) -> None:
         """Keeps the first max_length rows; negative: drops the last -max_length rows (transformers' convention)."""
         length = self.get_seq_length()
-        self._cache.set_length(max_length if max_length >= 0 else length + max_length, self._index)
+        self.cache.set_length(max_length if max_length >= 0 else length + max_length, self._index)
 
     def reset(self) -> None:
-        self._cache.set_length(0, self._index)
+        self.cache.set_length(0, self._index)
 
 
 class TargetCache(Cache):
@@ -55,18 +73,27 @@ class TargetCache(Cache):
     Attributes:
         buffer: the storage, allocated at the first append.
         lengths: int32 [B] on the device, the committed rows of each sequence (what the operators read).
-        verifying: True while a verify pass runs: rows are appended without being committed.
+        fixed: the memory may not move, as captured rounds know its place.
 
     The capacity grows when a committed append needs more; inside a verify pass it may not (operators hold pointers).
+    Verify passes and commits read the lengths on the device alone; the host hears of them by `count`.
     """
 
-    def __init__(self, num_layers: int, capacity: int):
+    def __init__(self, num_layers: int, capacity: int, storage: tuple[Tensor, Tensor] | None = None):
         super().__init__(layers=[TargetLayer(self, i) for i in range(num_layers)])
-        self.capacity = capacity
-        self.buffer, self.lengths = torch.empty(0), torch.empty(0, dtype=torch.int32)
-        self.verifying = False
+        self.capacity, self.fixed = capacity, False
+        self.buffer, self.lengths = storage or (torch.empty(0), torch.empty(0, dtype=torch.int32))
+        self._slots: Tensor | None = None  # of the verify pass that runs: int64 [B, N], the cache rows of its nodes
         self._host_lengths = [0] * num_layers
         self._aside: tuple[Tensor, Tensor] | None = None
+        if storage is not None:
+            self.lengths.zero_()
+            self._share()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        for layer in self.layers:
+            layer._cache = weakref.ref(self)
 
     def layer_length(self, index: int) -> int:
         """Committed rows of one layer (the longest sequence's, where they differ)."""
@@ -84,9 +111,11 @@ class TargetCache(Cache):
         return self.buffer.transpose(3, 4)
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for `capacity` rows; the committed rows move along."""
+        """Makes room for `capacity` rows; the committed rows move along. Raises RuntimeError where it is `fixed`."""
         if capacity <= self.capacity:
             return
+        if self.fixed:
+            raise RuntimeError(f"captured rounds use the cache's {self.capacity} rows, it cannot get {capacity} now")
         self.capacity = capacity
         if self.buffer.numel():
             used, old = max(self._host_lengths), self.buffer
@@ -132,10 +161,39 @@ class TargetCache(Cache):
         self.buffer[..., start:end, :] = rows
         self.set_length(end)
 
-    def commit(self, num_path: int, lengths: Tensor) -> None:
-        """Takes over the lengths kv_commit wrote: `num_path` more rows at most."""
-        self._host_lengths = [n + num_path for n in self._host_lengths]
-        self.lengths = lengths
+    @contextlib.contextmanager
+    def appending(self, nodes: int, error: Tensor | None = None) -> Iterator[None]:
+        """A verify pass runs inside: each sequence's `nodes` rows go behind its own length and stay uncommitted.
+
+        error: the operators' error word, int32 [1]; lengths that leave no room set its bit for a bad count.
+
+        Raises:
+            ValueError: there is no room for them.
+        """
+        self.check_room(nodes)
+        slots = self.lengths[:, None] + torch.arange(nodes, device=self.lengths.device)
+        if error is not None:
+            error.bitwise_or_((slots >= self.capacity).any().int() * BAD_COUNT)
+        self._slots = slots.clamp(max=self.capacity - 1)
+        try:
+            yield
+        finally:
+            self._slots = None
+
+    def check_room(self, nodes: int) -> None:
+        """Raises ValueError where a verify pass of `nodes` nodes does not fit."""
+        if (end := max(self._host_lengths) + nodes) > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} rows, a verify pass needs {end}: reserve() them before")
+
+    def commit(self, path: Tensor, num_path: Tensor, error: Tensor | None = None) -> None:
+        """Keeps the rows of accepted nodes, on the device: path int32 [B, T] and num_path int32 [B], see kv_commit."""
+        lengths = torch.empty_like(self.lengths)
+        sparrow_ext.kv_commit(self.by_row, path, num_path, self.lengths, lengths, error=error)
+        self.lengths.copy_(lengths)
+
+    def count(self, rows: int) -> None:
+        """Tells the host of `rows` more committed ones (the longest sequence's, where they differ)."""
+        self._host_lengths = [n + rows for n in self._host_lengths]
 
     def _allocate(self, keys: Tensor, values: Tensor) -> None:
         if keys.shape != values.shape:
@@ -151,30 +209,29 @@ class TargetCache(Cache):
             layer.keys, layer.values = self.buffer[i, 0], self.buffer[i, 1]
 
     def _append(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self._slots is not None:
+            for cache, new in zip(self.buffer[index], (keys, values), strict=True):
+                _put(cache, new, self._slots)
+            return self.buffer[index, 0], self.buffer[index, 1]
         start = self._host_lengths[index]
         end = start + keys.shape[2]
-        if self.verifying:
-            if end > self.capacity:
-                raise ValueError(
-                    f"the cache holds {self.capacity} rows, a verify pass needs {end}: reserve() them before"
-                )
-        elif end > self.capacity:
+        if end > self.capacity:
             self.reserve(max(end, 2 * self.capacity))
         k, v = self.buffer[index, 0], self.buffer[index, 1]
-        if self.verifying and keys.shape[0] > 1:  # ragged: each sequence appends behind its own length
-            rows = (self.lengths[:, None] + torch.arange(keys.shape[2], device=keys.device)).long()
-            which = torch.arange(keys.shape[0], device=keys.device)[:, None]
-            k[which, :, rows] = keys.transpose(1, 2)
-            v[which, :, rows] = values.transpose(1, 2)
-        else:
-            k[:, :, start:end] = keys
-            v[:, :, start:end] = values
-        if self.verifying:
-            return k, v
+        k[:, :, start:end] = keys
+        v[:, :, start:end] = values
         self._host_lengths[index] = end
         if index == len(self.layers) - 1:
             self.lengths.fill_(end)
         return k[:, :, :end], v[:, :, :end]
+
+
+def _put(cache: Tensor, rows: Tensor, slots: Tensor) -> None:
+    """Writes rows [B, K, N, D] to cache [B, K, capacity, D] at slots, int64 [B, N]."""
+    if len(slots) == 1:
+        cache.index_copy_(2, slots[0], rows)  # half the time of the general form
+    else:
+        cache[torch.arange(len(slots), device=slots.device)[:, None], :, slots] = rows.transpose(1, 2)
 
 
 def _others(places: Tensor, length: int) -> Tensor:

@@ -61,6 +61,17 @@ def tiny_target(
     return model.to(dtype).eval()
 
 
+def sized_target(family: str, size: TinySize, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of any size, allocated on `device` in `dtype`, with the weights transformers starts training from."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return _BUILDERS[family](size).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _randomise(model: PreTrainedModel) -> None:
     """Every matrix gets gain / sqrt(fan-in): attention and MLPs then matter as they do in a trained model."""
     with torch.no_grad():

@@ -39,6 +39,7 @@ def config_of(shape: dict[str, object], config: DrafterTraining, num_layers: int
     more |= {} if own.grouped_heads else {"num_kv_heads": shape["num_heads"]}
     more |= {name: getattr(own, name) for name in SAME}
     more |= {"hidden_layer": reused[0], "fused_layers": reused[1:], "draft_vocab": own.draft_vocab > 0}
+    more["numbering"] = config.states.positions
     more["visual_layer"] = 0 if own.visual == "none" else visual_layer
     return DrafterConfig(**{**shape, **more})  # type: ignore[arg-type]
 

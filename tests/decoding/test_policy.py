@@ -1,0 +1,243 @@
+"""tree="auto" on tables: a world whose costs and chances are known, and what the policy makes of it."""
+
+import functools
+import random
+
+import pytest
+import torch
+
+import sparrow
+from sparrow.decoding import policy as module
+from sparrow.decoding import runner
+from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, Costs, Policy, expected
+from sparrow.targets.adapter import Target
+from sparrow.tree import TreeConfig
+from tests.decoding.recorder import Emulated
+from tests.decoding.scripted import ScriptedDrafter
+from tests.videos import FAMILIES, sample_inputs
+
+
+@functools.lru_cache
+def candidates(said: float, shape: TreeConfig) -> tuple[torch.Tensor, list[tuple[int, ...]]]:
+    """Scores of all candidates in the operators' order, and the ranks along each one's path."""
+    share = [said * (1 - said) ** r for r in range(shape.width)]
+    beam: list[tuple[float, tuple[int, ...]]] = [(1.0, ())]
+    every: list[tuple[float, tuple[int, ...]]] = []
+    for _ in range(shape.depth):
+        level = [(p * share[r], (*path, r)) for p, path in beam for r in range(shape.width)]
+        every += level
+        beam = sorted(level, key=lambda node: -node[0])[: shape.width]
+    return torch.tensor([p for p, _ in every]).log(), [path for _, path in every]
+
+
+class World:
+    """A drafter that gives its rank-r child the chance a (1 - a)^r, and a target that takes it with b (1 - b)^r."""
+
+    def __init__(self, row: float, level: float, said: float, true: float, seed: int = 0):
+        self.row, self.level, self.said, self.true = row, level, said, true
+        self.random = random.Random(seed)
+
+    def seconds(self, shape: TreeConfig) -> tuple[float, float]:
+        noise = self.random.uniform(0.97, 1.03)
+        draft = 0.0 if shape.nodes == 1 else shape.depth * self.level
+        return draft * noise, (1 + self.row * (shape.nodes - 1)) * noise
+
+    def round(self, shape: TreeConfig) -> tuple[int, torch.Tensor | None]:
+        """Drafted tokens accepted, and the scores."""
+        if shape.nodes == 1:
+            return 0, None
+        scores, paths = candidates(self.said, shape)
+        kept = {paths[i] for i in scores.topk(shape.total).indices.tolist()}
+        path: tuple[int, ...] = ()
+        while len(path) < shape.depth:
+            rank = 0
+            while self.random.random() > self.true and rank < 50:
+                rank += 1
+            if (*path, rank) not in kept:
+                break
+            path = (*path, rank)
+        return len(path), scores
+
+    def rate(self, rounds: int, shape: TreeConfig | None, policy: Policy | None = None) -> float:
+        tokens = seconds = 0.0
+        for _ in range(rounds):
+            tree = policy.shape if policy else shape
+            accepted, scores = self.round(tree)
+            draft, rest = self.seconds(tree)
+            tokens, seconds = tokens + accepted + 1, seconds + draft + rest
+            if policy:
+                policy.saw(accepted, draft, rest, scores)
+        return tokens / seconds
+
+
+WORLDS = {
+    "rows and levels cheap, text easy": (0.002, 0.05, 0.9, 0.9),
+    "rows dear": (0.05, 0.05, 0.7, 0.7),
+    "levels dear": (0.005, 0.4, 0.7, 0.7),
+    "the drafter is too sure": (0.03, 0.1, 0.9, 0.5),
+    "the drafter is not sure enough": (0.01, 0.1, 0.5, 0.9),
+    "nothing pays": (0.1, 0.5, 0.3, 0.3),
+    "hard text": (0.03, 0.12, 0.45, 0.45),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_at_least_95_percent_of_the_best_tree_by_hindsight(name):
+    """On the average of four generations of 400 rounds, each of which begins with no knowledge."""
+    best = max(World(*WORLDS[name]).rate(2000, shape) for shape in (*MENU, PLAIN))
+    rates = [World(*WORLDS[name], seed=seed).rate(400, None, Policy(Costs())) for seed in range(1, 5)]
+    assert sum(rates) / len(rates) >= 0.95 * best, (rates, best)
+
+
+@pytest.mark.parametrize(("said", "true"), [(0.5, 0.02), (0.9, 0.02), (0.3, 0.05)])
+def test_at_most_three_percent_slower_than_plain_decoding(said, true):
+    """On text of which the drafter knows nothing, and says otherwise; the model has decoded before."""
+    costs = Costs()
+    World(0.03, 0.12, said, true, seed=9).rate(200, None, Policy(costs))
+    rates = [World(0.03, 0.12, said, true, seed).rate(400, None, Policy(costs)) for seed in range(4)]
+    assert min(rates) >= 0.97 * World(0.03, 0.12, said, true).rate(2000, PLAIN), rates
+
+
+def test_drafts_again_where_text_becomes_easy():
+    policy, world = Policy(Costs()), World(0.03, 0.12, 0.3, 0.05)
+    world.rate(100, None, policy)
+    assert policy.shape == PLAIN
+    world.said = world.true = 0.9
+    world.rate(2 * LONGEST_WAIT, None, policy)
+    assert policy.shape.nodes > 1
+
+
+def test_a_choice_is_a_function_of_the_numbers():
+    runs = []
+    for _ in range(2):
+        policy, world, shapes = Policy(Costs()), World(*WORLDS["hard text"]), []
+        for _ in range(50):
+            shapes.append(policy.shape)
+            accepted, scores = world.round(policy.shape)
+            policy.saw(accepted, *world.seconds(policy.shape), scores)
+        runs.append(shapes)
+    assert runs[0] == runs[1] and len(set(runs[0])) > 1
+
+
+def test_expected_counts_what_a_tree_would_hold():
+    shape = TreeConfig(6, 2, 2)
+    scores = torch.tensor([0.6, 0.3, 0.36, 0.18, 0.2, 0.05]).log()
+    got = expected(scores, shape, [TreeConfig(6, 2, 2), TreeConfig(3, 2, 2), TreeConfig(2, 2, 1), PLAIN])
+    want = [[0.9, 0.79], [0.9, 0.36], [0.6, 0.36], []]
+    for have, should in zip(got, want, strict=True):
+        assert have == pytest.approx(should)
+
+
+def test_a_level_not_drafted_goes_on_as_the_last_two():
+    scores = torch.tensor([0.8, 0.4]).log()
+    (levels,) = expected(scores, TreeConfig(2, 2, 1), [TreeConfig(4, 4, 1)])
+    assert levels == pytest.approx([0.8, 0.4, 0.2, 0.1])
+
+
+def test_minus_infinity_is_no_chance():
+    (levels,) = expected(torch.tensor([0.0, -torch.inf]), TreeConfig(2, 1, 2), [TreeConfig(2, 1, 2)])
+    assert levels == [1.0]
+
+
+def test_costs_between_and_beyond_what_ran():
+    costs = Costs()
+    costs.saw(PLAIN, 0.0, 1.0)
+    assert costs.seconds(TreeConfig(10, 2, 4)) == pytest.approx(1.3 + 2 * 0.12)
+    costs.saw(TreeConfig(20, 4, 5), 2.0, 2.0)
+    assert costs.seconds(TreeConfig(10, 2, 5)) == pytest.approx(1.5 + 2 * 0.5)
+    assert costs.seconds(TreeConfig(40, 4, 5)) == pytest.approx(3.0 + 2.0)
+    assert costs.seconds(PLAIN) == 1.0
+
+
+def test_one_slow_round_changes_nothing():
+    costs = Costs()
+    for seconds in (1.0, 1.1, 30.0, 0.9, 1.0):
+        costs.saw(PLAIN, 0.0, seconds)
+    assert costs.seconds(PLAIN) == 1.0
+
+
+def test_the_first_round_costs_what_the_prompt_costs_and_is_not_measured():
+    policy = Policy(Costs())
+    world = World(*WORLDS["hard text"])
+    accepted, scores = world.round(policy.shape)
+    policy.saw(accepted, 100.0, 1.0, scores)
+    for _ in range(2 * EVERY):
+        accepted, scores = world.round(policy.shape)
+        policy.saw(accepted, *world.seconds(policy.shape), scores)
+    assert policy.costs.seconds(policy.shape) < 5
+
+
+# --- in generate ---
+
+
+class Restless(Policy):
+    """Goes through the menu, and through drafting nothing, a round or a few each."""
+
+    def best(self, drafts: bool = False) -> TreeConfig:
+        turn = (*self.menu, PLAIN, self.menu[0], self.menu[0], self.menu[-1], self.menu[-1], self.menu[-1], PLAIN)
+        return turn[self._rounds % len(turn)]
+
+    def _choose(self) -> None:
+        self.shape = self.best()
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    """Every generation changes its tree as often as it can."""
+    monkeypatch.setattr(module, "EVERY", 1)
+    monkeypatch.setattr("sparrow.decoding.generate.Policy", Restless)
+
+
+def auto(model, inputs, drafter=None, **options):
+    drafter = drafter or sparrow.SparrowDrafter.from_target(Target(model))
+    return sparrow.generate(model, drafter, **inputs, max_new_tokens=40, eos_token_id=None, tree="auto", **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_is_chosen_the_tokens_are_the_same(tiny, greedy, restless, family):
+    model, inputs = tiny(family), sample_inputs(family)
+    out = auto(model, inputs)
+    assert torch.equal(out.sequences, greedy(model, inputs, 40))
+    assert "none" in out.stats.trees and len(out.stats.trees) > 4 and sum(out.stats.trees.values()) == out.stats.rounds
+
+
+def test_sampled_tokens_are_the_same(tiny, restless):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    options = {"do_sample": True, "seed": 5, "top_p": 0.9, "repetition_penalty": 1.2}
+    plain = sparrow.generate(model, None, **inputs, max_new_tokens=40, eos_token_id=None, **options)
+    assert torch.equal(auto(model, inputs, **options).sequences, plain.sequences)
+
+
+def test_captured_rounds_change_their_trees_too(tiny, greedy, restless, monkeypatch):
+    """Each shape has a graph of its own, in calls that follow as well."""
+    monkeypatch.setitem(runner.GRAPHS, "cpu", Emulated)
+    Emulated.made.clear()
+    runner._rooms.clear()
+    model = tiny("qwen2_5_vl")
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    for seed in range(3):
+        inputs = sample_inputs("qwen2_5_vl", seed=seed)
+        out = auto(model, inputs, drafter)
+        assert torch.equal(out.sequences, greedy(model, inputs, 40))
+        del out
+    assert len(Emulated.made) >= 1 and sum(graph.replays for graph in Emulated.made) >= 3
+    runner._rooms.clear()
+
+
+def test_what_is_known_of_a_model_serves_the_next_call(tiny):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    auto(model, inputs, drafter)
+    (costs,) = [
+        known
+        for key, known in module._costs[model].items()
+        if key[0] == drafter.in_loop(Target(model), None)[0].identity()
+    ]
+    assert costs.said and costs.seconds(PLAIN) > 0
+
+
+def test_a_drafter_without_scores_is_refused(tiny):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    for drafter in (None, sparrow.SpecVLM(), ScriptedDrafter(inputs["input_ids"][0], lambda r: 0)):
+        with pytest.raises(ValueError, match='tree="auto" needs a drafter that scores its candidates'):
+            sparrow.generate(model, drafter, **inputs, max_new_tokens=4, tree="auto")
