@@ -1,6 +1,5 @@
 """GPU checks, part 1: what runs where, and whether a launch arrives: on a side stream, in a graph."""
 
-import platform
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 import sparrow_ext
 from bench.gpu_measure import operators
 from bench.gpu_worker import Case, Place
+from sparrow.provenance import provenance
 
 
 def cases(place: Place) -> Iterator[Case]:

@@ -131,9 +131,9 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x), _skinny)
 
     def append(self, x: Tensor, cos_sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Keys and values of rows x [R, E] alone, the same bits as `extend`'s; see `SparrowDrafter.append`."""
+        """Keys and values of rows x [R, W] alone, the same bits as `extend`'s; see `SparrowDrafter.append`."""
         c = self.config
-        qkv = _skinny(self.self_attn.qkv_proj, self.input_layernorm(x)).view(1, len(x), -1, c.head_dim)
+        qkv = _skinny(self.self_attn.qkv_proj, self.read(x)).view(1, len(x), -1, c.head_dim)
         q, k, v = qkv.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=2)
         sparrow_ext.rope_append(
             q, k, v, cos_sin[None], slots[None], keys.flatten(0, 1)[None], values.flatten(0, 1)[None]

@@ -120,8 +120,9 @@ class SparrowDrafter(Vocabulary):
                 token_ids, row_index, self.embedding, hidden, self.fc.weight, self.fc.bias,
                 num_rows=num_rows, error=error,
             )  # fmt: skip
-        states = torch.where(row_index[:, None] >= 0, hidden[row_index.clamp(min=0)], 0)
-        return torch.cat([F.embedding(token_ids, self.embedding), states], dim=-1)
+        states = torch.where(row_index[:, None] >= 0, hidden[row_index.clamp(0, len(hidden) - 1)], 0)
+        tokens = token_ids.clamp(0, len(self.embedding) - 1)  # of rows that are not in use
+        return torch.cat([F.embedding(tokens, self.embedding), states], dim=-1)
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
         """The decoder layer over rows x [B, T, W], in plain PyTorch."""
@@ -187,7 +188,7 @@ class SparrowDrafter(Vocabulary):
             slots: int32 [R], rows of the flattened cache; -1 = written nowhere.
             keys, values: [B, capacity, K, D], contiguous (mutated).
         """
-        x = sparrow_ext.hsr_project(token_ids, row_index, self.embedding, hidden, self.fc.weight, self.fc.bias)
+        x = self.rows_of(token_ids, row_index, hidden)
         self.decoder_layer.append(x, self.cos_sin(positions), slots, keys, values)
 
     # ---- in the loop ----

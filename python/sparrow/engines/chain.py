@@ -31,7 +31,7 @@ class ChainDrafter:
 
     def __init__(self, drafter: SparrowDrafter, slots: int, max_len: int, text_rows: int, length: int, block_size: int):
         check_drafter(drafter)
-        c, weight = drafter.config, drafter.fc.weight
+        c, weight = drafter.config, drafter.weight
         self.drafter, self.length = drafter, length
         shape = (slots, text_rows + length, c.num_kv_heads, c.head_dim)
         self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
