@@ -7,12 +7,13 @@ mean over more columns.
 import json
 import pathlib
 import shutil
+import types
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparrow.targets.adapter import head_hash
+from sparrow.targets.adapter import fingerprint_of, head_rows
 
 OLD, NEW, HEAD = 192, 256, 64
 SCALE = (OLD / NEW) ** 0.5
@@ -66,7 +67,9 @@ def widen_drafter(source: pathlib.Path, folder: pathlib.Path, embedding: Tensor)
     folder.mkdir()
     config = json.loads((source / "config.json").read_text())
     config |= {"hidden_size": NEW, "rms_norm_eps": config["rms_norm_eps"] * OLD / NEW}
-    config["target"] |= {"hidden_size": NEW, "head_hash": head_hash(embedding)}
+    made_for = config["target"]
+    text = types.SimpleNamespace(hidden_size=NEW, num_hidden_layers=made_for["num_layers"])
+    config["target"] = fingerprint_of(made_for["family"], text, len(embedding), head_rows(embedding))
     (folder / "config.json").write_text(json.dumps(config))
     weights = load_file(source / "model.safetensors")
     save_file({name: _drafter(name, x).contiguous() for name, x in weights.items()}, folder / "model.safetensors")
