@@ -188,7 +188,7 @@ def with_drafters(arguments: EvalArguments) -> EvalArguments:
         try:
             is_arm = drafter_folder(folder) != pathlib.Path(folder)
         except FileNotFoundError:
-            is_arm = "/" not in folder  # `check` lists the arms
+            is_arm = not places.may_be_hub_id(folder)  # `check` says what there is
         place = folder if is_arm else places.drafter_folder(folder, folder_of_target(arguments))
         named.append(f"{name}={place}")
     return replace(arguments, drafter=tuple(named))

@@ -17,6 +17,11 @@ DRAFTER_FILES = ("*.json", "*.safetensors")
 PICKLE = "pytorch_model.bin"
 
 
+def may_be_hub_id(name: str) -> bool:
+    """Whether it is written "owner/name"."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def folder_of(name: str, option: str, files: Sequence[str]) -> pathlib.Path:
     """The local folder: the path itself, or what the hub has under an id ("owner/name").
 
@@ -32,7 +37,7 @@ def folder_of(name: str, option: str, files: Sequence[str]) -> pathlib.Path:
     if name and folder.is_dir():
         return folder
     kind = "drafter" if option == "--drafter" else "model"
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if folder.exists() or not may_be_hub_id(name):
         raise FileNotFoundError(f"{option}: no such {kind} folder: {name!r}")
     from huggingface_hub import snapshot_download
 
