@@ -13,6 +13,7 @@ import argparse
 import json
 import pathlib
 import statistics
+import sys
 import time
 
 import torch
@@ -141,7 +142,8 @@ def main() -> None:
     quiet()
     torch.set_num_threads(1)
     rows = measure(arguments.lengths, arguments.prompts, arguments.turns, arguments.temperatures)
-    result = provenance("python -m bench.auto_tree --save bench/results/auto_tree.json") | {"rows": rows}
+    made = provenance(f"python -m bench.auto_tree {' '.join(sys.argv[1:])}")
+    result = {"provenance": made, "rows": rows}
     if arguments.save:
         write_json(arguments.save, result, indent=1)
     print(table(result))
