@@ -66,7 +66,9 @@ void tree_rerank_cpu(const TreeRerankParams& p, int64_t begin, int64_t end) {
     const int64_t candidates = count_from(key, n, kNever + 1);
     const int64_t keep = candidates < p.nodes - 1 ? candidates : p.nodes - 1;
     const int32_t lowest = keep == candidates ? kNever + 1 : threshold(key, n, keep);
-    int64_t equal = keep == candidates ? n : keep - count_from(key, n, lowest + 1);
+    // No key is above INT32_MAX, which is the threshold where nothing is kept.
+    const int64_t above = lowest == INT32_MAX ? 0 : count_from(key, n, lowest + 1);
+    int64_t equal = keep == candidates ? n : keep - above;
     int64_t node = 0;
     write_node(p, b, node++, p.root_token[b], -1);
     for (int64_t i = 0; i < n && node <= keep; ++i) {
