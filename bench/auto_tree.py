@@ -141,8 +141,8 @@ def main() -> None:
         return
     quiet()
     torch.set_num_threads(1)
+    made = provenance(f"python -m bench.auto_tree {' '.join(sys.argv[1:])}")  # of the code that runs
     rows = measure(arguments.lengths, arguments.prompts, arguments.turns, arguments.temperatures)
-    made = provenance(f"python -m bench.auto_tree {' '.join(sys.argv[1:])}")
     result = {"provenance": made, "rows": rows}
     if arguments.save:
         write_json(arguments.save, result, indent=1)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from bench import auto_tree
 from bench import round as bench
 from sparrow.decoding.stats import NoClock
 from sparrow.targets.adapter import Target
@@ -78,3 +79,8 @@ def test_the_command_saves_and_shows(tmp_path, monkeypatch, capsys):
 def test_the_document_shows_the_results():
     files = sorted((ROOT / "bench" / "results" / "round").glob("*.json"))
     assert files and bench.table([json.loads(f.read_text()) for f in files]) in (ROOT / "docs" / "round.md").read_text()
+
+
+def test_the_document_shows_what_auto_does():
+    result = json.loads((ROOT / "bench" / "results" / "auto_tree.json").read_text())
+    assert auto_tree.table(result) in (ROOT / "docs" / "round.md").read_text()
