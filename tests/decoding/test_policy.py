@@ -174,7 +174,7 @@ class Restless(Policy):
     """Goes through the menu, and through drafting nothing, a round or a few each."""
 
     def best(self, drafts: bool = False) -> TreeConfig:
-        turn = (*self.menu, PLAIN, self.menu[0], self.menu[0], self.menu[-1], self.menu[-1], self.menu[-1], PLAIN)
+        turn = (*self.menu, PLAIN, *[self.menu[0]] * 4, *[self.menu[-1]] * 4, *[PLAIN] * 4)
         return turn[self._rounds % len(turn)]
 
     def _choose(self) -> None:
@@ -220,7 +220,7 @@ def test_captured_rounds_change_their_trees_too(tiny, greedy, restless, monkeypa
         out = auto(model, inputs, drafter)
         assert torch.equal(out.sequences, greedy(model, inputs, 40))
         del out
-    assert len(Emulated.made) >= 1 and sum(graph.replays for graph in Emulated.made) >= 3
+    assert len(Emulated.made) == 3 and all(graph.replays >= 3 for graph in Emulated.made)  # one a shape, for all calls
     runner._rooms.clear()
 
 
