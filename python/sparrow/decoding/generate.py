@@ -11,10 +11,12 @@ from torch import Tensor
 
 from sparrow.decoding.loop import start
 from sparrow.decoding.policy import Policy
-from sparrow.decoding.runner import Rounds, room_for
+from sparrow.decoding.prefixes import Prefixes, Reuse
+from sparrow.decoding.runner import BUCKET, Room, Rounds, capturable, room_for
 from sparrow.decoding.stats import Clock, DecodeStats
 from sparrow.drafters.protocol import Drafter, EntersLoop
 from sparrow.drafters.text import NoDrafter
+from sparrow.sampling import SamplingRules
 from sparrow.targets.adapter import Target
 from sparrow.targets.borrow import borrowed
 from sparrow.targets.cache import TargetCache
@@ -68,6 +70,7 @@ def generate(
     stopping_criteria=None,
     stop_strings=None,
     tokenizer=None,
+    prefixes: Prefixes | None = None,
     **kwargs,
 ) -> GenerateOutput:
     """Generates as `model.generate(**kwargs)` does, token for token, drafting with `drafter`.
@@ -102,6 +105,8 @@ def generate(
             (ids), how many drafted tokens it accepted (before any stop), and its wall seconds. The first token comes
             from the prefill, before any round.
         stopping_criteria, stop_strings, tokenizer: as in transformers; run after every token, on CPU tensors.
+        prefixes: a PrefixStore: what it has of this prompt's beginning (same tokens, same videos) is not run again, and
+            it gets what this call ran; default: nothing is kept. Same tokens, sooner (docs/sessions.md).
         kwargs: inputs (input_ids, pixel_values_videos, ...) and options (max_new_tokens, do_sample, temperature, top_k,
             top_p, repetition_penalty, logits_processor, eos_token_id, generation_config, ...) of model.generate.
 
@@ -126,7 +131,10 @@ def generate(
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
     numbered = kwargs.get("position_ids") is not None
-    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy)
+    if prefixes is not None and not loop_drafter.resumes:
+        raise ValueError(f"prefixes needs a drafter that can go on from kept rows, {_named(loop_drafter)} cannot")
+    reuse = None if prefixes is None else Reuse.of(prefixes, target, loop_drafter, kwargs)
+    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy, reuse)
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with borrowed(model), torch.no_grad():
@@ -185,6 +193,12 @@ def _enter(
     return drafter.in_loop(target, tree)
 
 
+def _named(drafter: Drafter[Any]) -> str:
+    config = getattr(getattr(drafter, "drafter", None), "config", None)
+    kind = type(drafter).__name__
+    return kind if config is None else f"{kind} (visual={config.visual}, positions={config.positions})"
+
+
 class _Emitted:
     """The sequence so far, on the host. Tokens leave through `emit` alone; `stops` may ask about one before it does."""
 
@@ -221,10 +235,10 @@ class _Run:
 
     def __init__(
         self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | None, streamer,
-        on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None,
+        on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None, reuse: Reuse | None,
     ):  # fmt: skip
         self.target, self.drafter, self.shape, self.seed = target, drafter, shape, seed
-        self.capture, self.policy = capture, policy
+        self.capture, self.policy, self.reuse = capture, policy, reuse
         self.streamer, self.on_round, self.numbered = streamer, on_round, numbered
         self.output: GenerateOutput | None = None
 
@@ -238,11 +252,11 @@ class _Run:
         policy, shape = self.policy, self.policy.largest if self.policy else self.shape or Root()
         stats = DecodeStats(tree="auto" if policy else str(shape), depth=shape.max_path - 1)
         most = generation_config.max_length - input_ids.shape[1]
-        capacity = input_ids.shape[1] + most + shape.nodes
-        room = room_for(self.target, self.drafter, rules, capacity) if self.capture else None
         with clock.stage("prefill"):
-            cache = self.target.new_cache(capacity) if room is None else room.lend(self.target)
-            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache)
+            if self.reuse is not None:
+                model_kwargs = self.reuse.enter(input_ids, model_kwargs)
+            room, cache = self._memory(rules, input_ids.shape[1] + most + shape.nodes)
+            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache, self.reuse)
             if room is not None:
                 room.keep(cache)
         if policy:
@@ -269,6 +283,9 @@ class _Run:
         cache.fixed = False
         cache.put_back()
         cache.set_length(out.ids.shape[1] - 1)
+        if self.reuse is not None:
+            self.reuse.leave(out.ids, cache, room, state)
+            stats.reused_tokens = self.reuse.first
         if self.streamer is not None:
             self.streamer.end()
         stats.prompt_tokens, stats.new_tokens = input_ids.shape[1], out.count
@@ -276,6 +293,16 @@ class _Run:
         clock.write(stats)
         self.output = GenerateOutput(out.ids.to(given), stats, cache)
         return self.output.sequences
+
+    def _memory(self, rules: SamplingRules, capacity: int) -> tuple[Room | None, TargetCache]:
+        """A cache for so many rows, and the memory it lies in where rounds are to be captured on it."""
+        captured = self.capture and capturable(self.target, self.drafter, rules)
+        if self.reuse is not None:
+            capacity = -(-capacity // BUCKET) * BUCKET
+            if (own := self.reuse.memory(capacity)) is not None:
+                return own[0] if captured else None, own[1]
+        room = room_for(self.target, self.drafter, rules, capacity) if captured else None
+        return room, self.target.new_cache(capacity) if room is None else room.lend(self.target)
 
 
 def _refuse_all_padding(input_ids: Tensor, mask: Tensor | None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import sparrow_ext
+from sparrow.decoding.prefixes import Reuse
 from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules
@@ -29,6 +30,7 @@ def start(
     max_new_tokens: int,
     shape: TreeConfig,
     cache: TargetCache,
+    reuse: Reuse | None = None,
 ) -> DecodeState:
     """Runs the prompt and draws the first token.
 
@@ -41,20 +43,25 @@ def start(
         max_new_tokens: room that the drafter needs.
         shape: of the trees to come; the largest where they differ.
         cache: an empty one, with room for prompt, new tokens and a tree.
+        reuse: what is taken over of an earlier run, if anything: then only the rest of the prompt is run.
     """
     model_kwargs[target.cache_argument] = cache
-    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer)
+    first = 0 if reuse is None else reuse.fill(cache)
+    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer, first)
+    if reuse is not None:
+        prefill = reuse.joined(prefill)
     sampler = Sampler(rules, tokens, target.vocab_size)
     root = sampler.first(prefill.logits, tokens)
     length = torch.full((tokens.shape[0],), tokens.shape[1] + 1, dtype=torch.int64, device=tokens.device)
     mask = model_kwargs.get("attention_mask")
-    if isinstance(mask, Tensor):
+    if isinstance(mask, Tensor) and not first:
         seen = mask[0].nonzero()[:, 0]
         cache.set_aside((mask[0] == 0).nonzero()[:, 0])
         tokens, prefill = tokens[:, seen], _at(prefill, seen)
     error = sparrow_ext.error_word(root.device)
-    prompt = Prompt(tokens, target.is_text(tokens), prefill, root, cache, max_new_tokens, error)
-    draft = drafter.begin(prompt)
+    at = tokens.shape[1] - prefill.hidden.shape[1]
+    prompt = Prompt(tokens, target.is_text(tokens), prefill, root, cache, max_new_tokens, error, at)
+    draft = drafter.begin(prompt) if reuse is None else reuse.draft(prompt)
     position, states = prefill.next_position, prefill.hidden
     return DecodeState.after_prompt(cache, root, length, position, sampler, draft, error, shape, states)
 

@@ -72,6 +72,8 @@ class Prompt:
         cache: the target's, P rows.
         max_new_tokens: room for so many more is needed.
         error: the CUDA operators' error word.
+        first: the prefill's states are of places `first` to P - 1; of those up to `first` the drafter kept what it
+            needs, see Drafter.resume.
     """
 
     tokens: Tensor
@@ -81,6 +83,7 @@ class Prompt:
     cache: TargetCache
     max_new_tokens: int
     error: Tensor
+    first: int = 0
 
 
 @dataclass
@@ -141,11 +144,13 @@ class Drafter(Generic[D]):
         visual_layer: the layer of the states it wants as Prefill.visual, if any.
         scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
             round, tree.Root() among them, for which it only keeps up.
+        resumes: whether it has keep() and resume(), without which sessions and prefix stores refuse it.
     """
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
     scores_width: int = 0
+    resumes: bool = False
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""
@@ -159,6 +164,21 @@ class Drafter(Generic[D]):
 
     def begin(self, prompt: Prompt) -> D:
         """The drafter's state after the prompt's prefill."""
+        raise NotImplementedError
+
+    def keep(self, draft: D, error: Tensor) -> Any:
+        """What it needs of a sequence to go on from any place of it, on memory of its own; None where that is nothing.
+
+        draft: after the last round. error: the CUDA operators' error word.
+        """
+        raise NotImplementedError
+
+    def keeper(self) -> Hashable | None:
+        """Equal where drafters can go on from what the other kept; None = from their own only."""
+        return self.identity()
+
+    def resume(self, kept: Any, prompt: Prompt) -> D:
+        """As begin(), where an earlier sequence, of which it kept `kept`, had the same places up to prompt.first."""
         raise NotImplementedError
 
     def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:

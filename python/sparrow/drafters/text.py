@@ -35,11 +35,22 @@ class DraftCache:
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
-        """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
+        """Room for `text_rows` true rows and a tree behind them."""
         c, w = drafter.config, drafter.weight
-        capacity = -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
-        shape = (batch, capacity, c.num_kv_heads, c.head_dim)
+        shape = (batch, capacity_for(text_rows), c.num_kv_heads, c.head_dim)
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
+
+    def copy(self, rows: int, capacity: int | None = None) -> "DraftCache":
+        """Its first `rows` rows on other memory, of `capacity` rows (default: no more than these)."""
+        shape = (self.keys.shape[0], rows if capacity is None else capacity, *self.keys.shape[2:])
+        copy = DraftCache(self.keys.new_empty(shape), self.values.new_empty(shape), torch.full_like(self.lengths, rows))
+        copy.keys[:, :rows], copy.values[:, :rows] = self.keys[:, :rows], self.values[:, :rows]
+        return copy
+
+
+def capacity_for(text_rows: int) -> int:
+    """Rows of a cache with room for a tree behind the true ones, or a few more: captured rounds know the capacity."""
+    return -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
 
 
 def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor) -> Pending:
@@ -170,6 +181,7 @@ class TextDrafter(Drafter[TextDraft]):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
         self.scores_width = drafter.num_draft_tokens
+        self.resumes = True
 
     def identity(self) -> Hashable:
         """See Drafter: the settings, and where the weights are."""
@@ -183,6 +195,22 @@ class TextDrafter(Drafter[TextDraft]):
         pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
+
+    def keep(self, draft: TextDraft, error: Tensor) -> DraftCache:
+        """See Drafter: the rows of all tokens, the emitted last one's too."""
+        catch_up(self.drafter, draft.pending, draft.cache, error)
+        return draft.cache.copy(int(draft.cache.lengths.max()))
+
+    def resume(self, kept: DraftCache, prompt: Prompt) -> TextDraft:
+        """See Drafter: the rows of the text up to prompt.first, then as begin()."""
+        is_text, first, prefill = rows_of_text(self.drafter, prompt.is_text), prompt.first, prompt.prefill
+        rows = int(is_text[:, : first + 1].sum())
+        news = is_text[:, first:].clone()
+        news[:, 0] = False
+        positions = prefill.text_position[:, first:]
+        pending = text_rows(prompt.tokens[:, first:], news, prefill.hidden, positions, prompt.root)
+        capacity = capacity_for(rows + pending.tokens.shape[1] + prompt.max_new_tokens)
+        return TextDraft(kept.copy(rows, capacity), pending)
 
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         cache, pending = state.draft.cache, state.draft.pending
@@ -198,6 +226,8 @@ class TextDrafter(Drafter[TextDraft]):
 class NoDrafter(Drafter[None]):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
+    resumes = True
+
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
         if tree is not None:
             raise ValueError("tree needs a drafter: plain decoding drafts nothing")
@@ -208,6 +238,15 @@ class NoDrafter(Drafter[None]):
         return "none"
 
     def begin(self, prompt: Prompt) -> None:
+        return None
+
+    def keep(self, draft: None, error: Tensor) -> None:
+        return None
+
+    def keeper(self) -> Hashable:
+        return "nobody"
+
+    def resume(self, kept: None, prompt: Prompt) -> None:
         return None
 
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:

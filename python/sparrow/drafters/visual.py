@@ -22,6 +22,7 @@ class VisualDrafter(TextDrafter):
     def __init__(self, drafter: SparrowDrafter):
         super().__init__(drafter)
         self.visual_layer = drafter.config.seen_layer
+        self.resumes = False
 
     def begin(self, prompt: Prompt) -> TextDraft:
         b, p = prompt.tokens.shape

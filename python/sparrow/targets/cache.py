@@ -133,6 +133,15 @@ class TargetCache(Cache):
         copy.append_rows(self.buffer[..., places, :])
         return copy
 
+    def take_over(self, other: "TargetCache", rows: int) -> None:
+        """Begins with copies of the other's first `rows` rows, whatever it held."""
+        if not self.buffer.numel():
+            self.buffer = other.buffer.new_empty(*other.buffer.shape[:4], self.capacity, other.buffer.shape[5])
+            self.lengths = torch.zeros_like(other.lengths)
+            self._share()
+        self.set_length(0)
+        self.append_rows(other.buffer[..., :rows, :])
+
     def set_aside(self, places: Tensor) -> None:
         """Takes the committed rows at `places`, int64 [R], ascending, out of sight: the others close up."""
         length = self.layer_length(0)
