@@ -126,13 +126,11 @@ def generate(
     _check_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
     require_backend("tree_attention", target.embedding)
     auto = tree == "auto"
-    loop_drafter, shape = _enter(target, drafter, None if auto else tree)
+    loop_drafter, shape = enter(target, drafter, None if auto else tree)
     policy = Policy.of(model, loop_drafter, shape or Root(), kwargs["input_ids"].shape[1]) if auto else None
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
     numbered = kwargs.get("position_ids") is not None
-    if prefixes is not None and not loop_drafter.resumes:
-        raise ValueError(f"prefixes needs a drafter that can go on from kept rows, {_named(loop_drafter)} cannot")
     reuse = None if prefixes is None else Reuse.of(prefixes, target, loop_drafter, kwargs)
     run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy, reuse)
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
@@ -179,9 +177,10 @@ def _check_mask(ids: Tensor, mask: object) -> None:
         )
 
 
-def _enter(
+def enter(
     target: Target, drafter: EntersLoop | None, tree: TreeConfig | str | None
 ) -> tuple[Drafter[Any], TreeConfig | None]:
+    """What drafts in the loop, and its trees' size; see EntersLoop."""
     if isinstance(tree, str):
         tree = TreeConfig.parse(tree)
     if tree is not None and not isinstance(tree, TreeConfig):
@@ -191,12 +190,6 @@ def _enter(
         got = f"the class {drafter.__name__}" if isinstance(drafter, type) else type(drafter).__name__
         raise ValueError(f"drafter must be a SparrowDrafter, SpecVLM() or a Drafter object, got {got}")
     return drafter.in_loop(target, tree)
-
-
-def _named(drafter: Drafter[Any]) -> str:
-    config = getattr(getattr(drafter, "drafter", None), "config", None)
-    kind = type(drafter).__name__
-    return kind if config is None else f"{kind} (visual={config.visual}, positions={config.positions})"
 
 
 class _Emitted:

@@ -5,7 +5,7 @@ whole or not at all.
 """
 
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparrow.drafters.protocol import DecodeState, Drafter, Prompt
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.targets.cache import TargetCache
-from sparrow.targets.pixels import inputs_of, take_visuals, visuals_of
+from sparrow.targets.pixels import Visual, inputs_of, take_visuals, visuals_of
 
 Place = tuple[int, int, bytes]  # of a video or image: its first place, the one behind it, its digest
 
@@ -101,8 +101,14 @@ class Prefix:
     head: Head
     cache: TargetCache
     ends: Mapping[int, Tensor]
-    draft: Any
+    draft: Mapping[str, Tensor]
     room: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its rows, the drafter's, and its states."""
+        cache = self.cache.buffer.nbytes // self.cache.capacity * len(self.head)
+        return cache + sum(t.nbytes for t in (*self.draft.values(), *self.ends.values()))
 
     def cut(self, n: int) -> "Prefix":
         """Its first n places; on the same memory."""
@@ -114,11 +120,91 @@ class Prefixes(Protocol):
 
     in_place: bool  # a run may go on in a prefix's own cache
 
+    def names(self, visuals: Sequence[Visual]) -> list[bytes]:
+        """What tells the videos and images of a prompt from all others."""
+
     def find(self, owner: Owner, head: Head) -> Prefix | None:
-        """The one that has most in common with this beginning of a prompt, if any."""
+        """The one that has most in common with this prompt, if any."""
 
     def keep(self, prefix: Prefix) -> None:
         """Takes what a run leaves: all of its sequence but the last token, in the cache it returns."""
+
+
+class PrefixStore:
+    """Prompts up to their last visual token, for calls of `generate` that begin alike: the same videos, the same words
+    before them. What is behind is run in each call.
+
+    Memory is bounded: the prompts that were not used for longest go first. It holds copies, so calls may use a store
+    one after another in any order; their outputs are those without it. Weights that are changed make a prompt useless,
+    which is seen; adapters that are switched on and off are not.
+
+    Args:
+        max_bytes: of all prompts together. One that is larger is not kept.
+
+    Raises:
+        ValueError: max_bytes is not positive.
+    """
+
+    in_place = False
+
+    def __init__(self, max_bytes: int):
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes <= 0:
+            raise ValueError(f"max_bytes must be a positive integer, got {max_bytes!r}")
+        self.max_bytes = max_bytes
+        self._prefixes: list[Prefix] = []  # the last used is the last
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(prefix.nbytes for prefix in self._prefixes)
+
+    def __len__(self) -> int:
+        """Prompts held."""
+        return len(self._prefixes)
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._prefixes.clear()
+
+    def names(self, visuals: Sequence[Visual]) -> list[bytes]:
+        """Hashes of what the target gets of them."""
+        return [visual.digest() for visual in visuals]
+
+    def find(self, owner: Owner, head: Head) -> Prefix | None:
+        """See Prefixes."""
+        self._prefixes = [prefix for prefix in self._prefixes if prefix.owner.model() is not None]
+        mine = [prefix for prefix in self._prefixes if prefix.owner.is_also(owner)]
+        best = max(mine, key=lambda prefix: prefix.head.common(head, len(head)), default=None)
+        if best is None or not best.head.common(head, len(head)):
+            return None
+        self._prefixes = [prefix for prefix in self._prefixes if prefix is not best] + [best]
+        return best
+
+    def keep(self, prefix: Prefix) -> None:
+        """See Prefixes: a copy of the prompt up to its last visual token, unless that is here."""
+        n = max((end for _, end, _ in prefix.head.visuals), default=0)
+        have = [p.head.common(prefix.head, n) for p in self._prefixes if p.owner.is_also(prefix.owner)]
+        if n in (0, *have):
+            return
+        copy = prefix.cut(n)
+        if copy.nbytes > self.max_bytes:
+            return
+        cache = TargetCache(len(prefix.cache.layers), n)
+        cache.take_over(prefix.cache, n)
+        self._prefixes.append(replace(copy, cache=cache, room=None))
+        while self.nbytes > self.max_bytes:
+            del self._prefixes[0]
+
+
+def check_resumes(drafter: Drafter[Any]) -> None:
+    """Raises ValueError for a drafter that cannot go on from kept rows."""
+    if not drafter.resumes:
+        config = getattr(getattr(drafter, "drafter", None), "config", None)
+        about = "" if config is None else f" (visual={config.visual}, positions={config.positions})"
+        raise ValueError(
+            f"sessions and prefix stores need a drafter that can go on from kept rows; {type(drafter).__name__}{about} "
+            "cannot"
+        )
 
 
 @dataclass
@@ -146,6 +232,7 @@ class Reuse:
     @classmethod
     def of(cls, prefixes: Prefixes, target: Target, drafter: Drafter[Any], inputs: dict[str, Any]) -> "Reuse":
         """For a run with these inputs of generate, out of which pixels are taken."""
+        check_resumes(drafter)
         return cls(prefixes, target, drafter, take_visuals(inputs))
 
     def enter(self, ids: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +249,8 @@ class Reuse:
         visuals = visuals_of(self.target, ids, self.held)
         if visuals is None or (mask is not None and not mask.all()) or positions.shape[-1] != ids.shape[1]:
             return inputs | self.held
-        owner, places = Owner.of(self.target, self.drafter), tuple((v.first, v.end, v.digest()) for v in visuals)
+        owner, names = Owner.of(self.target, self.drafter), self.prefixes.names(visuals)
+        places = tuple((v.first, v.end, name) for v, name in zip(visuals, names, strict=True))
         self.head = Head(ids[0].cpu(), positions, places)
         found = self.prefixes.find(owner, self.head)
         if found is not None:

@@ -4,7 +4,7 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -166,8 +166,8 @@ class Drafter(Generic[D]):
         """The drafter's state after the prompt's prefill."""
         raise NotImplementedError
 
-    def keep(self, draft: D, error: Tensor) -> Any:
-        """What it needs of a sequence to go on from any place of it, on memory of its own; None where that is nothing.
+    def keep(self, draft: D, error: Tensor) -> dict[str, Tensor]:
+        """What it needs of a sequence to go on from any place of it, on memory of its own.
 
         draft: after the last round. error: the CUDA operators' error word.
         """
@@ -177,7 +177,11 @@ class Drafter(Generic[D]):
         """Equal where drafters can go on from what the other kept; None = from their own only."""
         return self.identity()
 
-    def resume(self, kept: Any, prompt: Prompt) -> D:
+    def fingerprint(self) -> dict[str, object]:
+        """What tells it, in files, from drafters that keep something else."""
+        return {}
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> D:
         """As begin(), where an earlier sequence, of which it kept `kept`, had the same places up to prompt.first."""
         raise NotImplementedError
 

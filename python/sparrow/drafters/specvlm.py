@@ -5,7 +5,7 @@ target's own rows of the text and of these. Every level of a static tree is one 
 docs/rivals.md.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,13 +134,14 @@ class PrunedTarget(Drafter[PrunedDraft]):
         room = len(places) + prompt.max_new_tokens + self.settings.shape.nodes
         return PrunedDraft(prompt.cache.copy_of(places, room), tokens.shape[1])
 
-    def keep(self, draft: PrunedDraft, error: Tensor) -> None:
+    def keep(self, draft: PrunedDraft, error: Tensor) -> dict[str, Tensor]:
         """See Drafter: nothing; the visual tokens are ranked anew, by the text of the next prompt."""
+        return {}
 
     def keeper(self) -> Hashable:
         return "nobody"
 
-    def resume(self, kept: None, prompt: Prompt) -> PrunedDraft:
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> PrunedDraft:
         return self.begin(prompt)
 
     def draft(self, state: DecodeState[PrunedDraft], shape: TreeConfig) -> DraftTree:

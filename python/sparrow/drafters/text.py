@@ -1,6 +1,7 @@
 """One round of drafting: catch up with what was accepted, then grow a tree level by level."""
 
-from collections.abc import Hashable
+import hashlib
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,22 +36,11 @@ class DraftCache:
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
-        """Room for `text_rows` true rows and a tree behind them."""
+        """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
         c, w = drafter.config, drafter.weight
-        shape = (batch, capacity_for(text_rows), c.num_kv_heads, c.head_dim)
+        capacity = -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
+        shape = (batch, capacity, c.num_kv_heads, c.head_dim)
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
-
-    def copy(self, rows: int, capacity: int | None = None) -> "DraftCache":
-        """Its first `rows` rows on other memory, of `capacity` rows (default: no more than these)."""
-        shape = (self.keys.shape[0], rows if capacity is None else capacity, *self.keys.shape[2:])
-        copy = DraftCache(self.keys.new_empty(shape), self.values.new_empty(shape), torch.full_like(self.lengths, rows))
-        copy.keys[:, :rows], copy.values[:, :rows] = self.keys[:, :rows], self.values[:, :rows]
-        return copy
-
-
-def capacity_for(text_rows: int) -> int:
-    """Rows of a cache with room for a tree behind the true ones, or a few more: captured rounds know the capacity."""
-    return -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
 
 
 def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor) -> Pending:
@@ -196,12 +186,20 @@ class TextDrafter(Drafter[TextDraft]):
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
 
-    def keep(self, draft: TextDraft, error: Tensor) -> DraftCache:
+    def keep(self, draft: TextDraft, error: Tensor) -> dict[str, Tensor]:
         """See Drafter: the rows of all tokens, the emitted last one's too."""
         catch_up(self.drafter, draft.pending, draft.cache, error)
-        return draft.cache.copy(int(draft.cache.lengths.max()))
+        rows = int(draft.cache.lengths.max())
+        return {"keys": draft.cache.keys[:, :rows].clone(), "values": draft.cache.values[:, :rows].clone()}
 
-    def resume(self, kept: DraftCache, prompt: Prompt) -> TextDraft:
+    def fingerprint(self) -> dict[str, object]:
+        """See Drafter: a hash of its settings and weights."""
+        digest = hashlib.sha256(repr(self.drafter.config).encode())
+        for name, value in sorted(self.drafter.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return {"hash": digest.hexdigest()[:16]}
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> TextDraft:
         """See Drafter: the rows of the text up to prompt.first, then as begin()."""
         is_text, first, prefill = rows_of_text(self.drafter, prompt.is_text), prompt.first, prompt.prefill
         rows = int(is_text[:, : first + 1].sum())
@@ -209,8 +207,11 @@ class TextDrafter(Drafter[TextDraft]):
         news[:, 0] = False
         positions = prefill.text_position[:, first:]
         pending = text_rows(prompt.tokens[:, first:], news, prefill.hidden, positions, prompt.root)
-        capacity = capacity_for(rows + pending.tokens.shape[1] + prompt.max_new_tokens)
-        return TextDraft(kept.copy(rows, capacity), pending)
+        b, most = pending.tokens.shape
+        cache = DraftCache.empty(self.drafter, b, rows + most + prompt.max_new_tokens)
+        cache.keys[:, :rows], cache.values[:, :rows] = kept["keys"][:, :rows], kept["values"][:, :rows]
+        cache.lengths.fill_(rows)
+        return TextDraft(cache, pending)
 
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         cache, pending = state.draft.cache, state.draft.pending
@@ -240,13 +241,13 @@ class NoDrafter(Drafter[None]):
     def begin(self, prompt: Prompt) -> None:
         return None
 
-    def keep(self, draft: None, error: Tensor) -> None:
-        return None
+    def keep(self, draft: None, error: Tensor) -> dict[str, Tensor]:
+        return {}
 
     def keeper(self) -> Hashable:
         return "nobody"
 
-    def resume(self, kept: None, prompt: Prompt) -> None:
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> None:
         return None
 
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:

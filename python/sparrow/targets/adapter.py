@@ -176,7 +176,9 @@ class Target:
         position_ids = position_ids.to(input_ids.device)
         if first:
             input_ids, position_ids = input_ids[:, first:], position_ids[..., first:]
-            of_tokens = {n: t for n, t in model_kwargs.items() if n.endswith("token_type_ids") and isinstance(t, Tensor)}
+            of_tokens = {
+                n: t for n, t in model_kwargs.items() if n.endswith("token_type_ids") and isinstance(t, Tensor)
+            }
             types = {name: value[:, first:] for name, value in of_tokens.items()}
             model_kwargs = {**model_kwargs, **types, "position_ids": position_ids, "attention_mask": None}
         inputs = self.model.prepare_inputs_for_generation(
