@@ -106,4 +106,4 @@ def _check_made_for(path: PathLike, was: dict[str, Any], now: dict[str, Any]) ->
 
 
 def _info(values: dict[str, Any]) -> VideoInfo:
-    return VideoInfo(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return VideoInfo(**{**values, **{name: tuple(values[name]) for name in ("indices", "skipped")}})

@@ -163,7 +163,7 @@ class Session:
         for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
             if name in inputs:
                 inputs[name] = inputs[name][:, :end]
-        output = self._generate(inputs, {"max_new_tokens": 1, "do_sample": False, "tree": self.options.get("tree")})
+        output = self._generate(inputs, {"max_new_tokens": 1, "do_sample": False})  # the token is of no use
         self._waiting.append(clip)
         return end - output.stats.reused_tokens
 
