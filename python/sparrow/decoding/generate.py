@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sparrow.decoding.loop import start
 from sparrow.decoding.policy import Policy
-from sparrow.decoding.prefixes import Prefixes, Reuse
+from sparrow.decoding.prefixes import Prefixes
+from sparrow.decoding.reuse import Reuse
 from sparrow.decoding.runner import BUCKET, Room, Rounds, capturable, room_for
 from sparrow.decoding.stats import Clock, DecodeStats
 from sparrow.drafters.protocol import Drafter, EntersLoop
@@ -277,6 +278,7 @@ class _Run:
         cache.put_back()
         cache.set_length(out.ids.shape[1] - 1)
         if self.reuse is not None:
+            cache.set_length(out.ids.shape[1] - 1 - len(self.reuse.gone))
             self.reuse.leave(out.ids, cache, room, state)
             stats.reused_tokens = self.reuse.first
         if self.streamer is not None:

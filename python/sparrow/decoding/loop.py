@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import sparrow_ext
-from sparrow.decoding.prefixes import Reuse
+from sparrow.decoding.reuse import Reuse
 from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules

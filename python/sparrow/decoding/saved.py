@@ -34,10 +34,9 @@ def write(
     }
     tensors: dict[str, Tensor] = {f"clip.{i}": clip.tensor() for i, clip in enumerate(clips)}
     if prefix is not None:
-        rows = len(prefix.head)
         about["visuals"] = [[first, end, name.hex()] for first, end, name in prefix.head.visuals]
-        tensors |= {"ids": prefix.head.ids, "positions": prefix.head.positions}
-        tensors["rows"] = prefix.cache.buffer[..., :rows, :]
+        tensors |= {"ids": prefix.head.ids, "positions": prefix.head.positions, "gone": prefix.gone}
+        tensors["rows"] = prefix.cache.buffer[..., : prefix.rows(len(prefix.head)), :]
         tensors |= {f"draft.{name}": value for name, value in prefix.draft.items()}
         tensors |= {f"end.{place}": state for place, state in prefix.ends.items()}
     write_tensors(path, tensors, {ABOUT: json.dumps(about)})
@@ -86,12 +85,14 @@ def _prefix(about: dict[str, Any], tensors: dict[str, Tensor], target: Target, d
         named[kind] = {name.removeprefix(f"{kind}."): value.to(target.device) for name, value in found.items()}
     visuals = tuple((first, end, bytes.fromhex(name)) for first, end, name in about["visuals"])
     head = Head(tensors["ids"], tensors["positions"], visuals)
-    if len(rows) != target.num_layers or rows.shape[-2] != len(head) != tensors["positions"].shape[-1]:
-        raise KeyError(f"rows {list(rows.shape)} of {len(head)} tokens")
-    cache = target.new_cache(len(head), (rows, rows.new_zeros(1).int()))
-    cache.set_length(len(head))
     ends = {int(place): state for place, state in named["end"].items()}
-    return Prefix(Owner.of(target, drafter), head, cache, ends, named["draft"])
+    cache = target.new_cache(rows.shape[-2], (rows, rows.new_zeros(1).int()))
+    cache.set_length(rows.shape[-2])
+    prefix = Prefix(Owner.of(target, drafter), head, cache, ends, named["draft"], gone=tensors["gone"])
+    have, want = (len(rows), rows.shape[-2], head.positions.shape[-1]), (target.num_layers, prefix.rows(len(head)))
+    if have != (*want, len(head)):
+        raise KeyError(f"rows {list(rows.shape)} of {len(head)} tokens")
+    return prefix
 
 
 def _made_for(target: Target, drafter: Drafter[Any]) -> dict[str, Any]:

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparrow.decoding import saved
 from sparrow.decoding.clips import Clip, Turn, as_messages, load_clips
 from sparrow.decoding.generate import GenerateOutput, enter, generate
-from sparrow.decoding.prefixes import Head, Owner, Prefix, check_resumes
+from sparrow.decoding.prefixes import Head, Owner, Prefix
+from sparrow.decoding.reuse import check_resumes
 from sparrow.decoding.stats import DecodeStats
 from sparrow.drafters.protocol import EntersLoop
+from sparrow.drafters.text import NoDrafter
 from sparrow.files import PathLike
 from sparrow.targets.adapter import Target
 from sparrow.targets.pixels import Visual
@@ -70,7 +73,30 @@ class Kept:
         return self.prefix
 
     def keep(self, prefix: Prefix) -> None:
+        """See Prefixes."""
         self.prefix = prefix
+
+    def drop(self, target: Target, window: int) -> None:
+        """Drops the oldest rows of visual tokens that are more than `window`."""
+        prefix = self.prefix
+        if prefix is None:
+            return
+        ids = torch.where(_within(prefix.head), prefix.head.ids, -1).to(target.device)
+        visual = (~target.is_text(ids)).nonzero()[:, 0].cpu()
+        visual = visual[~torch.isin(visual, prefix.gone)]
+        if len(visual) > window:
+            drop = visual[: len(visual) - window]
+            prefix.cache.drop(drop - torch.searchsorted(prefix.gone, drop))
+            self.prefix = replace(prefix, gone=torch.cat([prefix.gone, drop]).sort().values)
+
+
+def _within(head: Head) -> Tensor:
+    """bool [N]: the places of videos and images; a visual token's id elsewhere was generated, and is text."""
+    places = torch.arange(len(head))
+    inside = torch.zeros(len(head), dtype=torch.bool)
+    for first, end, _ in head.visuals:
+        inside |= (places >= first) & (places < end)
+    return inside
 
 
 class Session:
@@ -81,6 +107,9 @@ class Session:
             SpecVLM and None can.
         settings, tokenizer: as of `sparrow.video.prepare`.
         system: the system prompt; None = the chat template's own.
+        lossy_window: visual tokens that stay visible: after each run the target's oldest rows of videos beyond so many
+            are dropped from its cache. Bounds memory and time of a live video, and changes the answers: they are no
+            longer those of the whole conversation. None (the default) = all stay.
         options: of every turn, as of `generate`: max_new_tokens, do_sample, temperature, seed, tree, ...
 
     Attributes:
@@ -98,12 +127,19 @@ class Session:
         tokenizer,
         *,
         system: str | None = None,
+        lossy_window: int | None = None,
         **options: Any,
     ):
         self.model, self.drafter, self.settings, self.tokenizer = model, drafter, settings, tokenizer
         self.system, self.options = system, options
         self.target = Target(model)
-        check_resumes(enter(self.target, drafter, None)[0])
+        loop = enter(self.target, drafter, None)[0]
+        check_resumes(loop)
+        self.lossy_window = lossy_window
+        if lossy_window is not None and (isinstance(lossy_window, bool) or not lossy_window > 0):
+            raise ValueError(f"lossy_window must be a positive number of visual tokens, got {lossy_window!r}")
+        if lossy_window is not None and loop.reads_cache:
+            raise ValueError(f"lossy_window drops rows that {type(loop).__name__} reads: use another drafter")
         self.turns: list[Turn] = []
         self._waiting: list[Clip] = []  # videos of the question to come
         self._kept = Kept()
@@ -163,7 +199,7 @@ class Session:
         for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
             if name in inputs:
                 inputs[name] = inputs[name][:, :end]
-        output = self._generate(inputs, {"max_new_tokens": 1, "do_sample": False})  # the token is of no use
+        output = self._generate(inputs, {"max_new_tokens": 1, "do_sample": False}, run_only=True)
         self._waiting.append(clip)
         return end - output.stats.reused_tokens
 
@@ -180,10 +216,7 @@ class Session:
         other._pixels = dict(self._pixels)
         prefix = self._kept.prefix
         if prefix is not None:
-            rows = len(prefix.head)
-            cache = self.target.new_cache(rows)
-            cache.take_over(prefix.cache, rows)
-            other._kept.prefix = replace(prefix, cache=cache, room=None)
+            other._kept.prefix = prefix.copy()
         return other
 
     # ---- files ----
@@ -232,7 +265,11 @@ class Session:
         found["videos"] += sum(clip.frames.nbytes for clip in self.clips)
         if prefix is not None:
             each = prefix.cache.buffer.nbytes // prefix.cache.capacity
-            found |= {"cache": prefix.cache.buffer.nbytes, "bytes_per_token": each, "used": each * len(prefix.head)}
+            found |= {
+                "cache": prefix.cache.buffer.nbytes,
+                "bytes_per_token": each,
+                "used": each * prefix.rows(len(prefix.head)),
+            }
             found["draft"] = sum(t.nbytes for t in (*prefix.draft.values(), *prefix.ends.values()))
         return found
 
@@ -247,8 +284,14 @@ class Session:
         given = [(clip.frames, clip.info) for clip in clips]
         return prepare(self.settings, self.tokenizer, as_messages(self.system, turns)[:-1], given, memo=self._pixels)
 
-    def _generate(self, inputs: dict[str, Tensor], options: dict[str, Any]) -> GenerateOutput:
-        return generate(
-            self.model, self.drafter, **self.target.inputs(inputs), **{"tokenizer": self.tokenizer, **options},
+    def _generate(self, inputs: dict[str, Tensor], options: dict[str, Any], run_only: bool = False) -> GenerateOutput:
+        """run_only: what is drawn is of no use; a drafter that keeps nothing need not begin."""
+        loop = enter(self.target, self.drafter, None)[0]
+        drafter = None if run_only and loop.keeper() == NoDrafter().keeper() else self.drafter
+        output = generate(
+            self.model, drafter, **self.target.inputs(inputs), **{"tokenizer": self.tokenizer, **options},
             prefixes=self._kept,
         )  # fmt: skip
+        if self.lossy_window is not None:
+            self._kept.drop(self.target, self.lossy_window)
+        return output

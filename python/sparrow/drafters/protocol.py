@@ -145,12 +145,14 @@ class Drafter(Generic[D]):
         scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
             round, tree.Root() among them, for which it only keeps up.
         resumes: whether it has keep() and resume(), without which sessions and prefix stores refuse it.
+        reads_cache: whether it reads the target's rows, by place: none may be missing (Session's lossy_window).
     """
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
     scores_width: int = 0
     resumes: bool = False
+    reads_cache: bool = False
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""

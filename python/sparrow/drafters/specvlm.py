@@ -108,7 +108,7 @@ class PrunedTarget(Drafter[PrunedDraft]):
         settings: see SpecVLM.
     """
 
-    resumes = True
+    resumes, reads_cache = True, True
 
     def __init__(self, target: Target, settings: SpecVLM):
         self.target, self.settings = target, settings

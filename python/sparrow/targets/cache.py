@@ -142,6 +142,12 @@ class TargetCache(Cache):
         self.set_length(0)
         self.append_rows(other.buffer[..., :rows, :])
 
+    def drop(self, places: Tensor) -> None:
+        """Forgets the committed rows at `places`, int64 [R], ascending: the others close up."""
+        left = _others(places.to(self.lengths.device), self.layer_length(0))
+        self.buffer[..., : len(left), :] = self.buffer[..., left, :]
+        self.set_length(len(left))
+
     def set_aside(self, places: Tensor) -> None:
         """Takes the committed rows at `places`, int64 [R], ascending, out of sight: the others close up."""
         length = self.layer_length(0)
