@@ -227,8 +227,8 @@ def test_what_is_refused(tiny):
     refused("attention_mask must hold zeros and ones, got 32 other values", attention_mask=torch.full_like(ids, 2))
     refused(r"attention_mask may hide tokens at the left", attention_mask=torch.zeros_like(ids))
     refused(r"seed must be an integer, or one for each of the 2 prompts, got \[1, 2, 3\]", seed=[1, 2, 3])
-    refused("seed must be an integer of 64 bits, or a list of them, got 'ab'", seed="ab")
-    refused("seed must be an integer of 64 bits, or a list of them, got", seed=[1, 2.5])
+    refused("seed must be an integer of 64 bits, got 'ab'", seed="ab")
+    refused("seed must be an integer of 64 bits, got 2.5", seed=[1, 2.5])
     refused("this drafter takes one sequence, got a batch of 2", sparrow.SpecVLM())
     refused("a streamer takes one sequence, got a batch of 2", streamer=Streamer())
 

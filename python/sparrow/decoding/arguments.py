@@ -33,7 +33,7 @@ def _check_seed(seed: object, sequences: int) -> None:
     several = isinstance(seed, Sequence) and not isinstance(seed, str)
     for value in seed if several else [] if seed is None else [seed]:  # type: ignore[attr-defined]
         if not (isinstance(value, Integral) and -(2**63) <= int(value) < 2**63):
-            raise ValueError(f"seed must be an integer of 64 bits, or a list of them, got {seed!r}")
+            raise ValueError(f"seed must be an integer of 64 bits, got {value!r}")
     if several and len(seed) != sequences:  # type: ignore[arg-type]
         raise ValueError(f"seed must be an integer, or one for each of the {sequences} prompts, got {seed!r}")
 

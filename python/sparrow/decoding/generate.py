@@ -12,10 +12,13 @@ from sparrow.decoding.arguments import check_arguments, check_mask, refuse_all_p
 from sparrow.decoding.emitted import Batch, to_the_front
 from sparrow.decoding.loop import padding_of, run_last, start
 from sparrow.decoding.policy import Policy
-from sparrow.decoding.runner import Rounds, room_for
+from sparrow.decoding.prefixes import Prefixes
+from sparrow.decoding.reuse import Reuse
+from sparrow.decoding.runner import BUCKET, Room, Rounds, capturable, room_for
 from sparrow.decoding.stats import Clock, DecodeStats
 from sparrow.drafters.protocol import Drafter, EntersLoop
 from sparrow.drafters.text import NoDrafter
+from sparrow.sampling import SamplingRules
 from sparrow.targets.adapter import Target
 from sparrow.targets.borrow import borrowed
 from sparrow.targets.cache import TargetCache
@@ -70,6 +73,7 @@ def generate(
     stopping_criteria=None,
     stop_strings=None,
     tokenizer=None,
+    prefixes: Prefixes | None = None,
     **kwargs,
 ) -> GenerateOutput:
     """Generates as `model.generate(**kwargs)` does, token for token, drafting with `drafter`.
@@ -111,6 +115,8 @@ def generate(
             where it had ended.
         stopping_criteria, stop_strings, tokenizer: as in transformers; run after every token of a sequence, on its own
             ids, a CPU tensor [1, L], padding included.
+        prefixes: a PrefixStore: what it has of this prompt's beginning (same tokens, same videos) is not run again, and
+            it gets what this call ran; default: nothing is kept. Same tokens, sooner (docs/sessions.md). Of one prompt.
         kwargs: inputs (input_ids, pixel_values_videos, ...) and options (max_new_tokens, do_sample, temperature, top_k,
             top_p, repetition_penalty, logits_processor, eos_token_id, generation_config, ...) of model.generate.
 
@@ -130,14 +136,18 @@ def generate(
     check_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
     require_backend("tree_attention", target.embedding)
     auto = tree == "auto"
-    loop_drafter, shape = _enter(target, drafter, None if auto else tree)
+    loop_drafter, shape = enter(target, drafter, None if auto else tree)
+    several = f"takes one sequence, got a batch of {len(kwargs['input_ids'])}"
     if len(kwargs["input_ids"]) > 1 and not loop_drafter.takes_batches:
-        raise ValueError(f"this drafter takes one sequence, got a batch of {len(kwargs['input_ids'])}")
+        raise ValueError(f"this drafter {several}")
+    if len(kwargs["input_ids"]) > 1 and prefixes is not None:
+        raise ValueError(f"prefixes {several}")
     policy = Policy.of(model, loop_drafter, shape or Root(), kwargs["input_ids"]) if auto else None
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
     numbered = kwargs.get("position_ids") is not None
-    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy)
+    reuse = None if prefixes is None else Reuse.of(prefixes, target, loop_drafter, kwargs)
+    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy, reuse)
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with borrowed(model), torch.no_grad():
@@ -146,9 +156,10 @@ def generate(
     return run.output
 
 
-def _enter(
+def enter(
     target: Target, drafter: EntersLoop | None, tree: TreeConfig | str | None
 ) -> tuple[Drafter[Any], TreeConfig | None]:
+    """What drafts in the loop, and its trees' size; see EntersLoop."""
     if isinstance(tree, str):
         tree = TreeConfig.parse(tree)
     if tree is not None and not isinstance(tree, TreeConfig):
@@ -165,10 +176,10 @@ class _Run:
 
     def __init__(
         self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | Sequence[int] | None,
-        streamer, on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None,
+        streamer, on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None, reuse: Reuse | None,
     ):  # fmt: skip
         self.target, self.drafter, self.shape, self.seed = target, drafter, shape, seed
-        self.capture, self.policy = capture, policy
+        self.capture, self.policy, self.reuse = capture, policy, reuse
         self.streamer, self.on_round, self.numbered = streamer, on_round, numbered
         self.output: GenerateOutput | None = None
 
@@ -183,11 +194,11 @@ class _Run:
         (b, p), depth = input_ids.shape, shape.max_path - 1
         stats = DecodeStats(tree="auto" if policy else str(shape), depth=depth, sequences=b)
         most = generation_config.max_length - p
-        capacity = p + most + shape.nodes
-        room = room_for(self.target, self.drafter, rules, capacity) if self.capture and b == 1 else None
         with clock.stage("prefill"):
-            cache = self.target.new_cache(capacity) if room is None else room.lend(self.target)
-            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache)
+            if self.reuse is not None:
+                model_kwargs = self.reuse.enter(input_ids, model_kwargs)
+            room, cache = self._memory(rules, p + most + shape.nodes, b)
+            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache, self.reuse)
             if room is not None:
                 room.keep(cache)
         if policy:
@@ -207,7 +218,13 @@ class _Run:
                 self._run_ends(out, cache, prompts, behind)
         sequences = out.sequences(_padding(generation_config))
         cache.put_back()
-        cache.level(sequences.shape[1] - 1)
+        length = sequences.shape[1] - 1
+        if self.reuse is None:
+            cache.level(length)
+        else:
+            cache.set_length(length - len(self.reuse.gone))
+            self.reuse.leave(sequences, cache, room, state)
+            stats.reused_tokens = self.reuse.first
         if self.streamer is not None:
             self.streamer.end()
         stats.prompt_tokens, stats.new_tokens = b * p, sum(one.count for one in out.all)
@@ -215,6 +232,16 @@ class _Run:
         clock.write(stats)
         self.output = GenerateOutput(sequences.to(given), stats, cache)
         return self.output.sequences
+
+    def _memory(self, rules: SamplingRules, capacity: int, batch: int) -> tuple[Room | None, TargetCache]:
+        """A cache for so many rows, and the memory it lies in where rounds are to be captured on it."""
+        captured = self.capture and batch == 1 and capturable(self.target, self.drafter, rules)
+        if self.reuse is not None:
+            capacity = -(-capacity // BUCKET) * BUCKET
+            if (own := self.reuse.memory(capacity)) is not None:
+                return own[0] if captured else None, own[1]
+        room = room_for(self.target, self.drafter, rules, capacity) if captured else None
+        return room, self.target.new_cache(capacity) if room is None else room.lend(self.target)
 
     def _seed(self, sampling: bool) -> int | tuple[int, ...]:
         if self.seed is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sparrow_ext
+from sparrow.decoding.reuse import Reuse
 from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules, Stops
@@ -28,6 +29,7 @@ def start(
     max_new_tokens: int,
     shape: TreeConfig,
     cache: TargetCache,
+    reuse: Reuse | None = None,
 ) -> DecodeState:
     """Runs the prompt and draws the first token.
 
@@ -41,20 +43,26 @@ def start(
         max_new_tokens: room that the drafter needs.
         shape: of the trees to come; the largest where they differ.
         cache: an empty one, with room for prompt, new tokens and a tree.
+        reuse: what is taken over of an earlier run, if anything: then only the rest of the prompt is run.
     """
     model_kwargs[target.cache_argument] = cache
-    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer)
+    first = 0 if reuse is None else reuse.fill(cache)
+    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer, first)
+    if reuse is not None:
+        prefill = reuse.joined(prefill)
     p, hidden, padding = tokens.shape[1], hidden_of(tokens, model_kwargs), padding_of(tokens, model_kwargs)
     sampler = Sampler(rules, tokens, target.vocab_size, padding)
     root = sampler.first(prefill.logits, tokens, p - padding)
     error, lengths = sparrow_ext.error_word(root.device), p - hidden.sum(1)
-    if bool(hidden.any()):
+    if bool(hidden.any()):  # then nothing was taken over
         cache.set_aside(hidden)
         seen = hidden.int().argsort(dim=1, stable=True)[:, : int(lengths.max())]
         tokens, prefill = tokens.gather(1, seen), _at(prefill, seen)
     is_text = target.is_text(tokens) & (torch.arange(tokens.shape[1], device=root.device) < lengths[:, None])
-    prompt = Prompt(tokens, is_text, prefill, root, cache, max_new_tokens, error, lengths)
-    draft, position, states = drafter.begin(prompt), prefill.next_position, prefill.hidden
+    at = tokens.shape[1] - prefill.hidden.shape[1]
+    prompt = Prompt(tokens, is_text, prefill, root, cache, max_new_tokens, error, lengths, at)
+    draft = drafter.begin(prompt) if reuse is None else reuse.draft(prompt)
+    position, states = prefill.next_position, prefill.hidden
     return DecodeState.after_prompt(cache, root, p - padding + 1, position, sampler, draft, error, shape, states)
 
 

@@ -98,13 +98,17 @@ class Room:
 _rooms: "weakref.WeakKeyDictionary[nn.Module, list[Room]]" = weakref.WeakKeyDictionary()
 
 
+def capturable(target: Target, drafter: Drafter, rules: SamplingRules) -> bool:
+    """Whether rounds can be captured."""
+    plain = target.device.type in GRAPHS and not rules.processors
+    return plain and target.identity() is not None and drafter.identity() is not None
+
+
 def room_for(target: Target, drafter: Drafter, rules: SamplingRules, capacity: int) -> Room | None:
     """Memory of `capacity` rows or a few more for a generation whose rounds can be captured; None where they cannot."""
+    if not capturable(target, drafter, rules):
+        return None
     identity = target.identity()
-    if target.device.type not in GRAPHS or rules.processors:
-        return None
-    if identity is None or drafter.identity() is None:
-        return None
     rooms = _rooms.setdefault(target.model, [])
     rooms[:] = [room for room in rooms if room.identity == identity or not room.idle]
     capacity = -(-capacity // BUCKET) * BUCKET

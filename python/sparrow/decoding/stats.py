@@ -26,6 +26,7 @@ class DecodeStats:
         emitted: tokens emitted in each round.
         accepted: drafted tokens accepted in each round (before any stop).
         prompt_tokens, visual_tokens: length of the prompts, padding included, and how many of it are visual.
+        reused_tokens: tokens of the prompt whose rows an earlier run had left (sessions, prefix stores).
         new_tokens: tokens returned behind the prompts.
         seconds: per stage; rounds that were captured and replayed are one more, "replay".
         total_seconds: the whole call.
@@ -39,6 +40,7 @@ class DecodeStats:
     sequences: int = 1
     prompt_tokens: int = 0
     visual_tokens: int = 0
+    reused_tokens: int = 0
     new_tokens: int = 0
     trees: dict[str, int] = field(default_factory=dict)
     emitted: list[int] = field(default_factory=list)

@@ -4,7 +4,7 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -82,6 +82,8 @@ class Prompt:
         max_new_tokens: room for so many more is needed.
         error: the CUDA operators' error word.
         lengths: int64 [B], tokens of each sequence; None = P.
+        first: the prefill's states are of places `first` to P - 1; of those up to `first` the drafter kept what it
+            needs, see Drafter.resume.
     """
 
     tokens: Tensor
@@ -92,6 +94,7 @@ class Prompt:
     max_new_tokens: int
     error: Tensor
     lengths: Tensor | None = None
+    first: int = 0
 
     @property
     def count(self) -> Tensor:
@@ -169,12 +172,16 @@ class Drafter(Generic[D]):
         takes_batches: whether it has `select`, so that it drafts for several sequences at once.
         scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
             round, tree.Root() among them, for which it only keeps up.
+        resumes: whether it has keep() and resume(), without which sessions and prefix stores refuse it.
+        reads_cache: whether it reads the target's rows, by place: none may be missing (Session's lossy_window).
     """
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
     takes_batches: bool = False
     scores_width: int = 0
+    resumes: bool = False
+    reads_cache: bool = False
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""
@@ -188,6 +195,25 @@ class Drafter(Generic[D]):
 
     def begin(self, prompt: Prompt) -> D:
         """The drafter's state after the prompt's prefill."""
+        raise NotImplementedError
+
+    def keep(self, draft: D, error: Tensor) -> dict[str, Tensor]:
+        """What it needs of a sequence to go on from any place of it, on memory of its own.
+
+        draft: after the last round. error: the CUDA operators' error word.
+        """
+        raise NotImplementedError
+
+    def keeper(self) -> Hashable | None:
+        """Equal where drafters can go on from what the other kept; None = from their own only."""
+        return self.identity()
+
+    def fingerprint(self) -> dict[str, object]:
+        """What tells it, in files, from drafters that keep something else."""
+        return {}
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> D:
+        """As begin(), where an earlier sequence, of which it kept `kept`, had the same places up to prompt.first."""
         raise NotImplementedError
 
     def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:

@@ -1,6 +1,7 @@
 """One round of drafting: catch up with what was accepted, then grow a tree level by level."""
 
-from collections.abc import Hashable
+import hashlib
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +176,7 @@ class TextDraft:
 class TextDrafter(Drafter[TextDraft]):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
-    takes_batches = True
+    takes_batches = resumes = True
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
@@ -195,6 +196,33 @@ class TextDrafter(Drafter[TextDraft]):
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
 
+    def keep(self, draft: TextDraft, error: Tensor) -> dict[str, Tensor]:
+        """See Drafter: the rows of all tokens, the emitted last one's too."""
+        catch_up(self.drafter, draft.pending, draft.cache, error)
+        rows = int(draft.cache.lengths.max())
+        return {"keys": draft.cache.keys[:, :rows].clone(), "values": draft.cache.values[:, :rows].clone()}
+
+    def fingerprint(self) -> dict[str, object]:
+        """See Drafter: a hash of its settings and weights."""
+        digest = hashlib.sha256(repr(self.drafter.config).encode())
+        for name, value in sorted(self.drafter.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return {"hash": digest.hexdigest()[:16]}
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> TextDraft:
+        """See Drafter: the rows of the text up to prompt.first, then as begin()."""
+        is_text, first, prefill = rows_of_text(self.drafter, prompt.is_text), prompt.first, prompt.prefill
+        rows = int(is_text[:, : first + 1].sum())
+        news = is_text[:, first:].clone()
+        news[:, 0] = False
+        positions = prefill.text_position[:, first:]
+        pending = text_rows(prompt.tokens[:, first:], news, prefill.hidden, positions, prompt.root)
+        b, most = pending.tokens.shape
+        cache = DraftCache.empty(self.drafter, b, rows + most + prompt.max_new_tokens)
+        cache.keys[:, :rows], cache.values[:, :rows] = kept["keys"][:, :rows], kept["values"][:, :rows]
+        cache.lengths.fill_(rows)
+        return TextDraft(cache, pending)
+
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         cache, pending = state.draft.cache, state.draft.pending
         out, position = catch_up(self.drafter, pending, cache, state.error)
@@ -212,7 +240,7 @@ class TextDrafter(Drafter[TextDraft]):
 class NoDrafter(Drafter[None]):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
-    takes_batches = True
+    takes_batches = resumes = True
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
         if tree is not None:
@@ -224,6 +252,15 @@ class NoDrafter(Drafter[None]):
         return "none"
 
     def begin(self, prompt: Prompt) -> None:
+        return None
+
+    def keep(self, draft: None, error: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def keeper(self) -> Hashable:
+        return "nobody"
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> None:
         return None
 
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:

@@ -148,6 +148,21 @@ class TargetCache(Cache):
         copy.append_rows(self.buffer[..., places, :])
         return copy
 
+    def take_over(self, other: "TargetCache", rows: int) -> None:
+        """Begins with copies of the other's first `rows` rows, whatever it held."""
+        if not self.buffer.numel():
+            self.buffer = other.buffer.new_empty(*other.buffer.shape[:4], self.capacity, other.buffer.shape[5])
+            self.lengths = torch.zeros_like(other.lengths)
+            self._share()
+        self.set_length(0)
+        self.append_rows(other.buffer[..., :rows, :])
+
+    def drop(self, places: Tensor) -> None:
+        """Forgets the committed rows at `places`, int64 [R], ascending: the others close up."""
+        left = _others(places.to(self.lengths.device), self.layer_length(0))
+        self.buffer[..., : len(left), :] = self.buffer[..., left, :]
+        self.set_length(len(left))
+
     def set_aside(self, hidden: Tensor) -> None:
         """Takes the committed rows at `hidden`, bool [B, P], out of sight: each sequence's others close up."""
         rows = [self.layer_length(0)] * len(hidden)
