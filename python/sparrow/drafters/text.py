@@ -34,6 +34,11 @@ class DraftCache:
     skipped: Tensor | None = None
     summary: Tensor | None = None
 
+    def select(self, order: Tensor) -> "DraftCache":
+        """That of these sequences, int64 [B']."""
+        tensors = (self.keys, self.values, self.lengths, self.skipped, self.summary)
+        return DraftCache(*(None if t is None else t[order] for t in tensors))  # type: ignore[arg-type]
+
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
         """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
@@ -43,26 +48,30 @@ class DraftCache:
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
 
 
-def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor) -> Pending:
+def text_rows(
+    input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor, lengths: Tensor | None = None
+) -> Pending:
     """The prompt's text rows and the first emitted token, as the drafter's first catch-up.
 
     Args:
         input_ids: int64 [B, P]; is_text: bool [B, P]; positions: int64 [B, P].
         hidden: [B, P, E], target states.
         root: int64 [B], the token drawn from the prompt's last logits.
+        lengths: int64 [B], tokens of each prompt; None = P.
     """
     b, p = input_ids.shape
+    last = (torch.full_like(root, p) if lengths is None else lengths)[:, None] - 1
     most = int(is_text.sum(1).max())  # prefill's own host synchronisation
-    index, count = sparrow_ext.text_compact(is_text, torch.full((b,), p, dtype=torch.int32, device=root.device), most)
+    index, count = sparrow_ext.text_compact(is_text, (last[:, 0] + 1).int(), most)
     slot = torch.arange(most, device=root.device).expand(b, most)
     at = torch.where(slot < count[:, None], index, 0).long()
     tokens, position = input_ids.gather(1, at), positions.gather(1, at)
     # The root follows each sequence's own last text row.
     tokens = torch.cat([tokens, tokens.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), root[:, None])
     position = torch.cat([position, position.new_zeros(b, 1)], 1).scatter(
-        1, count[:, None].long(), positions[:, -1:] + 1
+        1, count[:, None].long(), positions.gather(1, last) + 1
     )
-    before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), p - 1)
+    before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), last)
     rows = torch.where(before >= 0, before + torch.arange(b, device=root.device)[:, None] * p, -1)
     return Pending(tokens, rows.int(), hidden.flatten(0, 1), position, count + 1)
 
@@ -91,7 +100,7 @@ def catch_up(
         positions = first[:, None].long() + torch.arange(t, device=pending.tokens.device)
     hidden = drafter.reuse(pending.hidden.unflatten(0, (len(pending.tokens), -1)), cache.summary).flatten(0, 1)
     out = drafter.extend(
-        pending.tokens, pending.row_index, hidden, positions,
+        pending.tokens.contiguous(), pending.row_index.contiguous(), hidden, positions.contiguous(),
         cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
     )  # fmt: skip
     cache.lengths.add_(pending.num_rows)
@@ -167,11 +176,12 @@ class TextDraft:
 class TextDrafter(Drafter[TextDraft]):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
+    takes_batches = resumes = True
+
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
         self.scores_width = drafter.num_draft_tokens
-        self.resumes = True
 
     def identity(self) -> Hashable:
         """See Drafter: the settings, and where the weights are."""
@@ -182,7 +192,7 @@ class TextDrafter(Drafter[TextDraft]):
     def begin(self, prompt: Prompt) -> TextDraft:
         prefill = prompt.prefill
         is_text = rows_of_text(self.drafter, prompt.is_text)
-        pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
+        pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root, prompt.count)
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
 
@@ -223,11 +233,14 @@ class TextDrafter(Drafter[TextDraft]):
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
         draft.pending = accepted
 
+    def select(self, draft: TextDraft, order: Tensor) -> TextDraft:
+        return TextDraft(draft.cache.select(order), draft.pending.select(order))
+
 
 class NoDrafter(Drafter[None]):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
-    resumes = True
+    takes_batches = resumes = True
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
         if tree is not None:
@@ -252,3 +265,6 @@ class NoDrafter(Drafter[None]):
 
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
         return root_alone(state)
+
+    def select(self, draft: None, order: Tensor) -> None:
+        return None
