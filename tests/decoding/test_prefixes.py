@@ -25,11 +25,11 @@ def decode(model, drafter, inputs, store=None, **options):
 
 
 @pytest.mark.parametrize("videos", [1, 2])
-@pytest.mark.parametrize("drafter", ["none", "text", "target positions", "specvlm"])
+@pytest.mark.parametrize("drafter", ["none", "text", "target positions", "sequence", "specvlm"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_video_other_questions(tiny, greedy, family, drafter, videos):
     model, store = tiny(family), sparrow.PrefixStore(1 << 24)
-    options = {"text": {}, "target positions": {"positions": "target"}}
+    options = {"text": {}, "target positions": {"positions": "target"}, "sequence": {"positions": "sequence"}}
     made = {"none": None, "specvlm": sparrow.SpecVLM(keep=0.5)}
     if drafter in options:
         made[drafter] = sparrow.SparrowDrafter.from_target(Target(model), **options[drafter])

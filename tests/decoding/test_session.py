@@ -1,5 +1,7 @@
 """A session's answers are those of the whole conversation run from nothing, whatever happened before."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,15 +76,17 @@ def test_a_template_that_changes_earlier_turns(tiny, talk, family):
     assert reply.stats.reused_tokens == first.stats.prompt_tokens - 1 > 30
 
 
-def test_the_drafter_goes_on_as_from_nothing():
-    """Its rows are those of a fresh run: the same drafts are accepted, round by round."""
+@pytest.mark.parametrize("positions", ["text", "target", "sequence"])
+def test_the_drafter_goes_on_as_from_nothing(positions):
+    """Its rows are those of a fresh run: the same drafts are accepted, round by round, and a video comes later, too."""
     model, tokenizer, drafter = miniature_pair()
+    drafter.config = replace(drafter.config, positions=positions)
     options = {"max_new_tokens": 40, "eos_token_id": None, "tree": TreeConfig(12, 4, 3)}
     session = sparrow.Session(model, drafter, SETTINGS, tokenizer, **options)
     clip = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)).numpy()
     accepted = 0
     for text in ("Describe the video in detail.", "How many shapes are there?", "What colour is it?"):
-        reply = session.send(text, None if session.turns else clip)
+        reply = session.send(text, None if len(session.turns) == 1 else clip)
         fresh = sparrow.generate(model, drafter, **whole(session), **options)
         assert torch.equal(reply.output.sequences, fresh.sequences)
         assert reply.stats.accepted == fresh.stats.accepted
