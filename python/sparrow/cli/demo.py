@@ -9,7 +9,7 @@ from sparrow.cli import measure
 from sparrow.cli.arguments import Demo
 from sparrow.cli.loading import load_drafter, load_target, quiet
 from sparrow.cli.page import Shown, check_place, write_page
-from sparrow.cli.stream import Stream
+from sparrow.cli.stream import LEGEND, Stream, both
 from sparrow.decoding.generate import generate
 from sparrow.drafters.recorded import Recorder
 from sparrow.evaluation.questions import sampling
@@ -38,11 +38,21 @@ def run(arguments: Demo) -> int:
     inputs = Target(model).inputs(prepare(settings, tokenizer, PROMPT, [clip]))
     options = sampling(0.0, arguments.max_new_tokens)
     print(f"{DEMO.name}, {int((inputs['input_ids'] == model.config.video_token_id).sum())} visual tokens. {PROMPT}\n")
-    stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens)
+    stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens, rounds=True)
     recorder = Recorder(drafter)
     with contextlib.closing(stream):
-        out = generate(model, recorder, **inputs, **options, tree=tree, streamer=stream, on_round=recorder.on_round)
+        out = generate(
+            model,
+            recorder,
+            **inputs,
+            **options,
+            tree=tree,
+            streamer=stream,
+            on_round=both(stream.on_round, recorder.on_round),
+        )
     ours = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    if stream.colour:
+        print(LEGEND)
     tau = f", tau {out.stats.tau:.2f} tokens each" if out.stats.rounds else ""
     print(
         f"\n{ABOUT}\n\n{len(ours)} tokens: {out.stats.rounds} passes of the target after the prompt{tau}, tree {tree}"

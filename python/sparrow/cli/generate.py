@@ -14,7 +14,7 @@ from sparrow.cli.arguments import Generate
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
 from sparrow.cli.page import Clip, Shown, check_place, write_page
 from sparrow.cli.places import target_folder
-from sparrow.cli.stream import Stream
+from sparrow.cli.stream import LEGEND, Stream, both
 from sparrow.decoding.compare import compare
 from sparrow.decoding.generate import GenerateOutput, generate
 from sparrow.drafters.recorded import Recorder
@@ -87,12 +87,18 @@ def decode(
     model, drafter, inputs, tokenizer, options, arguments: Generate, recorder: Recorder | None
 ) -> GenerateOutput:
     """One streamed generation, which the recorder records, if there is one."""
-    stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens)
+    stream = Stream(
+        tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens, rounds=drafter is not None
+    )
+    on_round = both(stream.on_round, recorder.on_round if recorder else None)
     with contextlib.closing(stream):
-        return generate(
+        output = generate(
             model, recorder or drafter, **inputs, **options, tree=arguments.tree, seed=arguments.seed,
-            positions=arguments.positions, streamer=stream, on_round=recorder.on_round if recorder else None,
+            positions=arguments.positions, streamer=stream, on_round=on_round,
         )  # fmt: skip
+    if stream.colour:
+        print(LEGEND)
+    return output
 
 
 def summarise(output: GenerateOutput) -> None:
