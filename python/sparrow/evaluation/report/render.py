@@ -113,8 +113,7 @@ def hidden_view(result: Result, folder: pathlib.Path, stem: str) -> str:
     """What each layer does, and from where on text rows have settled."""
     hidden(result, folder / f"{stem}.png")
     s, rows = result["settings"], result["rows"]
-    made, last = s["target"], len(rows) - 1
-    text = f"Hidden states of {made['family']} (LM head {made['head_hash']}), {s['dtype']}: "
+    text, last = f"Hidden states of {s['target']} (weights {s['weights']}), {s['dtype']}: ", len(rows) - 1
     text += (
         f"{len(s['clips'])} answers of {sum(s['answer_tokens'])} tokens in all over {sum(s['visual_tokens'])} visual "
     )
