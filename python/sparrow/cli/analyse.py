@@ -52,7 +52,8 @@ def run(arguments: Analyse) -> int:
             sums.append(profile(target, own, answers[-1], cut, progress.advance))
     right, of = (sum(clip[-1]["reproduced"][at] for clip in sums) for at in (0, 1))
     settings: dict[str, Any] = {
-        "table": "hidden", "target": target.family, "weights": model_hash(model), "dtype": str(model.dtype).removeprefix("torch."),
+        "table": "hidden", "target": target.family, "weights": model_hash(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "clips": [name for name, _ in prompts],
         "prompt_tokens": [inputs["input_ids"].shape[1] for _, inputs in prompts],
         "visual_tokens": [int((~target.is_text(inputs["input_ids"].to(device))).sum()) for _, inputs in prompts],
