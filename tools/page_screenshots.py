@@ -3,12 +3,14 @@
 python tools/page_screenshots.py page.html     (needs playwright, and Chromium: Debian's package, or CHROMIUM)
 """
 
+import io
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from sparrow.files import replacing
@@ -34,8 +36,10 @@ def main(file: pathlib.Path) -> None:
             page.emulate_media(color_scheme=scheme)
             page.goto(file.resolve().as_uri())
             page.locator("#answer .token").nth(TOKEN).hover()
+            with Image.open(io.BytesIO(page.screenshot(full_page=True))) as image:
+                small = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
             with replacing(FOLDER / f"{name}.png") as new:
-                page.screenshot(path=new, full_page=True)
+                small.save(new, optimize=True)
             print(f"docs/report/{name}.png: {width} pixels, {scheme}")
         context.close()
 

@@ -91,6 +91,7 @@ def test_it_renders(opened, name, width, scheme):
     assert page.locator("h1").inner_text() == PROMPT
     assert page.locator("#answer .token").count() == (1 if name == "token" else NEW)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert width != 400 or page.evaluate("$('tree').scrollWidth <= $('tree').clientWidth")
     shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, shade[4:-1].split(","))) < 200) == (scheme == "dark")
     assert page.evaluate(CONTRAST) == []
