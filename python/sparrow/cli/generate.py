@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sparrow.cli import measure
 from sparrow.cli.arguments import Generate
+from sparrow.cli.chat_arguments import Chat
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
 from sparrow.cli.page import Clip, Shown, check_place, write_page
 from sparrow.cli.places import target_folder
@@ -73,7 +74,7 @@ def read_video(folder: pathlib.Path, arguments: Generate) -> list[Clip]:
     return clips
 
 
-def sampling_options(arguments: Generate) -> dict[str, Any]:
+def sampling_options(arguments: Generate | Chat) -> dict[str, Any]:
     """generate()'s options from the command line; its noise is the seed's alone."""
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if arguments.repetition_penalty is not None:

@@ -32,6 +32,7 @@ def prepare(
     progress: Progress | None = None,
     device: torch.device | str | None = None,
     on_damage: str = "raise",
+    memo: dict[Any, Any] | None = None,
 ) -> dict[str, Tensor]:
     """Builds what `model.generate(**inputs)` takes, batch 1, with the bits of the family's transformers processor.
 
@@ -50,6 +51,7 @@ def prepare(
         progress: see load_video.
         device: where the tensors go; None = the CPU.
         on_damage: see load_video; what "skip" leaves out is told in a UserWarning.
+        memo: where pixels are kept, and found when the same arrays come again, unchanged.
 
     Returns:
         input_ids, attention_mask int64 [1, P]; Qwen: mm_token_type_ids int64 [1, P]. With videos, Qwen:
@@ -75,7 +77,7 @@ def prepare(
     for part in parts:
         part.options.check_family(settings)
     clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in parts]
-    inputs, replacements = _pixels(settings, tokenizer, clips, [part.options for part in parts], token)
+    inputs, replacements = _pixels(settings, tokenizer, clips, [part.options for part in parts], token, memo)
     text = _expand(text, token, replacements)
     inputs = _tokens(settings, tokenizer, text, token, others, "".join(replacements)) | inputs
     return inputs if place is None else {name: value.to(place) for name, value in inputs.items()}
@@ -139,14 +141,19 @@ def _placeholders(family: str, tokenizer: Any) -> tuple[str, list[str]]:
 
 
 def _pixels(
-    settings: Settings, tokenizer: Any, clips: list[Clip], options: list[VideoOptions], token: str
+    settings: Settings,
+    tokenizer: Any,
+    clips: list[Clip],
+    options: list[VideoOptions],
+    token: str,
+    memo: dict[Any, Any] | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """(tensors, the text that replaces each video's placeholder)."""
     if not clips:
         return {}, []
     if isinstance(settings, PatchSettings):
         sizes = [o.frame_size(frames.shape, settings) for o, (frames, _) in zip(options, clips, strict=True)]
-        made = [patch_pixels(frames, settings, size) for (frames, _), size in zip(clips, sizes, strict=True)]
+        made = [_once(memo, patch_pixels, f, settings, size) for (f, _), size in zip(clips, sizes, strict=True)]
         pixels, grids = zip(*made, strict=True)
         inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.cat(grids)}
         if settings.family == "qwen2_5_vl":
@@ -162,13 +169,23 @@ def _pixels(
         raise VideoError(
             f"{settings.family} takes videos of equal frame count in one prompt, got {counts}: pass num_frames"
         )
-    frames = [frame_pixels(frames, settings) for frames, _ in clips]
+    frames = [_once(memo, frame_pixels, frames, settings) for frames, _ in clips]
     if settings.family == "internvl":
         return {"pixel_values": torch.cat(frames)}, [_numbered(settings, tokenizer, count) for count in counts]
     # LLaVA-OneVision ends a video with one newline embedding
     newline = settings.family == "llava_onevision"
     texts = [token * (count * settings.tokens_per_frame + newline) for count in counts]
     return {"pixel_values_videos": torch.stack(frames)}, texts
+
+
+def _once(memo: dict[Any, Any] | None, make: Any, frames: np.ndarray, *more: Any) -> Any:
+    """make(frames, *more), or what the memo has of it; the frames are kept with it, so that no others get their id."""
+    if memo is None:
+        return make(frames, *more)
+    key = id(frames), *more
+    if key not in memo:
+        memo[key] = frames, make(frames, *more)
+    return memo[key][1]
 
 
 def _patch_text(settings: PatchSettings, tokenizer: Any, token: str, grid: list[int], info: VideoInfo) -> str:
