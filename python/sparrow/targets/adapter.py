@@ -128,8 +128,8 @@ class Target:
             self.model.model.rope_deltas = (next_position[-1] if next_position.dim() == 3 else next_position) - length
 
     def fingerprint(self) -> dict[str, object]:
-        """What a drafter must have been made for: family, sizes, and a hash of the signs of some LM-head rows, which are
-        the same in whatever dtype the model is loaded.
+        """What a drafter must have been made for: family, sizes, and a hash of the signs of some LM-head rows, which
+        are the same in whatever dtype the model is loaded.
         """
         weight = getattr(self.head, "weight", None)
         head = self.embedding if weight is None else weight
