@@ -1,6 +1,5 @@
 """What the analysis of layers says of models of which it is known: every family, by transformers' own figures."""
 
-import functools
 import json
 
 import pytest
@@ -32,7 +31,7 @@ def hooks(target) -> list[int]:
 
 def profiled(target, inputs, answer):
     steps: list[None] = []
-    rows = profile(target, inputs, answer, functools.partial(layer_cut, target.model), lambda: steps.append(None))
+    rows = profile(target, inputs, answer, lambda: steps.append(None))
     assert len(steps) == target.num_layers + 2
     return rows
 
@@ -87,26 +86,34 @@ def test_against_transformers_own(tiny, family):
         assert rows[k]["agreement"][0] == int((said == out.logits[0, at].argmax(-1)).sum())
 
 
-def test_a_target_that_ignores_the_video(tiny):
-    """Cutting costs nothing where values of visual rows are zero in the residual; then no token needs the video."""
-    target, inputs, answer = prepared(tiny, "qwen2_5_vl")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_rows_alone_are_a_cut_target(tiny, family):
+    """The same tokens as with layer_cut, whose mask hides the video from text in a whole pass."""
+    target, inputs, answer = prepared(tiny, family, seed=1)
+    rows = profiled(target, inputs, answer)
+    whole = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    whole["input_ids"] = torch.cat([inputs["input_ids"], answer[None]], dim=1)
+    if "mm_token_type_ids" in whole:
+        whole["mm_token_type_ids"] = F.pad(whole["mm_token_type_ids"], (0, NEW))
+    for k, row in enumerate(rows):
+        with layer_cut(target.model, k), torch.no_grad():
+            said = target.model(**whole, use_cache=False).logits[0, -NEW - 1 : -1].argmax(-1)
+        assert row["cut"] == (int((said == answer).sum()), NEW)
 
-    def nothing(k):
-        return layer_cut(target.model, target.num_layers)
 
-    rows = profile(target, inputs, answer, nothing, lambda: None)
-    assert all(row["cut"] == (NEW, NEW) and row["cut_video"] == (0, 0) for row in rows)
-    made = rows_of([rows, rows])
+def test_where_no_token_needs_the_video():
+    """A share of nothing is none, and a dash in the table."""
+    figures = {name: (1.0, 2.0) for name in FIGURES} | {"cut_video": (0.0, 0.0)}
+    made = rows_of([[figures], [figures]])
     assert all(row["cut_video"]["value"] is None for row in made) and "| - |" in hidden_table(made)
 
 
 def test_refusals(tiny):
     target, inputs, answer = prepared(tiny, "qwen2_5_vl")
-    cut = functools.partial(layer_cut, target.model)
     with pytest.raises(ValueError, match="answer must have a token"):
-        profile(target, inputs, answer[:0], cut, lambda: None)
+        profile(target, inputs, answer[:0], lambda: None)
     with pytest.raises(ValueError, match="no visual token"):
-        profile(target, {"input_ids": torch.tensor([[5, 6, 7]])}, answer, cut, lambda: None)
+        profile(target, {"input_ids": torch.tensor([[5, 6, 7]])}, answer, lambda: None)
     attention = target.config._attn_implementation
     with pytest.raises(RuntimeError, match="inside"), looking(target, torch.ones(3, dtype=torch.bool), 0):
         raise RuntimeError("inside")

@@ -1,6 +1,5 @@
 """`sparrow analyse`: layer by layer, how far text rows have settled and what they still take from the video."""
 
-import functools
 import importlib.util
 import pathlib
 import shlex
@@ -20,7 +19,6 @@ from sparrow.evaluation.questions import form_of, question
 from sparrow.evaluation.report.render import render
 from sparrow.evaluation.tape import model_hash
 from sparrow.files import lock, write_json, write_text
-from sparrow.miniature.layer_cut import layer_cut
 from sparrow.miniature.shipped import pair
 from sparrow.progress import Progress
 from sparrow.provenance import provenance
@@ -41,7 +39,6 @@ def run(arguments: Analyse) -> int:
     target = Target(model)
     prompts = list(inputs_of(arguments, load_settings(folder), tokenizer))
     made = provenance("sparrow " + shlex.join(sys.argv[1:]))
-    cut = functools.partial(layer_cut, model)
     passes, sums, answers = target.num_layers + 3, [], []
     with Progress("analysing", passes * len(prompts), "passes") as progress:
         for _, inputs in prompts:
@@ -49,7 +46,7 @@ def run(arguments: Analyse) -> int:
             out = generate(model, None, **own, do_sample=False, max_new_tokens=arguments.max_new_tokens)
             progress.advance()
             answers.append(out.sequences[0, own["input_ids"].shape[1] :])
-            sums.append(profile(target, own, answers[-1], cut, progress.advance))
+            sums.append(profile(target, own, answers[-1], progress.advance))
     right, of = (sum(clip[-1]["reproduced"][at] for clip in sums) for at in (0, 1))
     settings: dict[str, Any] = {
         "table": "hidden", "target": target.family, "weights": model_hash(model),

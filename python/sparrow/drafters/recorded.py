@@ -35,8 +35,9 @@ class Round:
 class Recorder:
     """A drafter, with every tree that it drafts kept: generate(model, recorder, on_round=recorder.on_round, ...).
 
-    For one generation of one sequence. Trees are copied where they are, and read on the host when `rounds` is asked
-    for. On a GPU its rounds are launched one by one, as with capture=False: a replayed graph drafts unseen.
+    For one generation of one sequence: batches and sessions refuse it. Trees are copied where they are, and read on the
+    host when `rounds` is asked for. On a GPU its rounds are launched one by one, as with capture=False: what is
+    replayed drafts unseen.
     """
 
     def __init__(self, drafter: EntersLoop | None):

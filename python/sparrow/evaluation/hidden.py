@@ -4,6 +4,7 @@ video. Row k of a result is the state behind k layers: 0 = the embeddings.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from sparrow.evaluation.cells import interval, quotient
 from sparrow.targets.adapter import Target
+from sparrow.targets.attention import attention_in
 from sparrow.targets.looking import looking
 
 Sums = list[dict[str, tuple[float, float]]]  # by layer and figure: (sum, of how many)
-Cut = Callable[[int], contextlib.AbstractContextManager[None]]
 FIGURES = {
     "agreement": "prediction = the last layer's",
     "cosine_text": "text: cosine to the input",
@@ -29,14 +30,15 @@ FIGURES = {
 
 
 @torch.no_grad()
-def profile(target: Target, inputs: Mapping[str, Tensor], answer: Tensor, cut: Cut, tell: Callable[[], None]) -> Sums:
-    """One prompt and its answer, run as one sequence, uncut and cut behind each layer.
+def profile(target: Target, inputs: Mapping[str, Tensor], answer: Tensor, tell: Callable[[], None]) -> Sums:
+    """One prompt and its answer, run as one sequence; then its text rows alone from each layer on.
+
+    No more is needed where text cannot see the video: the tokens are those of miniature.layer_cut.
 
     Args:
         target: in eval mode.
         inputs: as `sparrow.video.prepare` makes them, one sequence; answer: int64 [A], the target's own, A >= 1.
-        cut: miniature.layer_cut of the model: cut(k) hides the video from text rows in all but the first k layers.
-        tell: called after each pass.
+        tell: called after the whole pass and after each cut one.
 
     Returns:
         row by row {figure: (sum, count)}: agreement, cosines, attention and cuts over the rows that predict the answer.
@@ -53,20 +55,21 @@ def profile(target: Target, inputs: Mapping[str, Tensor], answer: Tensor, cut: C
     visual[first + 1 :] = False
     if not visual.any():
         raise ValueError("the prompt has no visual token: there is nothing to look for")
-    with looking(target, visual, first) as shares, _states(target, visual, first) as states:
-        last = _logits(target, whole, len(answer)).argmax(-1)
+    of, run = len(answer), _Run(visual)
+    with looking(target, visual, first) as shares, run.watching(target):
+        last = target.model(**whole, use_cache=False, logits_to_keep=of + 1).logits[0, :of].argmax(-1)
     tell()
-    rows = [_settled(target, state, states[-1], last) for state in states]
-    of = len(answer)
+    rows = [_settled(target, run, k, last) for k in range(target.num_layers + 1)]
     seen = torch.arange(first + 1, first + 1 + of, device=ids.device)
     for k, row in enumerate(rows):
         if k:
             row["attention"] = float(shares[k - 1][:of].sum()), of
             row["uniform"] = float((visual.sum() / seen).sum()), of
-    blind = _cut_tokens(target, whole, of, cut, 0, tell)
-    needs = blind != last
+    needs = torch.zeros_like(visual[:of])
     for k, row in enumerate(rows):
-        kept = (blind if k == 0 else _cut_tokens(target, whole, of, cut, k, tell)) == last
+        kept = run.blind(target, k, of) == last
+        needs = ~kept if k == 0 else needs
+        tell()
         row["cut"] = float(kept.sum()), of
         row["cut_video"] = float((kept & needs).sum()), float(needs.sum())
     rows[-1]["reproduced"] = float((last == answer.to(last.device)).sum()), of
@@ -83,59 +86,80 @@ def _whole(inputs: Mapping[str, Tensor], answer: Tensor) -> dict[str, Any]:
     return whole
 
 
-def _logits(target: Target, whole: Mapping[str, Any], of: int) -> Tensor:
-    """float32 [A, V], of the rows that predict the answer."""
-    return target.model(**whole, use_cache=False, logits_to_keep=of + 1).logits[0, :of].float()
+@dataclass
+class _Run:
+    """What a whole-sequence pass leaves behind, of its one sequence.
+
+    Attributes:
+        visual: bool [N].
+        text: the text rows behind 0, 1, ... layers, before any final norm, [T, E].
+        cosine: by layer, of the visual rows to the input, [R].
+        arguments: what each layer was called with beside its rows.
+    """
+
+    visual: Tensor
+    text: list[Tensor] = field(default_factory=list)
+    cosine: list[Tensor] = field(default_factory=list)
+    arguments: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def watching(self, target: Target) -> Iterator[None]:
+        """The pass inside is kept."""
+        start: list[Tensor] = []
+
+        def see(hidden: Tensor) -> None:
+            start[:] = start or [hidden[self.visual].float()]
+            self.text.append(hidden[~self.visual])
+            self.cosine.append(F.cosine_similarity(hidden[self.visual].float(), start[0], dim=-1))
+
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            self.arguments.append(kwargs)
+            see(args[0][0])
+
+        layers = target.decoder.layers
+        hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+        hooks.append(layers[-1].register_forward_hook(lambda module, args, out: see(_rows(out)[0])))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def blind(self, target: Target, k: int, of: int) -> Tensor:
+        """int64 [of], the tokens where text rows go through the layers behind the k-th alone."""
+        hidden = self.text[k][None]
+        with attention_in(target.model, "sdpa"):
+            for layer, arguments in zip(target.decoder.layers[k:], self.arguments[k:], strict=True):
+                hidden = _rows(layer(hidden, **self._of_text(arguments)))
+        return predictions(target, hidden[0], of)
+
+    def _of_text(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Rotations [..., N, D] and numbers [..., N] of the text rows; all else as it is."""
+        text, made = ~self.visual, dict(arguments)
+        made["position_embeddings"] = tuple(t[..., text, :] for t in arguments["position_embeddings"])
+        for name in ("position_ids", "cache_position"):
+            if isinstance(value := arguments.get(name), Tensor):
+                made[name] = value[..., text]
+        return made
 
 
-def _cut_tokens(
-    target: Target, whole: Mapping[str, Any], of: int, cut: Cut, k: int, tell: Callable[[], None]
-) -> Tensor:
-    with cut(k):
-        tokens = _logits(target, whole, of).argmax(-1)
-    tell()
-    return tokens
+def _rows(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
 
 
-class _State:
-    """The rows of the answer behind a layer, [A + 1, E], and the mean cosine of the video's rows to the input."""
-
-    def __init__(self, hidden: Tensor, visual: Tensor, first: int, inputs: Tensor | None):
-        self.text, self.inputs = hidden[first:], hidden if inputs is None else inputs
-        self.text_cosine = F.cosine_similarity(self.text.float(), self.inputs[first:].float(), dim=-1)
-        self.visual_cosine = F.cosine_similarity(hidden[visual].float(), self.inputs[visual].float(), dim=-1)
+def predictions(target: Target, text: Tensor, of: int) -> Tensor:
+    """int64 [of], by the last text rows but one; text: [T, E], before the final norm."""
+    return target.head(target.norm(text[None, -of - 1 : -1]))[0].argmax(-1)
 
 
-@contextlib.contextmanager
-def _states(target: Target, visual: Tensor, first: int) -> Iterator[list[_State]]:
-    """Yields a list that receives the state behind 0, 1, ... layers of the pass inside, before any final norm."""
-    states: list[_State] = []
-
-    def before(module: Any, args: Any) -> None:
-        states.append(_State(args[0][0], visual, first, None))
-
-    def behind(module: Any, args: Any, out: Any) -> None:
-        hidden = (out[0] if isinstance(out, tuple) else out)[0]
-        states.append(_State(hidden, visual, first, states[0].inputs))
-
-    layers = target.decoder.layers
-    hooks = [layers[0].register_forward_pre_hook(before), *(x.register_forward_hook(behind) for x in layers)]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _settled(target: Target, state: _State, final: _State, last: Tensor) -> dict[str, tuple[float, float]]:
+def _settled(target: Target, run: _Run, k: int, last: Tensor) -> dict[str, tuple[float, float]]:
     of = len(last)
-    chosen = target.head(target.norm(state.text[None, :of]))[0].argmax(-1)
-    to_last = F.cosine_similarity(state.text[:of].float(), final.text[:of].float(), dim=-1)
+    start, state, final = (run.text[at][-of - 1 : -1].float() for at in (0, k, -1))
     return {
-        "agreement": (float((chosen == last).sum()), of),
-        "cosine_text": (float(state.text_cosine[:of].sum()), of),
-        "cosine_visual": (float(state.visual_cosine.sum()), len(state.visual_cosine)),
-        "cosine_last": (float(to_last.sum()), of),
+        "agreement": (float((predictions(target, run.text[k], of) == last).sum()), of),
+        "cosine_text": (float(F.cosine_similarity(state, start, dim=-1).sum()), of),
+        "cosine_visual": (float(run.cosine[k].sum()), len(run.cosine[k])),
+        "cosine_last": (float(F.cosine_similarity(state, final, dim=-1).sum()), of),
     }
 
 
