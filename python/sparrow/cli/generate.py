@@ -21,7 +21,7 @@ from sparrow.files import write_json
 from sparrow.progress import Progress, console
 from sparrow.targets.adapter import Target
 from sparrow.targets.positions import prompt_positions
-from sparrow.video import VideoError, load_settings, load_video, prepare
+from sparrow.video import VideoError, load_settings, load_video, prepare, read_image
 
 
 def run(arguments: Generate) -> int:
@@ -35,7 +35,7 @@ def run(arguments: Generate) -> int:
     folder = target_folder(arguments.target)
     tokenizer = load_tokenizer(folder, arguments.trust_remote_code)
     drafter = read_drafter(arguments.drafter, folder)
-    inputs = read_video(folder, tokenizer, arguments)
+    inputs = read_prompt(folder, tokenizer, arguments)
     model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
     bind(drafter, model)
     inputs = Target(model).inputs(inputs)
@@ -48,10 +48,11 @@ def run(arguments: Generate) -> int:
     return code
 
 
-def read_video(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str, Any]:
-    """Decodes the videos and builds the model's inputs."""
+def read_prompt(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str, Any]:
+    """Reads the images, decodes the videos and builds the model's inputs."""
     settings = load_settings(folder)
-    with Progress("reading the video", unit="frames") as progress:
+    images = [read_image(image, "--image") for image in arguments.image]
+    with Progress("reading the video", unit="frames", quiet=not arguments.video) as progress:
         try:
             clips = [
                 load_video(
@@ -65,7 +66,7 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str
     for video, (_, info) in zip(arguments.video, clips, strict=True):
         for text in info.skipped:
             print(f"sparrow: {video}: skipped: {text}", file=sys.stderr)
-    return prepare(settings, tokenizer, arguments.prompt, clips)
+    return prepare(settings, tokenizer, arguments.prompt, clips, images=images)
 
 
 def sampling_options(arguments: Generate) -> dict[str, Any]:
