@@ -42,6 +42,34 @@ class ImageCase:
         return f"USER: {placed}Was sieht man? 何が見えますか。 ASSISTANT:"
 
     @property
+    def template(self) -> str:
+        """A chat template for any messages, with this family's placeholders."""
+        image, video = next(marks for start, marks in MARKS.items() if self.family.startswith(start))
+        return (
+            "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
+            "{% if p['type'] == 'image' %}"
+            + image
+            + "{% elif p['type'] == 'video' %}"
+            + video
+            + "{% else %}{{ p['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+            "{% if add_generation_prompt %}it: {% endif %}"
+        )
+
+    @property
+    def chat(self) -> list[dict[str, Any]]:
+        """The media in a conversation: one in its first turn, the others around the question of its third."""
+        from PIL import Image
+
+        pictures, clips = map(Image.fromarray, self.images), iter(self.clips)
+        parts = [{"type": kind, kind: next(pictures if kind == "image" else clips)} for kind, _ in self.media]
+        said = [{"type": "text", "text": text} for text in ("Was sieht man?", "Einen Ball.", "何が見えますか。")]
+        return [
+            {"role": "user", "content": [parts[0], said[0]]},
+            {"role": "assistant", "content": [said[1]]},
+            {"role": "user", "content": [*parts[1:2], said[2], *parts[2:]]},
+        ]
+
+    @property
     def images(self) -> list[np.ndarray]:
         """uint8 [H, W, 3] each."""
         return [clip((1, *size), seed)[0] for seed, (kind, size) in enumerate(self.media) if kind == "image"]
@@ -118,6 +146,7 @@ PATCHES = {
     }
 }  # fmt: skip
 IMAGE_CASES = [case for family in FAMILIES for case in (*_every_family(family), *_configured(family))]
+CHATS = [case for case in IMAGE_CASES if case.name.endswith("/between")]
 MODES = ("L", "LA", "RGBA", "P", "CMYK", "1", "YCbCr")
 
 

@@ -6,6 +6,7 @@ Where torchvision is missing, a stand-in of the few functions the processors cal
 it was. Its compiled operators are not needed: a build of torchvision for another machine serves as well.
 """
 
+import copy
 import json
 import platform
 import sys
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.video.golden.cases import CASES, Case, clip, digest, tokenizer
-from tests.video.golden.image_cases import IMAGE_CASES, MODES, PATCHES, ImageCase, in_mode
+from tests.video.golden.image_cases import CHATS, IMAGE_CASES, MODES, PATCHES, ImageCase, in_mode
 
 FOLDER = Path(__file__).parent
 
@@ -155,7 +156,8 @@ def image_processor(case: ImageCase) -> Any:
     """The family's transformers processor around our tokenizer, with the case's image processor."""
     import transformers as hf
 
-    words, config = tokenizer(case.family), PATCHES.get(case.family, {}) | case.config
+    # a copy: the processors write into it
+    words, config = tokenizer(case.family), copy.deepcopy(PATCHES.get(case.family, {}) | case.config)
     if case.family.startswith("qwen"):
         video = {"qwen3_vl": hf.Qwen3VLVideoProcessor}.get(case.family, hf.Qwen2VLVideoProcessor)
         whole = {"qwen2_vl": hf.Qwen2VLProcessor, "qwen2_5_vl": hf.Qwen2_5_VLProcessor, "qwen3_vl": hf.Qwen3VLProcessor}
@@ -183,6 +185,17 @@ def run_images(case: ImageCase, images: list[Any] | None = None) -> dict[str, An
     return {name: digest(tensor) for name, tensor in sorted(outputs.items())}
 
 
+def run_chat(case: ImageCase) -> dict[str, Any]:
+    """Hashes of what the processor makes of a conversation."""
+    whole = image_processor(case)
+    options = {"do_sample_frames": False, "return_metadata": True}
+    outputs = whole.apply_chat_template(
+        case.chat, case.template, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+        processor_kwargs=options,
+    )  # fmt: skip
+    return {name: digest(tensor) for name, tensor in sorted(outputs.items()) if isinstance(tensor, torch.Tensor)}
+
+
 def main() -> None:
     """Runs every case and writes the files."""
     torchvision = use_torchvision()
@@ -190,6 +203,7 @@ def main() -> None:
 
     cases = {case.name: run(case) for case in CASES}
     images = {case.name: run_images(case) for case in IMAGE_CASES}
+    images |= {f"{case.name}/chat": run_chat(case) for case in CHATS}
     images |= {mode: run_images(IMAGE_CASES[0], [in_mode(mode)]) for mode in MODES}
     versions = {"transformers": transformers.__version__, "torch": torch.__version__, "torchvision": torchvision}
     header = versions | {"machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
