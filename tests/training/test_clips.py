@@ -150,6 +150,10 @@ def test_lines_with_images_are_refused(target, tmp_path, line, message):
         clips_of(target, tmp_path, line)
 
 
-def test_an_image_that_is_missing_is_named(target, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"image 0 must be an existing image file, got '.*none\.png'"):
-        clips_of(target, tmp_path, {"image": "none.png", "prompt": "x"}).inputs(0)
+def test_an_image_that_cannot_be_read_is_named(target, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"clips\.jsonl, line 2: image 0 must be an existing image file"):
+        clips_of(target, tmp_path, {"prompt": "x"}, {"image": "none.png", "prompt": "x"}).inputs(1)
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"clips\.jsonl, line 1: .*cut\.png is not an image that can be read"):
+        (tmp_path / "other").mkdir()
+        clips_of(target, tmp_path / "other", {"image": f"{tmp_path}/cut.png", "prompt": "x"}).inputs(0)

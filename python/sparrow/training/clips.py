@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparrow.video import FrameSettings, PatchSettings, VideoInfo, prepare
+from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, prepare
 
 Settings = FrameSettings | PatchSettings
 FORMS = (
@@ -42,7 +42,7 @@ class FileClips:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is not such an object; its number is named.
+        ValueError: a line that is not such an object, or (by `inputs`) cannot be read; its number is named.
     """
 
     def __init__(
@@ -50,11 +50,9 @@ class FileClips:
     ):
         self.folder, self.settings, self.tokenizer = pathlib.Path(file).parent, settings, tokenizer
         self.num_frames, self.fps = num_frames, fps
-        self.lines = [
-            _line(text, f"{file}, line {number}")
-            for number, text in enumerate(pathlib.Path(file).read_text().splitlines(), 1)
-            if text.strip()
-        ]
+        texts = enumerate(pathlib.Path(file).read_text().splitlines(), 1)
+        places = {f"{file}, line {number}": text for number, text in texts if text.strip()}
+        self.places, self.lines = list(places), [_line(text, where) for where, text in places.items()]
         if not self.lines:
             raise ValueError(f"data.clips must hold at least one line, {file} holds none")
 
@@ -72,7 +70,10 @@ class FileClips:
             about["images"] = [self.folder / image for image in images]
         if "messages" in line or "video" in line:
             about |= {"num_frames": self.num_frames, "fps": self.fps}
-        return prepare(self.settings, self.tokenizer, **about)
+        try:
+            return prepare(self.settings, self.tokenizer, **about)
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"{self.places[clip]}: {error}") from None
 
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])
