@@ -11,6 +11,8 @@ TYPE_CHECKING = False  # what type checkers take for true; `typing` alone would 
 if TYPE_CHECKING:
     from sparrow.decoding.compare import Comparison, compare
     from sparrow.decoding.generate import GenerateOutput, generate
+    from sparrow.decoding.prefixes import PrefixStore
+    from sparrow.decoding.session import Session
     from sparrow.decoding.stats import DecodeStats
     from sparrow.drafters.config import DrafterConfig
     from sparrow.drafters.network import SparrowDrafter
@@ -20,15 +22,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "PRESETS", "Comparison", "DecodeStats", "DrafterConfig", "GenerateOutput", "SparrowDrafter", "SpecVLM", "Target",
-    "TreeConfig", "compare", "generate",
+    "PRESETS", "Comparison", "DecodeStats", "DrafterConfig", "GenerateOutput", "PrefixStore", "Session",
+    "SparrowDrafter", "SpecVLM", "Target", "TreeConfig", "compare", "generate",
 ]  # fmt: skip
 
 _HOME = {
     "PRESETS": "tree", "Comparison": "decoding.compare", "DecodeStats": "decoding.stats",
     "DrafterConfig": "drafters.config", "GenerateOutput": "decoding.generate", "SparrowDrafter": "drafters.network",
     "SpecVLM": "drafters.specvlm", "Target": "targets.adapter", "TreeConfig": "tree", "compare": "decoding.compare",
-    "generate": "decoding.generate",
+    "generate": "decoding.generate", "PrefixStore": "decoding.prefixes", "Session": "decoding.session",
 }  # fmt: skip
 
 

@@ -109,14 +109,18 @@ def write_json(path: PathLike, value: Any, indent: int = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def write_tensors(path: PathLike, tensors: Mapping[str, Any]) -> None:
-    """Writes tensors as safetensors."""
+def write_tensors(path: PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors, and words about them, as safetensors."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as new:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                new,
+                dict(metadata) if metadata else None,
+            )
         except SafetensorError as error:
             raise OSError(str(error)) from error
 

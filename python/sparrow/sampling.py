@@ -10,6 +10,7 @@ import sparrow_ext
 from sparrow.tree import DraftTree
 
 Processor = Callable[[Tensor, Tensor], Tensor]
+Stops = Callable[[int, int], bool]  # sequence, token
 UNDRAWABLE = 1 << 30  # a bit of the error word, beside the operators' own
 NO_DRAW = (
     "cannot sample: the logits of a token hold NaN or +inf, or nothing but -inf (float16 overflow, broken weights?)"
@@ -26,9 +27,10 @@ class SamplingRules:
         top_k: 0 = off.
         top_p: 1 = off.
         repetition_penalty: 1 = off.
-        seed: of the sequence's noise.
-        processor: transformers' whole processor list, where it holds one that is no operator; it then does everything
-            but the draw itself.
+        ignored: so many of the first tokens of each sequence, padding included, the penalty does not see; () = none.
+        seed: of the noise; of a batch's first sequence, the others count on; or one for each sequence.
+        processors: for each sequence transformers' whole processor list, where it holds one that is no operator; it
+            then does everything but the draw itself. () = operators do all.
 
     Raises:
         ValueError: a value that the operators do not take, named.
@@ -38,8 +40,9 @@ class SamplingRules:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
-    seed: int = 0
-    processor: Processor | None = None
+    seed: int | tuple[int, ...] = 0
+    processors: tuple[Processor, ...] = ()
+    ignored: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature <= MAX_FLOAT32:
@@ -66,37 +69,56 @@ class Sampler:
         rules: what to apply.
         prompt: int64 [B, P].
         vocab_size: columns of the logits.
+        padding: int64 [B], so many tokens at each prompt's left are none of it; None = 0.
     """
 
-    def __init__(self, rules: SamplingRules, prompt: Tensor, vocab_size: int):
-        b, device = prompt.shape[0], prompt.device
-        self.rules, plain = rules, rules.processor is None
+    def __init__(self, rules: SamplingRules, prompt: Tensor, vocab_size: int, padding: Tensor | None = None):
+        (b, p), device = prompt.shape, prompt.device
+        self.rules, plain = rules, not rules.processors
+        padding = torch.zeros(b, dtype=torch.int64, device=device) if padding is None else padding
 
         def per_sequence(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.full((b,), value, dtype=dtype, device=device)
 
         self.temperature = per_sequence(rules.temperature if plain or not rules.temperature else 1.0)
-        self.seed = per_sequence(rules.seed, torch.int64) + torch.arange(b, device=device)
+        self.seed = torch.tensor(_seeds(rules.seed, b), device=device)
         self.top_k = per_sequence(rules.top_k, torch.int32) if plain and rules.top_k else None
         self.top_p = per_sequence(rules.top_p) if plain and rules.top_p < 1 else None
         self.penalty = self.seen = None
         if plain and rules.repetition_penalty != 1:
             self.penalty = per_sequence(rules.repetition_penalty)
-            self.seen = torch.zeros(b, vocab_size, dtype=torch.bool, device=device).scatter_(1, prompt, True)
-        self.sequence = None if plain else prompt  # what processors are asked about
+            ignored = torch.tensor(rules.ignored, dtype=torch.int64, device=device) if rules.ignored else padding
+            own = torch.arange(p, device=device) >= torch.maximum(ignored, padding)[:, None]
+            place = torch.where(own, prompt, vocab_size)
+            seen = torch.zeros(b, vocab_size + 1, dtype=torch.bool, device=device).scatter_(1, place, True)
+            self.seen = seen[:, :vocab_size].contiguous()
+        self._processors, self._sequences = list(rules.processors), []  # asked about int64 [1, L] of each sequence
+        if not plain:
+            self._sequences = [prompt[i : i + 1, n:] for i, n in enumerate(padding.tolist())]
+
+    def select(self, order: Tensor) -> None:
+        """Goes on with these sequences, int64 [B']."""
+        for name in ("temperature", "seed", "top_k", "top_p", "penalty", "seen"):
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, value[order])
+        if self._processors:
+            rows = order.tolist()
+            self._processors = [self._processors[row] for row in rows]
+            self._sequences = [self._sequences[row] for row in rows]
 
     def see(self, tokens: Tensor) -> None:
         """Marks emitted tokens, int64 [B, T]; -1 pads."""
         if self.seen is not None:
             self.seen.scatter_(1, torch.where(tokens < 0, tokens[:, :1], tokens), True)
 
-    def first(self, logits: Tensor, prompt: Tensor) -> Tensor:
-        """The token after the prompt, int64 [B]; logits float32 [B, V].
+    def first(self, logits: Tensor, prompt: Tensor, length: Tensor | None = None) -> Tensor:
+        """The token after the prompt, int64 [B]; logits float32 [B, V], prompt int64 [B, P], of length int64 [B] (P).
 
         Raises RuntimeError where nothing can be drawn, as `check` does for the rounds.
         """
-        if self.rules.processor is not None:
-            logits = self.rules.processor(prompt, logits)
+        if self._processors:
+            asked = zip(self._processors, self._sequences, logits.split(1), strict=True)
+            logits = torch.cat([processor(sequence, own) for processor, sequence, own in asked])
         elif self.seen is not None and self.penalty is not None:
             logits = logits[:, None].clone()
             none = torch.zeros(prompt.shape[0], 1, 1, dtype=torch.int64, device=prompt.device)
@@ -104,26 +126,29 @@ class Sampler:
             logits = logits[:, 0]
         if self.rules.temperature > 0 and bool(undrawable(logits).any()):
             raise RuntimeError(NO_DRAW)
-        position = torch.full((prompt.shape[0], 1), prompt.shape[1], dtype=torch.int64, device=prompt.device)
-        token = self._draw(logits[:, None], position)
+        if length is None:
+            length = torch.full_like(prompt[:, 0], prompt.shape[1])
+        token = self._draw(logits[:, None], length[:, None])
         self.see(token)
-        if self.sequence is not None:
-            self.sequence = torch.cat([self.sequence, token], dim=1)
+        self._sequences = [torch.cat(pair, dim=1) for pair in zip(self._sequences, token.split(1), strict=False)]
         return token[:, 0]
 
-    def choose(self, logits: Tensor, tree: DraftTree, length: Tensor, stops: Callable[[int], bool]) -> Tensor:
+    def choose(self, logits: Tensor, tree: DraftTree, length: Tensor, stops: Stops) -> Tensor:
         """The target's token at every node, int64 [B, N]; -1 at nodes a processor was not asked about.
 
         Args:
             logits: float32 [B, N, V]; changed in place by a repetition penalty.
             tree: what was verified.
             length: int64 [B], absolute position of the token drawn at the root.
-            stops: whether generation ends with this token; asked once about each one drawn through a processor, in
-                order.
+            stops: whether generation of a sequence ends with a token; asked once about each one drawn through a
+                processor, in order.
         """
         position = length[:, None] + tree.depth
-        if self.rules.processor is not None:
-            return self._walk(logits, tree, position, stops)
+        if self._processors:
+            chosen = torch.full_like(tree.tokens, -1)
+            for row in range(len(chosen)):
+                self._walk(row, logits, tree, position, stops, chosen)
+            return chosen
         if self.seen is not None and self.penalty is not None:
             sparrow_ext.repetition_penalty(logits, tree.tokens, tree.anc, self.seen, self.penalty)
         return self._draw(logits, position)
@@ -134,42 +159,49 @@ class Sampler:
         transformers raises there, too; greedy decoding takes the argmax in both. logits: float32 [B, N, V]; path: int32
         [B, T], the visited nodes, -1 pads.
         """
-        if self.rules.temperature == 0 or self.rules.processor is not None:
+        if self.rules.temperature == 0 or self.rules.processors:
             return
         batch = torch.arange(len(path), device=path.device)[:, None]
         bad = undrawable(logits[batch, path.clamp(min=0).long()])  # in place of a pad the root, which is visited
         error.bitwise_or_(bad.any().int() * UNDRAWABLE)
 
-    def _draw(self, logits: Tensor, position: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor, position: Tensor, row: int | None = None) -> Tensor:
+        """int64 [B, N] of all sequences, or [1, N] of one."""
         if self.rules.temperature == 0:
             # a processor may return float64, which the operators do not take
             return logits.argmax(-1) if logits.dtype == torch.float64 else sparrow_ext.argmax_rows(logits)
         if logits.dtype == torch.float64:
             logits = (logits - logits.amax(-1, keepdim=True)).float()
-        return sparrow_ext.sample_rows(logits, self.temperature, self.seed, position, self.top_k, self.top_p)
+        own = slice(None) if row is None else slice(row, row + 1)
+        top_k, top_p = (None if t is None else t[own] for t in (self.top_k, self.top_p))
+        return sparrow_ext.sample_rows(logits, self.temperature[own], self.seed[own], position, top_k, top_p)
 
-    def _walk(self, logits: Tensor, tree: DraftTree, position: Tensor, stops: Callable[[int], bool]) -> Tensor:
-        """Asks the processors about visited nodes only, in order, each with its own unpadded prefix.
+    def _walk(self, row: int, logits: Tensor, tree: DraftTree, position: Tensor, stops: Stops, chosen: Tensor) -> None:
+        """Asks a sequence's processors about visited nodes only, in order, each with its own unpadded prefix.
 
         They may keep state between calls, so they are called exactly as plain decoding calls them. One host
         synchronisation per visited node.
         """
-        assert self.rules.processor is not None and self.sequence is not None
-        chosen = torch.full_like(tree.tokens, -1)
-        tokens, parents = tree.tokens[0].tolist(), tree.parent[0, : int(tree.num_nodes[0])].tolist()
+        tokens, parents = tree.tokens[row].tolist(), tree.parent[row, : int(tree.num_nodes[row])].tolist()
         node: int | None = 0
         while node is not None:
-            scores = self.rules.processor(self.sequence, logits[:1, node])
-            drawn = self._draw(scores[:, None], position[:1, node : node + 1].contiguous())
+            scores = self._processors[row](self._sequences[row], logits[row : row + 1, node])
+            drawn = self._draw(scores[:, None], position[row : row + 1, node : node + 1].contiguous(), row)
             token, broken = torch.cat([drawn[0], undrawable(scores).long()]).tolist()
             if broken and self.rules.temperature > 0:
                 raise RuntimeError(NO_DRAW)
-            chosen[0, node] = token
-            self.sequence = torch.cat([self.sequence, chosen[:1, node : node + 1]], dim=1)
-            if stops(token):
+            chosen[row, node] = token
+            self._sequences[row] = torch.cat([self._sequences[row], drawn], dim=1)
+            if stops(row, token):
                 break
             node = next((i for i, up in enumerate(parents) if up == node and tokens[i] == token), None)
-        return chosen
+
+
+def _seeds(seed: int | tuple[int, ...], sequences: int) -> list[int]:
+    """One for each sequence, 64 bits; counting on from the largest leads to the smallest, as in the operator."""
+    if isinstance(seed, tuple):
+        return list(seed)
+    return [(seed + i + 2**63) % 2**64 - 2**63 for i in range(sequences)]
 
 
 def undrawable(logits: Tensor) -> Tensor:

@@ -194,8 +194,12 @@ def test_masks_of_ones(tiny, greedy, family, width):
 @pytest.mark.parametrize(
     ("ids", "mask", "message"),
     [
-        ([[5, 6, 7]], [[1, 0, 1]], "without padding: attention_mask must be all ones, got 1 other values in 3"),
-        ([[5, 6, 7]], [[1, 2, 3]], "must be all ones, got 2 other values in 3"),
+        (
+            [[5, 6, 7]],
+            [[1, 0, 1]],
+            r"may hide tokens at the left of a prompt only \(padding\), got \[1, 0, 1\] for sequence 0",
+        ),
+        ([[5, 6, 7]], [[1, 2, 3]], "attention_mask must hold zeros and ones, got 2 other values in 3"),
         ([[5, 6, 7]], [[1, 1]], r"attention_mask must be a tensor of shape \[1, 3\], as input_ids, got \[1, 2\]"),
         ([[5, 6, 7]], [1, 1, 1], r"attention_mask must be a tensor of shape \[1, 3\].* got \[3\]"),
         ([[5, 6, 7]], "ones", r"attention_mask must be a tensor of shape \[1, 3\].* got str"),
@@ -215,7 +219,7 @@ def test_rows_set_aside_come_back(tiny):
     for layer in range(4):
         cache.update(*rows[layer, ..., :6, :], layer)
     for places in ([0, 1], [2, 5], [4]):
-        cache.set_aside(torch.tensor(places))
+        cache.set_aside(torch.isin(torch.arange(6), torch.tensor(places))[None])
         left = [i for i in range(6) if i not in places]
         assert cache.get_seq_length() == len(left) == int(cache.lengths)
         assert torch.equal(cache.buffer[..., : len(left), :], rows[..., left, :])

@@ -55,17 +55,6 @@ def test_unsupported_options_are_refused_by_name(tiny, options, message):
         sparrow.generate(model, **{"drafter": None, **inputs, "max_new_tokens": 4, **options})
 
 
-def test_batches_and_padding_are_refused(tiny):
-    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl", videos=0)
-    ids = inputs["input_ids"]
-    with pytest.raises(ValueError, match="takes one sequence, got a batch of 2"):
-        sparrow.generate(model, None, input_ids=ids.repeat(2, 1), max_new_tokens=4)
-    mask = torch.ones_like(ids)
-    mask[0, 0] = 0
-    with pytest.raises(ValueError, match="without padding"):
-        sparrow.generate(model, None, input_ids=ids, attention_mask=mask, max_new_tokens=4)
-
-
 def test_unsupported_models_are_refused(tiny):
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -56,7 +56,7 @@ class Text:
             for depth, token in enumerate(tokens):
                 rows.append(self.target.verify(token.view(1, 1), anc, position + depth, cache, self.target.num_layers))
                 cache.commit(torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32))
-                cache.count(1)
+                cache.count([1])
         return torch.cat([logits[0] for logits, _ in rows]), torch.cat([states[0] for _, states in rows])
 
 

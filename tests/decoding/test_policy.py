@@ -66,7 +66,7 @@ class World:
             draft, rest = self.seconds(tree)
             tokens, seconds = tokens + accepted + 1, seconds + draft + rest
             if policy:
-                policy.saw(accepted, draft, rest, scores)
+                policy.saw([accepted], draft, rest, None if scores is None else scores[None])
         return tokens / seconds
 
 
@@ -114,7 +114,7 @@ def test_a_choice_is_a_function_of_the_numbers():
         for _ in range(50):
             shapes.append(policy.shape)
             accepted, scores = world.round(policy.shape)
-            policy.saw(accepted, *world.seconds(policy.shape), scores)
+            policy.saw([accepted], *world.seconds(policy.shape), None if scores is None else scores[None])
         runs.append(shapes)
     assert runs[0] == runs[1] and len(set(runs[0])) > 1
 
@@ -160,10 +160,10 @@ def test_the_first_round_costs_what_the_prompt_costs_and_is_not_measured():
     policy = Policy(Costs())
     world = World(*WORLDS["hard text"])
     accepted, scores = world.round(policy.shape)
-    policy.saw(accepted, 100.0, 1.0, scores)
+    policy.saw([accepted], 100.0, 1.0, scores[None])
     for _ in range(2 * EVERY):
         accepted, scores = world.round(policy.shape)
-        policy.saw(accepted, *world.seconds(policy.shape), scores)
+        policy.saw([accepted], *world.seconds(policy.shape), None if scores is None else scores[None])
     assert policy.costs.seconds(policy.shape) < 5
 
 

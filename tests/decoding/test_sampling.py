@@ -7,6 +7,7 @@ import torch
 
 import sparrow
 import sparrow_ext
+from sparrow.sampling import Sampler
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 from tests.decoding.scripted import ScriptedDrafter
@@ -40,6 +41,31 @@ def test_same_tokens_as_plain_decoding(tiny, family, name):
             assert torch.equal(out.sequences, want)
         assert max(out.stats.accepted) == 5
     assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
+
+
+@pytest.mark.parametrize("ignored", [None, 0, 7, "prompt", "more"])
+def test_penalties_that_ignore_tokens(tiny, ignored, monkeypatch):
+    """transformers hides a prompt's first tokens from a penalty: those of the padding, or as many as one asks for. The
+    operator does the same, unless tokens to come are hidden as well.
+    """
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    p = inputs["input_ids"].shape[1]
+    length = {"prompt": p, "more": p + 5}.get(ignored, ignored)
+    options = {"max_new_tokens": 20, "eos_token_id": None, "do_sample": False}
+    if ignored is None:
+        options["repetition_penalty"] = 1.7
+    else:
+        penalty = RepetitionPenaltyLogitsProcessor(1.7, prompt_ignore_length=length)
+        options["logits_processor"] = LogitsProcessorList([penalty])
+    want, walks = model.generate(**inputs, **options), []
+    walk = Sampler._walk
+    monkeypatch.setattr(Sampler, "_walk", lambda self, *args: walks.append(1) or walk(self, *args))
+    drafter = ScriptedDrafter(want[0], lambda r: r % 6)
+    out = sparrow.generate(model, drafter, **inputs, **options, tree=TreeConfig(15, 5, 3))
+    assert torch.equal(out.sequences, want)
+    assert bool(walks) == (ignored == "more")
 
 
 def test_seed_comes_from_torch_where_none_is_given(tiny):

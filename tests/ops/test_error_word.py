@@ -39,7 +39,8 @@ def test_the_rounds_synchronisation_raises():
     cache, two = TargetCache(1, 9), torch.tensor([3, 4])
     state = DecodeState.after_prompt(cache, two, two, two, None, None, two, TreeConfig(2, 2, 1), torch.empty(0))
     state.report.copy_(torch.tensor([[0, 2, 7, 8, -1], [0, 1, 9, -1, -1]]))
-    assert read(state) == ([7, 8], [2, 1]) and cache.get_seq_length() == 2
+    cache.set_rows([0, 0])
+    assert read(state) == [[7, 8], [9]] and cache.rows == [2, 1] and cache.get_seq_length() == 2
     state.report[:, 0] = 4
     with pytest.raises(RuntimeError, match="bad values: an index out of range"):
         read(state)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from sparrow.cli import measure
 from sparrow.cli.arguments import Generate
+from sparrow.cli.chat_arguments import Chat
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
 from sparrow.cli.places import target_folder
 from sparrow.cli.stream import Stream
@@ -69,7 +70,7 @@ def read_prompt(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[st
     return prepare(settings, tokenizer, arguments.prompt, clips, images=images)
 
 
-def sampling_options(arguments: Generate) -> dict[str, Any]:
+def sampling_options(arguments: Generate | Chat) -> dict[str, Any]:
     """generate()'s options from the command line; its noise is the seed's alone."""
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if arguments.repetition_penalty is not None:

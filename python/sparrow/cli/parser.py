@@ -22,11 +22,13 @@ from sparrow.cli.arguments import (
     Serve,
     Synthetic,
 )
+from sparrow.cli.chat_arguments import Chat
 from sparrow.cli.options import positive, shape, shape_or_word
 from sparrow.cli.train_arguments import TrainAnswers, TrainDrafter, TrainSmolLM2, TrainTarget
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "generate": Generate,
+    "chat": Chat,
     "serve": Serve,
     "train": {"drafter": TrainDrafter, "answers": TrainAnswers, "target": TrainTarget, "smollm2": TrainSmolLM2},
     "demo": Demo,

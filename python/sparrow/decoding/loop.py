@@ -4,16 +4,16 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 import sparrow_ext
+from sparrow.decoding.reuse import Reuse
 from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
-from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules
+from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules, Stops
 from sparrow.targets.adapter import Prefill, Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import TreeConfig
@@ -29,47 +29,70 @@ def start(
     max_new_tokens: int,
     shape: TreeConfig,
     cache: TargetCache,
+    reuse: Reuse | None = None,
 ) -> DecodeState:
     """Runs the prompt and draws the first token.
 
     Args:
         target, drafter: who verifies, who drafts.
-        tokens: int64 [B, P], the prompt.
+        tokens: int64 [B, P], the prompts, shorter ones padded on the left.
         model_kwargs: what transformers' generate() prepared; our cache is put into it. A token that its attention_mask
-            hides is left out of the state, as no other token sees it (one sequence only).
+            hides is left out of the state, as no other token sees it. (Of a single sequence it still counts in the
+            numbering of the noise, and for processors, as in transformers.)
         rules: how tokens are drawn.
         max_new_tokens: room that the drafter needs.
         shape: of the trees to come; the largest where they differ.
         cache: an empty one, with room for prompt, new tokens and a tree.
+        reuse: what is taken over of an earlier run, if anything: then only the rest of the prompt is run.
     """
     model_kwargs[target.cache_argument] = cache
-    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer)
-    sampler = Sampler(rules, tokens, target.vocab_size)
-    root = sampler.first(prefill.logits, tokens)
-    length = torch.full((tokens.shape[0],), tokens.shape[1] + 1, dtype=torch.int64, device=tokens.device)
-    mask = model_kwargs.get("attention_mask")
-    if isinstance(mask, Tensor):
-        seen = mask[0].nonzero()[:, 0]
-        cache.set_aside((mask[0] == 0).nonzero()[:, 0])
-        tokens, prefill = tokens[:, seen], _at(prefill, seen)
-    error = sparrow_ext.error_word(root.device)
-    prompt = Prompt(tokens, target.is_text(tokens), prefill, root, cache, max_new_tokens, error)
-    draft = drafter.begin(prompt)
+    first = 0 if reuse is None else reuse.fill(cache)
+    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer, first)
+    if reuse is not None:
+        prefill = reuse.joined(prefill)
+    p, hidden, padding = tokens.shape[1], hidden_of(tokens, model_kwargs), padding_of(tokens, model_kwargs)
+    sampler = Sampler(rules, tokens, target.vocab_size, padding)
+    root = sampler.first(prefill.logits, tokens, p - padding)
+    error, lengths = sparrow_ext.error_word(root.device), p - hidden.sum(1)
+    if bool(hidden.any()):  # then nothing was taken over
+        cache.set_aside(hidden)
+        seen = hidden.int().argsort(dim=1, stable=True)[:, : int(lengths.max())]
+        tokens, prefill = tokens.gather(1, seen), _at(prefill, seen)
+    is_text = target.is_text(tokens) & (torch.arange(tokens.shape[1], device=root.device) < lengths[:, None])
+    at = tokens.shape[1] - prefill.hidden.shape[1]
+    prompt = Prompt(tokens, is_text, prefill, root, cache, max_new_tokens, error, lengths, at)
+    draft = drafter.begin(prompt) if reuse is None else reuse.draft(prompt)
     position, states = prefill.next_position, prefill.hidden
-    return DecodeState.after_prompt(cache, root, length, position, sampler, draft, error, shape, states)
+    return DecodeState.after_prompt(cache, root, p - padding + 1, position, sampler, draft, error, shape, states)
+
+
+def hidden_of(tokens: Tensor, model_kwargs: dict) -> Tensor:
+    """bool [B, P], the tokens that the attention_mask hides."""
+    mask = model_kwargs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    return (mask == 0).to(tokens.device)
+
+
+def padding_of(tokens: Tensor, model_kwargs: dict) -> Tensor:
+    """int64 [B], hidden tokens at the left of each prompt of a batch; 0 for a single one, whose tokens all count."""
+    hidden = hidden_of(tokens, model_kwargs)
+    return hidden.cumprod(1).sum(1) if len(tokens) > 1 else torch.zeros_like(tokens[:, 0])
 
 
 def _at(prefill: Prefill, places: Tensor) -> Prefill:
-    """The prefill of these places of the prompt, int64 [R]."""
-    visual = None if prefill.visual is None else prefill.visual[:, places]
-    position = prefill.text_position[:, places]
-    return replace(prefill, hidden=prefill.hidden[:, places], text_position=position, visual=visual)
+    """The prefill of these places of each prompt, int64 [B, R]."""
+
+    def at(states: Tensor) -> Tensor:
+        return states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))
+
+    visual = None if prefill.visual is None else at(prefill.visual)
+    position = prefill.text_position.gather(1, places)
+    return replace(prefill, hidden=at(prefill.hidden), text_position=position, visual=visual)
 
 
 @torch.no_grad()
-def step(
-    target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock, stops: Callable[[int], bool]
-) -> None:
+def step(target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock, stops: Stops) -> None:
     """One round. It reads nothing on the host and writes into the state's own tensors; the last one is state.report.
 
     (Two exceptions: a drafter without an `identity`, and a processor that is not an operator, which reads once per
@@ -116,8 +139,8 @@ def advance(state: DecodeState, num_path: Tensor, path: Tensor, tokens: Tensor, 
     return accepted
 
 
-def read(state: DecodeState) -> tuple[list[int], list[int]]:
-    """The round's host synchronisation: the first sequence's emitted tokens, each path's length (accepted tokens + 1).
+def read(state: DecodeState) -> list[list[int]]:
+    """The round's host synchronisation: each sequence's emitted tokens, as many as its path is long (accepted + 1).
 
     Raises RuntimeError where the sampler or an operator of the round set a bit of the error word.
     """
@@ -127,14 +150,24 @@ def read(state: DecodeState) -> tuple[list[int], list[int]]:
     if rows[0][0] & UNDRAWABLE:
         raise RuntimeError(NO_DRAW)
     sparrow_ext.raise_for_error(rows[0][0])
-    counts = [row[1] for row in rows]
-    state.cache.count(max(counts))
-    return rows[0][2 : 2 + counts[0]], counts
+    state.cache.count([row[1] for row in rows])
+    return [row[2 : 2 + row[1]] for row in rows]
+
+
+def run_last(target: Target, cache: TargetCache, order: list[int], tokens: Tensor, positions: Tensor) -> None:
+    """Runs and commits the last tokens int64 [B', 1] of some sequences, see TargetCache.select; inside `verifying`."""
+    cache.select(order)
+    none = torch.zeros(len(order), 1, dtype=torch.int32, device=tokens.device)
+    anc, _ = sparrow_ext.tree_mask(none - 1)
+    target.verify(tokens, anc, positions, cache, None)
+    cache.commit(none, none[:, 0] + 1)
+    cache.count([1] * len(order))
+    cache.bring_back()
 
 
 def decode_round(
-    target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock, stops: Callable[[int], bool]
-) -> tuple[list[int], list[int]]:
+    target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock, stops: Stops
+) -> list[list[int]]:
     """A step and its one host synchronisation. Returns what `read` does."""
     step(target, drafter, state, shape, clock, stops)
     with clock.stage("commit"):

@@ -8,6 +8,7 @@ drafted, and a tree is tried again ever more rarely. It never changes a token: v
 whatever was drafted.
 """
 
+import copy
 import statistics
 import weakref
 from collections import deque
@@ -45,6 +46,11 @@ class Costs:
         self.kept: dict[TreeConfig, list[float]] = {}
         self._verify: dict[int, deque[float]] = {}
         self._level: dict[int, deque[float]] = {}  # per width: seconds of one level
+
+    @property
+    def measured(self) -> bool:
+        """Whether a round has been seen."""
+        return bool(self._verify)
 
     def saw(self, shape: TreeConfig, draft: float, rest: float) -> None:
         """A round of `shape` took `draft` seconds to draft and `rest` seconds for all else."""
@@ -138,9 +144,11 @@ def _levels(probability: Tensor, level: Tensor, rank: Tensor, drafted_depth: int
 _costs: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Costs]]" = weakref.WeakKeyDictionary()
 
 
-def costs_of(model: nn.Module, drafter: Hashable, context: int) -> Costs:
-    """What is known of this model and drafter on its device, with these threads, at about this context, in tokens."""
-    key = (drafter, model.device, model.dtype, torch.get_num_threads(), context.bit_length())
+def costs_of(model: nn.Module, drafter: Hashable, context: int, batch: int = 1) -> Costs:
+    """What is known of this model and drafter on its device, with these threads, at about this context, in tokens, of
+    so many sequences together.
+    """
+    key = (drafter, model.device, model.dtype, torch.get_num_threads(), context.bit_length(), batch)
     return _costs.setdefault(model, {}).setdefault(key, Costs())
 
 
@@ -152,19 +160,21 @@ class Policy:
         costs: what rounds cost here and how right the drafter is, shared by the generations of a model and drafter.
         menu: the trees to choose from, besides drafting nothing; from small to large.
         shape: the tree to draft next.
+        context: tokens of the prompt.
     """
 
     costs: Costs
     menu: tuple[TreeConfig, ...] = MENU
     shape: TreeConfig = MENU[2]
+    context: int = 0
     _rounds: int = 0
     _wait: int = FIRST_WAIT
     _until: int = 0
     _gains: list[list[float]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: nn.Module, drafter: Drafter, own: TreeConfig, context: int) -> "Policy":
-        """For a generation that begins with the drafter's `own` tree, over a prompt of `context` tokens.
+    def of(cls, model: nn.Module, drafter: Drafter, own: TreeConfig, prompts: Tensor) -> "Policy":
+        """For a generation that begins with the drafter's `own` tree, over these prompts, [B, P].
 
         Raises ValueError where the drafter cannot change its tree.
         """
@@ -173,7 +183,15 @@ class Policy:
         menu = {shape for shape in (*MENU, own) if shape.width <= drafter.scores_width}
         by_size = tuple(sorted(menu, key=lambda shape: (shape.nodes, shape.depth)))
         start = own if own in menu else by_size[0]
-        return cls(costs_of(model, drafter.identity(), context), by_size, start)
+        batch, context = prompts.shape
+        return cls(costs_of(model, drafter.identity(), context, batch), by_size, start, context)
+
+    def batch(self, model: nn.Module, drafter: Drafter, sequences: int) -> None:
+        """So many sequences go on: what their rounds cost is known by itself, or begins as what was known before."""
+        costs = costs_of(model, drafter.identity(), self.context, sequences)
+        if not costs.measured:
+            vars(costs).update(copy.deepcopy(vars(self.costs)))
+        self.costs = costs
 
     @property
     def largest(self) -> TreeConfig:
@@ -186,19 +204,21 @@ class Policy:
         """The most that a tree of the menu has."""
         return max(shape.candidates for shape in self.menu)
 
-    def saw(self, accepted: int, draft: float, rest: float, scores: Tensor) -> None:
+    def saw(self, accepted: Sequence[int], draft: float, rest: float, scores: Tensor) -> None:
         """What the round of self.shape did; chooses the next tree.
 
         Args:
-            accepted: drafted tokens accepted.
+            accepted: drafted tokens accepted, of each sequence.
             draft, rest: its seconds of drafting, and all others.
-            scores: float32, begins with the tree's candidates, see `expected`; of no use where nothing was drafted.
+            scores: float32 [B, >= candidates], begins with the tree's candidates, see `expected`; of no use where
+                nothing was drafted.
         """
         self._rounds += 1
         if self._rounds > 1:  # the first draft reads the whole prompt
             self.costs.saw(self.shape, draft, rest)
         if self.shape.nodes > 1:
-            self._learn(accepted, scores[: self.shape.candidates])
+            for own, of in zip(accepted, scores, strict=True):
+                self._learn(own, of[: self.shape.candidates])
         if self.shape.nodes == 1:
             if self._rounds >= self._until:
                 self.shape = self.best(drafts=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparrow.decoding.loop import decode_round, read, step
 from sparrow.decoding.stats import Clock, NoClock
 from sparrow.drafters.protocol import DecodeState, Drafter
-from sparrow.sampling import Sampler, SamplingRules
+from sparrow.sampling import Sampler, SamplingRules, Stops
 from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
 from sparrow.tree import TreeConfig
@@ -98,13 +98,17 @@ class Room:
 _rooms: "weakref.WeakKeyDictionary[nn.Module, list[Room]]" = weakref.WeakKeyDictionary()
 
 
+def capturable(target: Target, drafter: Drafter, rules: SamplingRules) -> bool:
+    """Whether rounds can be captured."""
+    plain = target.device.type in GRAPHS and not rules.processors
+    return plain and target.identity() is not None and drafter.identity() is not None
+
+
 def room_for(target: Target, drafter: Drafter, rules: SamplingRules, capacity: int) -> Room | None:
     """Memory of `capacity` rows or a few more for a generation whose rounds can be captured; None where they cannot."""
+    if not capturable(target, drafter, rules):
+        return None
     identity = target.identity()
-    if target.device.type not in GRAPHS or rules.processor is not None:
-        return None
-    if identity is None or drafter.identity() is None:
-        return None
     rooms = _rooms.setdefault(target.model, [])
     rooms[:] = [room for room in rooms if room.identity == identity or not room.idle]
     capacity = -(-capacity // BUCKET) * BUCKET
@@ -126,7 +130,7 @@ class Rounds:
 
     def __init__(
         self, target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig, clock: Clock,
-        stops: Callable[[int], bool], room: Room | None = None,
+        stops: Stops, room: Room | None = None,
     ):  # fmt: skip
         self.target, self.drafter, self.state, self.shape, self.clock = target, drafter, state, shape, clock
         self.stops, self.room = stops, room
@@ -140,8 +144,14 @@ class Rounds:
         if shape != self.shape:
             self.shape, self.run, self.captured, self.state.cache.fixed = shape, 0, None, False
 
-    def __call__(self) -> tuple[list[int], list[int]]:
-        """One round. Returns the first sequence's tokens and each path's length, as loop.read does."""
+    def select(self, order: list[int]) -> None:
+        """The rounds to come are of some of the sequences, see TargetCache.select; not for captured rounds."""
+        assert self.room is None
+        self.state.select(order)
+        self.state.draft = self.drafter.select(self.state.draft, torch.tensor(order, device=self.state.root.device))
+
+    def __call__(self) -> list[list[int]]:
+        """One round. Returns each sequence's tokens, as loop.read does."""
         if self.captured is None and self.room is not None and self.run > 0:
             self._find(self.room)
         if self.captured is None:

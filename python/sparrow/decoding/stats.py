@@ -21,10 +21,13 @@ class DecodeStats:
     what it emitted. Times are wall seconds of the host (on CUDA: of the stream, by events).
 
     Attributes:
+        sequences: how many were decoded together. A round of each one that goes on is a round by itself in all that
+            follows, so that tau is the mean over rounds and sequences, and tokens per second are all sequences'.
         emitted: tokens emitted in each round.
         accepted: drafted tokens accepted in each round (before any stop).
-        prompt_tokens, visual_tokens: length of the prompt and how many of it are visual.
-        new_tokens: tokens returned behind the prompt.
+        prompt_tokens, visual_tokens: length of the prompts, padding included, and how many of it are visual.
+        reused_tokens: tokens of the prompt whose rows an earlier run had left (sessions, prefix stores).
+        new_tokens: tokens returned behind the prompts.
         seconds: per stage; rounds that were captured and replayed are one more, "replay".
         total_seconds: the whole call.
         peak_memory_bytes: CUDA: peak allocated; CPU: the process' peak resident set.
@@ -34,8 +37,10 @@ class DecodeStats:
 
     tree: str = "none"
     depth: int = 0
+    sequences: int = 1
     prompt_tokens: int = 0
     visual_tokens: int = 0
+    reused_tokens: int = 0
     new_tokens: int = 0
     trees: dict[str, int] = field(default_factory=dict)
     emitted: list[int] = field(default_factory=list)

@@ -4,7 +4,7 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -44,6 +44,14 @@ class Pending:
         tokens, index, positions = (t[:, :most] for t in (self.tokens, self.row_index, self.positions))
         return Pending(tokens, index, self.hidden[:rows], positions, self.num_rows)
 
+    def select(self, order: Tensor) -> "Pending":
+        """What these sequences have, int64 [B']."""
+        hidden = self.hidden.unflatten(0, (len(self.tokens), -1))[order]
+        n, index = hidden.shape[1], self.row_index[order]
+        moved = index % n + n * torch.arange(len(order), device=order.device, dtype=torch.int32)[:, None]
+        index = torch.where(index < 0, index, moved)
+        return Pending(self.tokens[order], index, hidden.flatten(0, 1), self.positions[order], self.num_rows[order])
+
     @classmethod
     def room(cls, root: Tensor, nodes: int, most: int, states: Tensor) -> "Pending":
         """Room for what rounds accept: T = `most` tokens, states of `nodes` nodes like `states` [..., E].
@@ -65,13 +73,17 @@ class Prompt:
     """A prompt the target has run, as a drafter meets it.
 
     Attributes:
-        tokens: int64 [B, P]; tokens that the target's attention mask hides are left out.
-        is_text: bool [B, P].
+        tokens: int64 [B, P]; tokens that the target's attention mask hides are left out: the others of each sequence
+            come first, and what is behind them, where another has more, is of no use.
+        is_text: bool [B, P], False there.
         prefill: the target's states of these tokens.
         root: int64 [B], the token drawn from the last logits.
         cache: the target's, P rows.
         max_new_tokens: room for so many more is needed.
         error: the CUDA operators' error word.
+        lengths: int64 [B], tokens of each sequence; None = P.
+        first: the prefill's states are of places `first` to P - 1; of those up to `first` the drafter kept what it
+            needs, see Drafter.resume.
     """
 
     tokens: Tensor
@@ -81,6 +93,13 @@ class Prompt:
     cache: TargetCache
     max_new_tokens: int
     error: Tensor
+    lengths: Tensor | None = None
+    first: int = 0
+
+    @property
+    def count(self) -> Tensor:
+        """int64 [B], tokens of each sequence."""
+        return torch.full_like(self.root, self.tokens.shape[1]) if self.lengths is None else self.lengths
 
 
 @dataclass
@@ -132,6 +151,17 @@ class DecodeState(Generic[D]):
         accepted = Pending.room(root, shape.nodes, shape.max_path, states)
         return cls(cache, root.clone(), length.clone(), position.clone(), sampler, draft, error, accepted, report)
 
+    def select(self, order: list[int]) -> None:
+        """Goes on with some of the sequences, see TargetCache.select; all but `draft`, which is its drafter's."""
+        rows = torch.tensor(order, device=self.root.device)
+        self.cache.select(order)
+        self.sampler.select(rows)
+        self.root, self.length, self.position = self.root[rows], self.length[rows], self.position[..., rows, :]
+        self.accepted = self.accepted.select(rows)
+        for name in ("report", "scores"):
+            if (host := getattr(self, name)) is not None:
+                setattr(self, name, host.new_zeros(len(order), host.shape[1], pin_memory=self.root.is_cuda))
+
 
 class Drafter(Generic[D]):
     """What the loop asks of a drafter; subclass it. D is the type of its state, which it keeps in no other place.
@@ -139,13 +169,19 @@ class Drafter(Generic[D]):
     Attributes:
         hidden_layer: which target states it wants, if any (several: joined).
         visual_layer: the layer of the states it wants as Prefill.visual, if any.
+        takes_batches: whether it has `select`, so that it drafts for several sequences at once.
         scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
             round, tree.Root() among them, for which it only keeps up.
+        resumes: whether it has keep() and resume(), without which sessions and prefix stores refuse it.
+        reads_cache: whether it reads the target's rows, by place: none may be missing (Session's lossy_window).
     """
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
+    takes_batches: bool = False
     scores_width: int = 0
+    resumes: bool = False
+    reads_cache: bool = False
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> "tuple[Drafter[Any], TreeConfig | None]":
         """See EntersLoop: itself, with the tree asked for."""
@@ -161,6 +197,25 @@ class Drafter(Generic[D]):
         """The drafter's state after the prompt's prefill."""
         raise NotImplementedError
 
+    def keep(self, draft: D, error: Tensor) -> dict[str, Tensor]:
+        """What it needs of a sequence to go on from any place of it, on memory of its own.
+
+        draft: after the last round. error: the CUDA operators' error word.
+        """
+        raise NotImplementedError
+
+    def keeper(self) -> Hashable | None:
+        """Equal where drafters can go on from what the other kept; None = from their own only."""
+        return self.identity()
+
+    def fingerprint(self) -> dict[str, object]:
+        """What tells it, in files, from drafters that keep something else."""
+        return {}
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> D:
+        """As begin(), where an earlier sequence, of which it kept `kept`, had the same places up to prompt.first."""
+        raise NotImplementedError
+
     def draft(self, state: DecodeState[D], shape: TreeConfig) -> DraftTree:
         """A tree below state.root: of shape.nodes nodes, num_nodes of them in use."""
         raise NotImplementedError
@@ -170,6 +225,10 @@ class Drafter(Generic[D]):
 
         `accepted` is DecodeState.accepted, which the next round overwrites.
         """
+
+    def select(self, draft: D, order: Tensor) -> D:
+        """The state of these sequences, int64 [B'], where others have ended."""
+        raise NotImplementedError
 
 
 class EntersLoop(Protocol):

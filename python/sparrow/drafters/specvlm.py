@@ -5,7 +5,7 @@ target's own rows of the text and of these. Every level of a static tree is one 
 docs/rivals.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,6 +108,8 @@ class PrunedTarget(Drafter[PrunedDraft]):
         settings: see SpecVLM.
     """
 
+    resumes, reads_cache = True, True
+
     def __init__(self, target: Target, settings: SpecVLM):
         self.target, self.settings = target, settings
         self.parent = torch.tensor([_breadth_first(settings.children)], dtype=torch.int32, device=target.device)
@@ -131,6 +133,16 @@ class PrunedTarget(Drafter[PrunedDraft]):
         places = kept.nonzero()[:, 0]
         room = len(places) + prompt.max_new_tokens + self.settings.shape.nodes
         return PrunedDraft(prompt.cache.copy_of(places, room), tokens.shape[1])
+
+    def keep(self, draft: PrunedDraft, error: Tensor) -> dict[str, Tensor]:
+        """See Drafter: nothing; the visual tokens are ranked anew, by the text of the next prompt."""
+        return {}
+
+    def keeper(self) -> Hashable:
+        return "nobody"
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> PrunedDraft:
+        return self.begin(prompt)
 
     def draft(self, state: DecodeState[PrunedDraft], shape: TreeConfig) -> DraftTree:
         own = state.draft

@@ -1,6 +1,7 @@
 """One round of drafting: catch up with what was accepted, then grow a tree level by level."""
 
-from collections.abc import Hashable
+import hashlib
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,11 @@ class DraftCache:
     skipped: Tensor | None = None
     summary: Tensor | None = None
 
+    def select(self, order: Tensor) -> "DraftCache":
+        """That of these sequences, int64 [B']."""
+        tensors = (self.keys, self.values, self.lengths, self.skipped, self.summary)
+        return DraftCache(*(None if t is None else t[order] for t in tensors))  # type: ignore[arg-type]
+
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
         """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
@@ -42,26 +48,30 @@ class DraftCache:
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
 
 
-def text_rows(input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor) -> Pending:
+def text_rows(
+    input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor, lengths: Tensor | None = None
+) -> Pending:
     """The prompt's text rows and the first emitted token, as the drafter's first catch-up.
 
     Args:
         input_ids: int64 [B, P]; is_text: bool [B, P]; positions: int64 [B, P].
         hidden: [B, P, E], target states.
         root: int64 [B], the token drawn from the prompt's last logits.
+        lengths: int64 [B], tokens of each prompt; None = P.
     """
     b, p = input_ids.shape
+    last = (torch.full_like(root, p) if lengths is None else lengths)[:, None] - 1
     most = int(is_text.sum(1).max())  # prefill's own host synchronisation
-    index, count = sparrow_ext.text_compact(is_text, torch.full((b,), p, dtype=torch.int32, device=root.device), most)
+    index, count = sparrow_ext.text_compact(is_text, (last[:, 0] + 1).int(), most)
     slot = torch.arange(most, device=root.device).expand(b, most)
     at = torch.where(slot < count[:, None], index, 0).long()
     tokens, position = input_ids.gather(1, at), positions.gather(1, at)
     # The root follows each sequence's own last text row.
     tokens = torch.cat([tokens, tokens.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), root[:, None])
     position = torch.cat([position, position.new_zeros(b, 1)], 1).scatter(
-        1, count[:, None].long(), positions[:, -1:] + 1
+        1, count[:, None].long(), positions.gather(1, last) + 1
     )
-    before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), p - 1)
+    before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), last)
     rows = torch.where(before >= 0, before + torch.arange(b, device=root.device)[:, None] * p, -1)
     return Pending(tokens, rows.int(), hidden.flatten(0, 1), position, count + 1)
 
@@ -90,7 +100,7 @@ def catch_up(
         positions = first[:, None].long() + torch.arange(t, device=pending.tokens.device)
     hidden = drafter.reuse(pending.hidden.unflatten(0, (len(pending.tokens), -1)), cache.summary).flatten(0, 1)
     out = drafter.extend(
-        pending.tokens, pending.row_index, hidden, positions,
+        pending.tokens.contiguous(), pending.row_index.contiguous(), hidden, positions.contiguous(),
         cache.keys, cache.values, cache.lengths, tree_start=0, num_rows=pending.num_rows, error=error,
     )  # fmt: skip
     cache.lengths.add_(pending.num_rows)
@@ -166,6 +176,8 @@ class TextDraft:
 class TextDrafter(Drafter[TextDraft]):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
+    takes_batches = resumes = True
+
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
         self.hidden_layer = drafter.config.state_layers
@@ -180,9 +192,36 @@ class TextDrafter(Drafter[TextDraft]):
     def begin(self, prompt: Prompt) -> TextDraft:
         prefill = prompt.prefill
         is_text = rows_of_text(self.drafter, prompt.is_text)
-        pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
+        pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root, prompt.count)
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
+
+    def keep(self, draft: TextDraft, error: Tensor) -> dict[str, Tensor]:
+        """See Drafter: the rows of all tokens, the emitted last one's too."""
+        catch_up(self.drafter, draft.pending, draft.cache, error)
+        rows = int(draft.cache.lengths.max())
+        return {"keys": draft.cache.keys[:, :rows].clone(), "values": draft.cache.values[:, :rows].clone()}
+
+    def fingerprint(self) -> dict[str, object]:
+        """See Drafter: a hash of its settings and weights."""
+        digest = hashlib.sha256(repr(self.drafter.config).encode())
+        for name, value in sorted(self.drafter.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return {"hash": digest.hexdigest()[:16]}
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> TextDraft:
+        """See Drafter: the rows of the text up to prompt.first, then as begin()."""
+        is_text, first, prefill = rows_of_text(self.drafter, prompt.is_text), prompt.first, prompt.prefill
+        rows = int(is_text[:, : first + 1].sum())
+        news = is_text[:, first:].clone()
+        news[:, 0] = False
+        positions = prefill.text_position[:, first:]
+        pending = text_rows(prompt.tokens[:, first:], news, prefill.hidden, positions, prompt.root)
+        b, most = pending.tokens.shape
+        cache = DraftCache.empty(self.drafter, b, rows + most + prompt.max_new_tokens)
+        cache.keys[:, :rows], cache.values[:, :rows] = kept["keys"][:, :rows], kept["values"][:, :rows]
+        cache.lengths.fill_(rows)
+        return TextDraft(cache, pending)
 
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         cache, pending = state.draft.cache, state.draft.pending
@@ -194,9 +233,14 @@ class TextDrafter(Drafter[TextDraft]):
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
         draft.pending = accepted
 
+    def select(self, draft: TextDraft, order: Tensor) -> TextDraft:
+        return TextDraft(draft.cache.select(order), draft.pending.select(order))
+
 
 class NoDrafter(Drafter[None]):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
+
+    takes_batches = resumes = True
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
         if tree is not None:
@@ -210,5 +254,17 @@ class NoDrafter(Drafter[None]):
     def begin(self, prompt: Prompt) -> None:
         return None
 
+    def keep(self, draft: None, error: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def keeper(self) -> Hashable:
+        return "nobody"
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> None:
+        return None
+
     def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
         return root_alone(state)
+
+    def select(self, draft: None, order: Tensor) -> None:
+        return None

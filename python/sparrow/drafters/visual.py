@@ -19,6 +19,8 @@ from sparrow.targets.adapter import Prefill
 class VisualDrafter(TextDrafter):
     """A SparrowDrafter with positions=sequence in the loop, whatever it sees of the video."""
 
+    takes_batches = resumes = False  # its prompt's rows are a run's own, of sequences of one length
+
     def __init__(self, drafter: SparrowDrafter):
         super().__init__(drafter)
         self.visual_layer = drafter.config.seen_layer

@@ -96,14 +96,14 @@ class Target:
     def device(self) -> torch.device:
         return self.embedding.device
 
+    def placeholders(self, kind: str) -> list[int]:
+        """The token ids that the model replaces by features of a "video" or an "image"."""
+        names = (f"{kind}_token_id", f"{kind}_token_index")
+        return [int(found) for name in names if (found := getattr(self.model.config, name, None)) is not None]
+
     def visual_tokens(self) -> set[int]:
         """The placeholder ids that the model replaces by image or video features."""
-        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-        return {
-            int(getattr(self.model.config, name))
-            for name in names
-            if getattr(self.model.config, name, None) is not None
-        }
+        return {*self.placeholders("image"), *self.placeholders("video")}
 
     def is_text(self, input_ids: Tensor) -> Tensor:
         """bool, shaped as input_ids: which tokens of a prompt are text. (A generated one is text, whatever its id.)"""
@@ -157,6 +157,7 @@ class Target:
         model_kwargs: Mapping[str, object],
         hidden_layer: Layers,
         visual_layer: int | None = None,
+        first: int = 0,
     ) -> Prefill:
         """Runs the prompt with the attention the user loaded the model with.
 
@@ -167,10 +168,19 @@ class Target:
             hidden_layer: index into transformers' hidden_states (0 = embeddings, num_layers = after the final norm);
                 None = no states wanted; several are joined along the last axis.
             visual_layer: the layer of Prefill.visual; None = not wanted.
+            first: places before it are in the cache already, and model_kwargs has the pixels of later ones only; the
+                result is of places `first` to P - 1.
         """
         position_ids = model_kwargs["position_ids"]
         assert isinstance(position_ids, Tensor)
         position_ids = position_ids.to(input_ids.device)
+        if first:
+            input_ids, position_ids = input_ids[:, first:], position_ids[..., first:]
+            of_tokens = {
+                n: t for n, t in model_kwargs.items() if n.endswith("token_type_ids") and isinstance(t, Tensor)
+            }
+            types = {name: value[:, first:] for name, value in of_tokens.items()}
+            model_kwargs = {**model_kwargs, **types, "position_ids": position_ids, "attention_mask": None}
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )

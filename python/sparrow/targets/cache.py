@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -72,7 +72,8 @@ class TargetCache(Cache):
 
     Attributes:
         buffer: the storage, allocated at the first append.
-        lengths: int32 [B] on the device, the committed rows of each sequence (what the operators read).
+        lengths: int32 [B] on the device, the committed rows of each sequence (what the operators read); while some have
+            ended (`select`), of those that go on, which are the first.
         fixed: the memory may not move, as captured rounds know its place.
 
     The capacity grows when a committed append needs more; inside a verify pass it may not (operators hold pointers).
@@ -85,9 +86,11 @@ class TargetCache(Cache):
         self.buffer, self.lengths = storage or (torch.empty(0), torch.empty(0, dtype=torch.int32))
         self._slots: Tensor | None = None  # of the verify pass that runs: int64 [B, N], the cache rows of its nodes
         self._host_lengths = [0] * num_layers
-        self._aside: tuple[Tensor, Tensor] | None = None
+        self._rows: list[int] = []  # of each sequence, those that ended included
+        self._aside: dict[int, tuple[Tensor, Tensor]] = {}  # by sequence: places and rows
+        self._swaps: list[tuple[int, int]] = []
         if storage is not None:
-            self.lengths.zero_()
+            self._rows = [0] * len(self.lengths.zero_())
             self._share()
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -103,12 +106,24 @@ class TargetCache(Cache):
         """Declares `length` rows committed, in one layer or in all."""
         for i in range(len(self.layers)) if layer is None else [layer]:
             self._host_lengths[i] = length
+        self._rows = [length] * len(self.lengths)
         self.lengths.fill_(length)
+
+    def set_rows(self, rows: Sequence[int]) -> None:
+        """Declares so many rows of each sequence committed, in all layers."""
+        self._rows, self._host_lengths = list(rows), [max(rows)] * len(self.layers)
+        lengths = torch.tensor(self._rows, dtype=torch.int32, device=self.lengths.device)
+        self.lengths = self.lengths.copy_(lengths) if len(self.lengths) == len(rows) else lengths
+
+    @property
+    def rows(self) -> list[int]:
+        """Committed rows of each sequence."""
+        return list(self._rows)
 
     @property
     def by_row(self) -> Tensor:
-        """The buffer as kv_commit wants it: [L, 2, B, capacity, K, D]."""
-        return self.buffer.transpose(3, 4)
+        """The buffer of the sequences that go on as kv_commit wants it: [L, 2, B, capacity, K, D]."""
+        return self.buffer[:, :, : len(self.lengths)].transpose(3, 4)
 
     def reserve(self, capacity: int) -> None:
         """Makes room for `capacity` rows; the committed rows move along. Raises RuntimeError where it is `fixed`."""
@@ -128,29 +143,83 @@ class TargetCache(Cache):
         copy = TargetCache(len(self.layers), capacity)
         b, k, d = self.buffer.shape[2], self.buffer.shape[3], self.buffer.shape[5]
         copy.buffer = self.buffer.new_empty(len(self.layers), 2, b, k, capacity, d)
-        copy.lengths = torch.zeros_like(self.lengths)
+        copy.lengths, copy._rows = torch.zeros_like(self.lengths), [0] * b
         copy._share()
         copy.append_rows(self.buffer[..., places, :])
         return copy
 
-    def set_aside(self, places: Tensor) -> None:
-        """Takes the committed rows at `places`, int64 [R], ascending, out of sight: the others close up."""
-        length = self.layer_length(0)
-        left = _others(places, length)
-        self._aside = places, self.buffer[..., places, :]
+    def take_over(self, other: "TargetCache", rows: int) -> None:
+        """Begins with copies of the other's first `rows` rows, whatever it held."""
+        if not self.buffer.numel():
+            self.buffer = other.buffer.new_empty(*other.buffer.shape[:4], self.capacity, other.buffer.shape[5])
+            self.lengths = torch.zeros_like(other.lengths)
+            self._share()
+        self.set_length(0)
+        self.append_rows(other.buffer[..., :rows, :])
+
+    def drop(self, places: Tensor) -> None:
+        """Forgets the committed rows at `places`, int64 [R], ascending: the others close up."""
+        left = _others(places.to(self.lengths.device), self.layer_length(0))
         self.buffer[..., : len(left), :] = self.buffer[..., left, :]
         self.set_length(len(left))
 
+    def set_aside(self, hidden: Tensor) -> None:
+        """Takes the committed rows at `hidden`, bool [B, P], out of sight: each sequence's others close up."""
+        rows = [self.layer_length(0)] * len(hidden)
+        for which in hidden.any(1).nonzero()[:, 0].tolist():
+            places, own = hidden[which].nonzero()[:, 0], self.buffer[:, :, which]
+            left = _others(places, rows[which])
+            self._aside[which] = places, own[..., places, :]
+            own[..., : len(left), :] = own[..., left, :]
+            rows[which] = len(left)
+        self.set_rows(rows)
+
     def put_back(self) -> None:
         """Undoes set_aside, whatever was appended in between; nothing where nothing was set aside."""
-        if self._aside is None:
+        if not self._aside:
             return
-        (places, rows), self._aside = self._aside, None
-        length = self.layer_length(0) + len(places)
+        rows = list(self._rows)
+        for which, (places, _) in self._aside.items():
+            rows[which] += len(places)
+        self.reserve(max(rows))
+        for which, (places, aside) in self._aside.items():
+            others, own = _others(places, rows[which]), self.buffer[:, :, which]
+            own[..., others, :] = own[..., : len(others), :].clone()
+            own[..., places, :] = aside
+        self._aside = {}
+        self.set_rows(rows)
+
+    def select(self, order: Sequence[int]) -> None:
+        """Goes on with some of its sequences; the others keep what they have until `bring_back`.
+
+        order: those that go on, each at its own place or, behind the new end, at one that ended.
+        """
+        for place, which in enumerate(order):
+            if place != which:
+                self._swap(place, which)
+                self._swaps.append((place, which))
+        self.lengths = self.lengths[torch.tensor(order, device=self.lengths.device)]
+
+    def bring_back(self) -> None:
+        """Undoes every `select`: all sequences, in their first order."""
+        for pair in reversed(self._swaps):
+            self._swap(*pair)
+        self._swaps = []
+        self.set_rows(self._rows)
+
+    def _swap(self, a: int, b: int) -> None:
+        used = max(self._rows[a], self._rows[b])
+        mine, other = (self.buffer[:, :, i, :, :used] for i in (a, b))
+        before = mine.clone()
+        mine.copy_(other)
+        other.copy_(before)
+        self._rows[a], self._rows[b] = self._rows[b], self._rows[a]
+
+    def level(self, length: int) -> None:
+        """Every sequence gets `length` rows: what is beyond is dropped, what is missing is zeros."""
         self.reserve(length)
-        others = _others(places, length)
-        self.buffer[..., others, :] = self.buffer[..., : len(others), :].clone()
-        self.buffer[..., places, :] = rows
+        for which, rows in enumerate(self._rows):
+            self.buffer[:, :, which, :, rows:length] = 0
         self.set_length(length)
 
     def append_rows(self, rows: Tensor) -> None:
@@ -191,9 +260,11 @@ class TargetCache(Cache):
         sparrow_ext.kv_commit(self.by_row, path, num_path, self.lengths, lengths, error=error)
         self.lengths.copy_(lengths)
 
-    def count(self, rows: int) -> None:
-        """Tells the host of `rows` more committed ones (the longest sequence's, where they differ)."""
-        self._host_lengths = [n + rows for n in self._host_lengths]
+    def count(self, rows: Sequence[int]) -> None:
+        """Tells the host how many more each sequence that goes on has committed."""
+        for which, more in enumerate(rows):
+            self._rows[which] += more
+        self._host_lengths = [max(self._rows[: len(rows)])] * len(self.layers)
 
     def _allocate(self, keys: Tensor, values: Tensor) -> None:
         if keys.shape != values.shape:
@@ -202,6 +273,7 @@ class TargetCache(Cache):
         if not self.buffer.numel():
             self.buffer = keys.new_empty(len(self.layers), 2, b, k, self.capacity, d)
             self.lengths = torch.zeros(b, dtype=torch.int32, device=keys.device)
+            self._rows = [0] * b
             self._share()
 
     def _share(self) -> None:
@@ -210,9 +282,10 @@ class TargetCache(Cache):
 
     def _append(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self._slots is not None:
-            for cache, new in zip(self.buffer[index], (keys, values), strict=True):
+            ours = self.buffer[index, :, : len(self._slots)]
+            for cache, new in zip(ours, (keys, values), strict=True):
                 _put(cache, new, self._slots)
-            return self.buffer[index, 0], self.buffer[index, 1]
+            return ours[0], ours[1]
         start = self._host_lengths[index]
         end = start + keys.shape[2]
         if end > self.capacity:
@@ -222,6 +295,7 @@ class TargetCache(Cache):
         v[:, :, start:end] = values
         self._host_lengths[index] = end
         if index == len(self.layers) - 1:
+            self._rows = [end] * len(self._rows)
             self.lengths.fill_(end)
         return k[:, :, :end], v[:, :, :end]
 

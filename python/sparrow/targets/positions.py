@@ -1,5 +1,7 @@
 """Explicit position ids of a prompt: as transformers numbers them, or by the rule Qwen2/2.5-VL were trained with."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,8 @@ def prompt_positions(target: Target, inputs: dict[str, object], rule: str) -> Te
         raise ValueError(f"positions must be 'hf' or 'reference', got {rule!r}")
     if target.family not in ("qwen2_vl", "qwen2_5_vl"):
         raise ValueError(f"positions='reference' is defined for Qwen2-VL and Qwen2.5-VL, got {target.family}")
-    config, ids = target.model.config, inputs["input_ids"]
+    config, ids, mask = target.model.config, inputs["input_ids"], inputs.get("attention_mask")
     assert isinstance(ids, Tensor)
-    if ids.shape[0] != 1:
-        raise ValueError(f"positions='reference' takes one sequence, got a batch of {ids.shape[0]}")
     merge = int(config.vision_config.spatial_merge_size)
     videos = _grids(inputs.get("video_grid_thw"))
     images = _grids(inputs.get("image_grid_thw"))
@@ -40,8 +40,17 @@ def prompt_positions(target: Target, inputs: dict[str, object], rule: str) -> Te
         int(config.video_token_id): iter(zip(videos, steps, strict=True)),
         int(config.image_token_id): iter((g, 1.0) for g in images),
     }
-    blocks: list[Tensor] = []
-    tokens, start, i = ids[0].tolist(), 0, 0
+    padding = [0] * len(ids)
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        padding = (mask == 0).cumprod(1).sum(1).tolist()
+    rows = [_row(row[n:], n, grids, merge) for row, n in zip(ids.tolist(), padding, strict=True)]
+    return torch.stack(rows, dim=1).to(ids.device)
+
+
+def _row(tokens: list[int], padding: int, grids: dict[int, Iterator], merge: int) -> Tensor:
+    """int64 [3, padding + len(tokens)] of one prompt, whose visual blocks are the next in `grids`; 1 at padding."""
+    blocks = [torch.ones(3, padding, dtype=torch.int64)]
+    start, i = 0, 0
     while i < len(tokens):
         if tokens[i] in grids:
             (t, h, w), step = next(grids[tokens[i]])
@@ -51,7 +60,7 @@ def prompt_positions(target: Target, inputs: dict[str, object], rule: str) -> Te
             block = torch.arange(stop - i).expand(3, -1)
         blocks.append(block + start)
         start, i = int(blocks[-1].max()) + 1, i + block.shape[1]
-    return torch.cat(blocks, dim=1)[:, None].to(ids.device)
+    return torch.cat(blocks, dim=1)
 
 
 def _grids(thw: object) -> list[tuple[int, int, int]]:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import (
     RepetitionPenaltyLogitsProcessor,
@@ -48,19 +49,27 @@ def refuse_unsupported(config: GenerationConfig) -> None:
             raise ValueError(f"sparrow.generate does not support {name}={value!r}")
 
 
-def rules_from(config: GenerationConfig, processors: LogitsProcessorList, seed: int) -> SamplingRules:
-    """Sampling rules of a prepared generation.
+def rules_from(
+    config: GenerationConfig,
+    processors: LogitsProcessorList,
+    seed: int | tuple[int, ...],
+    prompt: int,
+    padding: Sequence[int] = (0,),
+) -> SamplingRules:
+    """Sampling rules of a prepared generation from prompts of `prompt` tokens, so many of them padding in each.
 
     Repetition penalty, temperature, top-k and top-p in transformers' own order become operators; a list with anything
-    else is kept whole and called per visited node.
+    else is kept whole, a copy for each sequence of a batch, and called per visited node.
     """
     sampling = bool(config.do_sample)
-    if not _are_operators(processors):
-        return SamplingRules(temperature=1.0 if sampling else 0.0, seed=seed, processor=processors)
-    values: dict[str, float] = {}
+    if not _are_operators(processors, prompt, len(padding)):
+        own = (processors,) if len(padding) == 1 else tuple(_copy(processors, *one) for one in enumerate(padding))
+        return SamplingRules(temperature=1.0 if sampling else 0.0, seed=seed, processors=own)
+    values: dict[str, Any] = {}
     for p in processors:
         if isinstance(p, RepetitionPenaltyLogitsProcessor):
             values["repetition_penalty"] = float(p.penalty)
+            values["ignored"] = _ignored(p, len(padding))
         elif isinstance(p, TemperatureLogitsWarper):
             values["temperature"] = float(p.temperature)
         elif isinstance(p, TopKLogitsWarper):
@@ -68,10 +77,29 @@ def rules_from(config: GenerationConfig, processors: LogitsProcessorList, seed: 
         elif isinstance(p, TopPLogitsWarper):
             values["top_p"] = float(p.top_p)
     values.setdefault("temperature", 1.0 if sampling else 0.0)
-    return SamplingRules(seed=seed, **values)  # type: ignore[arg-type]
+    return SamplingRules(seed=seed, **values)
 
 
-def _are_operators(processors: Sequence[object]) -> bool:
+def _ignored(penalty: RepetitionPenaltyLogitsProcessor, sequences: int) -> tuple[int, ...]:
+    """How many of each sequence's first tokens it does not see: from 5.24 on those of the padding."""
+    given = getattr(penalty, "prompt_ignore_length", None)
+    each = [int(given or 0)] * sequences if given is None or isinstance(given, int) else given.tolist()
+    if len(each) != sequences:
+        raise ValueError(f"prompt_ignore_length must be one number, or one for each of {sequences} prompts, got {each}")
+    return tuple(each)
+
+
+def _copy(processors: LogitsProcessorList, which: int, padding: int) -> LogitsProcessorList:
+    """One sequence's own, which is asked about its tokens without the padding."""
+    own = copy.deepcopy(processors)
+    for p in own:
+        given = getattr(p, "prompt_ignore_length", None)
+        if isinstance(given, Tensor):
+            p.prompt_ignore_length = max(0, int(given[which]) - padding)
+    return own
+
+
+def _are_operators(processors: Sequence[object], prompt: int, sequences: int) -> bool:
     """True where the list holds only what our operators do, each at most once, in their order and default form."""
     kinds = [type(p) for p in processors]
     if any(kind not in _OPERATORS for kind in kinds):
@@ -80,7 +108,7 @@ def _are_operators(processors: Sequence[object]) -> bool:
     if order != sorted(set(order)):
         return False
     for p in processors:
-        if getattr(p, "prompt_ignore_length", None) is not None:
+        if isinstance(p, RepetitionPenaltyLogitsProcessor) and max(_ignored(p, sequences)) > prompt:
             return False
         if getattr(p, "filter_value", -float("inf")) != -float("inf") or getattr(p, "min_tokens_to_keep", 1) != 1:
             return False

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparrow.video.image_settings import PatchImages, TileImages
 from sparrow.video.info import VideoError
 from sparrow.video.pixel_settings import Pair
-from sparrow.video.pixels import MAX_BYTES, frame_pixels, patch_pixels, resized
+from sparrow.video.pixels import MAX_BYTES, Memo, frame_pixels, once, patch_pixels, resized
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,44 @@ class ImagePixels:
     tiles: list[Tensor]
 
 
-def image_pixels(images: list[np.ndarray], settings: PatchImages | TileImages, sizes: list[Pair | None]) -> ImagePixels:
+def image_pixels(
+    images: list[np.ndarray], settings: PatchImages | TileImages, sizes: list[Pair | None], memo: Memo | None = None
+) -> ImagePixels:
     """The images of one prompt, in order.
 
     Args:
         images: uint8 [H, W, 3] each, at least one.
         settings: the family's.
         sizes: (height, width) after the resize where the message asks for one; patch models only.
+        memo: see prepare.
 
     Raises:
         VideoError: one side of an image is more than 200 times the other (patch models), or it takes over 16 GiB.
     """
     if isinstance(settings, PatchImages):
-        made = [patch_pixels(image[None], settings, size) for image, size in zip(images, sizes, strict=True)]
+        made = [once(memo, _patches, image, settings, size) for image, size in zip(images, sizes, strict=True)]
         pixels, grids = (torch.cat(tensors) for tensors in zip(*made, strict=True))
         tokens = [int(grid.prod()) // settings.merge_size**2 for grid in grids]
         return ImagePixels({"pixel_values": pixels, "image_grid_thw": grids}, tokens, [])
     if settings.family == "internvl":
-        tiles = [_tiles(image, settings) for image in images]
+        tiles = [once(memo, _tiles, image, settings) for image in images]
         return ImagePixels({}, [len(t) * settings.tokens for t in tiles], tiles)
-    return _llava(images, settings)
+    return _llava(images, settings, memo)
 
 
-def _llava(images: list[np.ndarray], settings: TileImages) -> ImagePixels:
+def _patches(image: np.ndarray, settings: PatchImages, size: Pair | None) -> tuple[Tensor, Tensor]:
+    return patch_pixels(image[None], settings, size)
+
+
+def _llava(images: list[np.ndarray], settings: TileImages, memo: Memo | None) -> ImagePixels:
     """LLaVA: tiles padded to one number, [images, tiles, 3, H, W]."""
     onevision = settings.family == "llava_onevision"
     if onevision and len(images) > 1:
-        tiles = [frame_pixels(_square(image, settings)[None], settings) for image in images]
+        tiles = [once(memo, _squared, image, settings) for image in images]
         # one newline embedding each
         tokens = [settings.tokens + 1] * len(images)
     else:
-        tiles = [_anyres(image, settings) for image in images]
+        tiles = [once(memo, _anyres, image, settings) for image in images]
         height, width = tiles[0].shape[-2:]
         tokens = [_anyres_tokens(image.shape, (height, width), settings) for image in images]
     most = max(map(len, tiles))
@@ -152,15 +159,15 @@ def _anyres_tokens(shape: tuple[int, ...], tile: Pair, settings: TileImages) -> 
     return settings.tokens + rows * columns + rows
 
 
-def _square(image: np.ndarray, settings: TileImages) -> np.ndarray:
-    """The image in the middle of a square of the mean colour."""
+def _squared(image: np.ndarray, settings: TileImages) -> Tensor:
+    """LLaVA-OneVision: float32 [1, 3, H, W], the image in the middle of a square of the mean colour."""
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), np.uint8)
     square[:] = [int(mean * 255) for mean in settings.image_mean]
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image
-    return square
+    return frame_pixels(square[None], settings)
 
 
 def _resized(image: Tensor, size: Pair) -> Tensor:

@@ -5,6 +5,8 @@ bit. Work runs over short blocks of frames, so a long clip is never held in floa
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,20 @@ from sparrow.video.info import VideoError
 from sparrow.video.pixel_settings import FixedSize, PixelSettings
 from sparrow.video.settings import PatchSettings
 
+Memo = dict[Any, Any]  # see once
+
 MAX_ASPECT_RATIO = 200
 FRAMES_AT_ONCE = 16
+
+
+def once(memo: Memo | None, make: Callable[..., Any], array: np.ndarray, *more: Any) -> Any:
+    """make(array, *more), or what the memo has of it; the array is kept with it, so that no other gets its id."""
+    if memo is None:
+        return make(array, *more)
+    key = id(array), make, *more
+    if key not in memo:
+        memo[key] = array, make(array, *more)
+    return memo[key][1]
 
 
 def patch_pixels(

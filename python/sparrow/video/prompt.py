@@ -17,7 +17,7 @@ from sparrow.video.images import read_image
 from sparrow.video.info import ASSUMED_FPS, VideoError, VideoInfo
 from sparrow.video.load import Source, has_clock, is_clip, load_video
 from sparrow.video.messages import MediaPart, Message, read_prompt, render, unequal
-from sparrow.video.pixels import frame_pixels, patch_pixels
+from sparrow.video.pixels import Memo, frame_pixels, once, patch_pixels
 from sparrow.video.placeholders import context_token, media_in, placeholders, tokenized
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings
 
@@ -37,6 +37,7 @@ def prepare(
     progress: Progress | None = None,
     device: torch.device | str | None = None,
     on_damage: str = "raise",
+    memo: Memo | None = None,
 ) -> dict[str, Tensor]:
     """Builds what `model.generate(**inputs)` takes, batch 1, with the bits of the family's transformers processor.
 
@@ -58,6 +59,7 @@ def prepare(
         progress: see load_video.
         device: where the tensors go; None = the CPU.
         on_damage: see load_video; what "skip" leaves out is told in a UserWarning.
+        memo: where pixels are kept, and found when the same arrays come again, unchanged.
 
     Returns:
         input_ids, attention_mask int64 [1, P]; Qwen: mm_token_type_ids int64 [1, P]. With videos, Qwen:
@@ -87,9 +89,10 @@ def prepare(
             raise VideoError(unequal(token, medium, order.count(medium), len(of[medium])))
     for part in parts:
         part.options.check_family(settings)
+    clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in of["video"]]
     seen = {
-        "image": _images(settings, tokenizer, of["image"], tokens["image"]),
-        "video": _videos(settings, tokenizer, of["video"], tokens["video"], num_frames, fps, progress, on_damage),
+        "image": _images(settings, tokenizer, of["image"], tokens["image"], memo),
+        "video": _videos(settings, tokenizer, of["video"], clips, tokens["video"], memo),
     }
     grown = {medium: pixels.texts for medium, pixels in seen.items()}
     inputs = tokenized(settings.family, tokenizer, text, tokens, others, grown)
@@ -151,7 +154,7 @@ def _clip(
         sampled, arguments = options.sampling(settings, has_clock(source), num_frames, fps)
         clip = load_video(source, sampled, progress=progress, on_damage=on_damage, **arguments)
         for text in clip[1].skipped:
-            warnings.warn(f"{source}: skipped: {text}", UserWarning, stacklevel=5)
+            warnings.warn(f"{source}: skipped: {text}", UserWarning, stacklevel=4)
         return clip
     options.check_loaded()
     if num_frames is not None or fps is not None:
@@ -164,7 +167,7 @@ def _clip(
     return frames, info
 
 
-def _images(settings: Settings, tokenizer: Any, parts: list[MediaPart], token: str) -> _Seen:
+def _images(settings: Settings, tokenizer: Any, parts: list[MediaPart], token: str, memo: Memo | None) -> _Seen:
     if not parts:
         return _Seen()
     own = settings.image
@@ -175,7 +178,7 @@ def _images(settings: Settings, tokenizer: Any, parts: list[MediaPart], token: s
         part.options.image_size(picture.shape, own) if isinstance(own, PatchImages) else None
         for part, picture in zip(parts, pictures, strict=True)
     ]
-    pixels = image_pixels(pictures, own, sizes)
+    pixels = image_pixels(pictures, own, sizes, memo)
     if settings.family == "internvl":
         texts = [_between_marks(tokenizer, count) for count in pixels.tokens]
     else:
@@ -184,17 +187,15 @@ def _images(settings: Settings, tokenizer: Any, parts: list[MediaPart], token: s
 
 
 def _videos(
-    settings: Settings, tokenizer: Any, parts: list[MediaPart], token: str, num_frames: int | None, fps: float | None,
-    progress: Any, on_damage: str,
-) -> _Seen:  # fmt: skip
-    clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in parts]
+    settings: Settings, tokenizer: Any, parts: list[MediaPart], clips: list[Clip], token: str, memo: Memo | None
+) -> _Seen:
     if not clips:
         return _Seen()
     if isinstance(settings, PatchSettings):
         sizes = [
             part.options.frame_size(frames.shape, settings) for part, (frames, _) in zip(parts, clips, strict=True)
         ]
-        made = [patch_pixels(frames, settings, size) for (frames, _), size in zip(clips, sizes, strict=True)]
+        made = [once(memo, patch_pixels, f, settings, size) for (f, _), size in zip(clips, sizes, strict=True)]
         pixels, grids = zip(*made, strict=True)
         inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.cat(grids)}
         if settings.family == "qwen2_5_vl":
@@ -210,7 +211,7 @@ def _videos(
         raise VideoError(
             f"{settings.family} takes videos of equal frame count in one prompt, got {counts}: pass num_frames"
         )
-    frames = [frame_pixels(frames, settings) for frames, _ in clips]
+    frames = [once(memo, frame_pixels, frames, settings) for frames, _ in clips]
     if settings.family == "internvl":
         return _Seen(texts=[_numbered(settings, tokenizer, count) for count in counts], frames=frames)
     # LLaVA-OneVision ends a video with one newline embedding
