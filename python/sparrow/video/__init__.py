@@ -1,8 +1,8 @@
 """From a video or image - file, folder, array - to the exact tensors each video LLM takes. Needs PyAV, Pillow, torch.
 
 `load_video` decodes and samples frames, `read_image` reads an image, `prepare` turns a prompt with both into the
-arguments of `model.generate`. The tensors are bit-identical to those of the transformers processors
-(tests/video/golden), which need torchvision.
+arguments of `model.generate`, `together` several prompts into those of a batch.
+The tensors are bit-identical to those of the transformers processors (tests/video/golden), which need torchvision.
 """
 
 from sparrow.video.checkpoint import load_settings, save_settings
@@ -18,6 +18,7 @@ from sparrow.video.settings import (
     PatchSettings,
     VideoSettings,
 )
+from sparrow.video.together import together
 
 __all__ = [
     "FAMILIES",
@@ -35,4 +36,5 @@ __all__ = [
     "prepare",
     "read_image",
     "save_settings",
+    "together",
 ]

@@ -81,7 +81,7 @@ def _tiles(image: np.ndarray, settings: TileImages) -> Tensor:
     assert settings.size is not None
     height, width = settings.size
     columns, rows = _canvas(image.shape, settings)
-    whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+    whole = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
     canvas = _resized(whole, (height * rows, width * columns))[0]
     tiles = [
         _cut(canvas, row * height, column * width, height, width) for row in range(rows) for column in range(columns)
@@ -112,7 +112,7 @@ def _anyres(image: np.ndarray, settings: TileImages) -> Tensor:
     edge = settings.shortest_edge
     size, side = settings.size or (edge, edge), settings.crop[0] if settings.crop else (settings.size or (edge,))[0]
     assert size[0] is not None and size[1] is not None and side is not None
-    whole = torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
+    whole = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
     inner = _inner_size(image.shape, target)
     rest = target[0] - inner[0], target[1] - inner[1]
     border = rest[1] // 2, rest[1] - rest[1] // 2, rest[0] // 2, rest[0] - rest[0] // 2

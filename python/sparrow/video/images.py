@@ -95,7 +95,9 @@ def _of_array(source: np.ndarray | torch.Tensor, where: str) -> np.ndarray:
     if source.ndim != 3:
         hint = ": grayscale is not taken, repeat it three times" if source.ndim == 2 else ""
         raise VideoError(f"{where} must have shape [height, width, 3], got {list(source.shape)}{hint}")
-    return np.ascontiguousarray(check_frames(source[None], where)[0])
+    checked = np.ascontiguousarray(check_frames(source[None], where)[0])
+    # the array itself where it can be: a memo knows it by its id
+    return source if isinstance(source, np.ndarray) and source.flags.c_contiguous else checked
 
 
 def _of_pillow(image: Any, where: str) -> np.ndarray:

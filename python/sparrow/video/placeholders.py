@@ -62,7 +62,7 @@ def tokenized(
         if (found := int(is_feature.sum())) != expected:
             raise VideoError(f"the prompt must hold {expected} {token} tokens for its {medium}s, got {found}")
         types[is_feature] = TYPES[medium]
-    for other in [*others, *tokens.values()]:
+    for other in others:
         own = _ids(tokenizer, other)
         if other not in features and len(own) == 1 and bool((ids == own[0]).any()):
             raise VideoError(f"the prompt must not hold {other}: nothing stands behind it")
