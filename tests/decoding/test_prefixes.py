@@ -44,6 +44,32 @@ def test_same_video_other_questions(tiny, greedy, family, drafter):
     assert store.nbytes >= end * 4 * 2 * 2 * 16 * 4
 
 
+@pytest.mark.parametrize("positions", ["text", "target", "sequence"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_the_drafters_rows_are_those_of_a_fresh_run(tiny, family, positions):
+    """Also the first behind the video, which takes the state of the last visual token, and is not run again."""
+    model, inputs, kept = tiny(family), sample_inputs(family), []
+    drafter = sparrow.SparrowDrafter.from_target(Target(model), positions=positions)
+
+    class Seen(sparrow.PrefixStore):
+        def keep(self, prefix):
+            kept.append(prefix)
+            super().keep(prefix)
+
+    store = Seen(1 << 24)
+    for seed, used in ((0, store), (1, store), (1, Seen(1 << 24))):
+        out = decode(model, drafter, question(inputs, seed), used)
+        assert (out.stats.reused_tokens > 0) == (len(kept) == 2)
+    _, resumed, fresh = kept
+    for name in ("keys", "values"):
+        torch.testing.assert_close(resumed.draft[name], fresh.draft[name], atol=1e-4, rtol=1e-4)
+    assert torch.equal(resumed.head.ids, fresh.head.ids) and resumed.ends.keys() == fresh.ends.keys()
+    rows = slice(0, len(fresh.head))
+    torch.testing.assert_close(
+        resumed.cache.buffer[..., rows, :], fresh.cache.buffer[..., rows, :], atol=1e-4, rtol=1e-4
+    )
+
+
 def test_other_pixels_are_another_video(tiny, greedy):
     """One value of one of two videos: only the other, if it comes first, is taken over."""
     model, store, inputs = tiny("qwen2_5_vl"), sparrow.PrefixStore(1 << 24), sample_inputs("qwen2_5_vl", videos=2)

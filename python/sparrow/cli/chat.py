@@ -14,7 +14,7 @@ from sparrow.cli.chat_arguments import Chat
 from sparrow.cli.generate import sampling_options
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
 from sparrow.cli.places import target_folder
-from sparrow.cli.stream import Stream
+from sparrow.cli.stream import LEGEND, Stream
 from sparrow.decoding.session import Reply, Session
 from sparrow.miniature.shipped import pair
 from sparrow.progress import Progress, console
@@ -121,13 +121,17 @@ class Conversation:
     def ask(self, text: str) -> None:
         """Streams the answer, then tells how it came about."""
         model, _, _, tokenizer = self.parts
-        stream = Stream(tokenizer, model, 0, self.arguments.max_new_tokens)
+        stream = Stream(tokenizer, model, 0, self.arguments.max_new_tokens, rounds=self.parts[1] is not None)
         stream.prefill.update(text="running the question")
         watch = Stopwatch(stream)
         with contextlib.closing(stream), _interruptible() as stopped:
             stop = [lambda *_: bool(stopped)]
-            reply = self.session.send(text, images=self.images, streamer=watch, stopping_criteria=stop)
+            reply = self.session.send(
+                text, images=self.images, streamer=watch, on_round=stream.on_round, stopping_criteria=stop
+            )
         self.images.clear()
+        if stream.colour and len(self.session.turns) == 1:
+            print(f"[{LEGEND}]")
         _tell(reply, watch.first, bool(stopped))
 
     def video(self, file: str) -> None:
