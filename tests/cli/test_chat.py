@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from PIL import Image
 
 from sparrow.cli import chat
 from sparrow.cli.main import main
@@ -49,12 +50,22 @@ def test_a_second_video_and_sampling(talk):
     assert first[0] == 0 and first[1] == again[1] and first[2].count("mp4: 2") == 2
 
 
+def test_images(talk, tmp_path):
+    """One goes with the next question only; a damaged one is named, and the conversation goes on."""
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:50])
+    code, out, err = talk("/image", f"/image {tmp_path}/cut.png", f"/image {tmp_path}/a.png", "What is this?", "Sure?")
+    assert code == 1 and len(out.splitlines()) >= 2
+    for text in ("/image needs a file", "cut.png is ", f"[{tmp_path}/a.png: 60 x 40 pixels]"):
+        assert text in err
+
+
 def test_a_line_that_fails(talk):
     """It is named, the conversation goes on, and a script's exit code is 1."""
     code, out, err = talk("/nope", "/undo", "/video", "/video no.mp4", "/save", "/load no", "/help", "List the shapes.")
     assert code == 1 and len(out.splitlines()) == 1
     for text in (
-        "sparrow: no command /nope; there are /video, /undo, /memory, /save, /load, /help, /quit",
+        "sparrow: no command /nope; there are /video, /image, /undo, /memory, /save, /load, /help, /quit",
         "sparrow: there is no turn to undo", "sparrow: /video needs a file", "no.mp4", "sparrow: /save needs a file",
         "take back the last question",
     ):  # fmt: skip

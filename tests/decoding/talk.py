@@ -6,6 +6,7 @@ import torch
 
 from sparrow.targets.tiny import TinySize
 from sparrow.video import FAMILIES, prepare
+from tests.videos import image_settings
 
 SIZES = TinySize()
 MARKS = {
@@ -41,9 +42,11 @@ class Characters:
 
     def apply_chat_template(self, messages, tokenize=False, add_generation_prompt=True, chat_template=None) -> str:
         video = "<|vision_start|><|video_pad|><|vision_end|>" if self.family.startswith("qwen") else "<video>\n"
+        image = video.replace("video", "image") if self.family != "internvl" else "<IMG_CONTEXT>\n"
+        marks = {"video": video, "image": image}
         out = ""
         for message in messages:
-            parts = [video if part["type"] == "video" else part["text"] for part in message["content"]]
+            parts = [marks.get(part["type"]) or part["text"] for part in message["content"]]
             text = "".join(parts)
             if self.trim and message["role"] == "assistant":
                 text = "(" + text + ")"
@@ -53,7 +56,7 @@ class Characters:
 
 def settings_of(family: str):
     """The family's settings for frames of 56 x 56 pixels (Qwen3-VL: 64 x 64), which are as large as they can be."""
-    known = FAMILIES[family]
+    known = replace(FAMILIES[family], image=image_settings(family))
     if family.startswith("qwen"):
         return replace(known, min_pixels=1, max_pixels=10**6)
     if family == "llava_next_video":
@@ -71,4 +74,6 @@ def frames_of(family: str, seed: int, count: int = 4):
 def whole(session, messages=None):
     """The model's inputs for the conversation up to its last answer, prepared from nothing."""
     messages = session.messages[:-1] if messages is None else messages
-    return prepare(session.settings, session.tokenizer, messages, [(clip.frames, clip.info) for clip in session.clips])
+    videos = [(clip.frames, clip.info) for clip in session.clips if clip.medium == "video"]
+    images = [clip.frames for clip in session.clips if clip.medium == "image"]
+    return prepare(session.settings, session.tokenizer, messages, videos, images=images)

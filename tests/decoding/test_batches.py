@@ -73,6 +73,17 @@ def new_tokens(sequences, prompts, n=None):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_images_in_a_batch(tiny, family):
+    """Some prompts with images, of one number or several, some with a video among them, one of text alone."""
+    model, counts = tiny(family), ((0, 1), (1, 2), (0, 0))
+    prompts = [sample_inputs(family, videos=v, images=n, seed=i, text=5 + i) for i, (v, n) in enumerate(counts)]
+    options = {"max_new_tokens": 8, "eos_token_id": None}
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    out = sparrow.generate(model, drafter, **together(prompts), **options)
+    assert new_tokens(out.sequences, prompts) == new_tokens(alone(model, prompts, **options), prompts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_is_what_it_is_alone(tiny, greedy, family):
     """Mixed lengths and numbers of videos; plain, drafted, and drafted with paths of every length."""
     model, prompts = tiny(family), prompts_of(family)

@@ -7,6 +7,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 import sparrow
 from sparrow.miniature.tokenizer import build_tokenizer
 from sparrow.targets.adapter import Target
+from sparrow.targets.positions import prompt_positions
 from sparrow.tree import TreeConfig
 from sparrow_ext.ops import kv_commit, tree_attention
 from tests.decoding.scripted import ScriptedDrafter
@@ -43,6 +44,37 @@ def test_scripted_acceptance(tiny, greedy, family, videos, script):
         assert set(full) == {0} and out.stats.rounds == 39
     else:
         assert set(full) == {0, 1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(("videos", "images"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_and_videos(tiny, greedy, family, videos, images):
+    """Images alone and between videos, as transformers has them, whoever drafts; image rows are no text."""
+    model, inputs = tiny(family), sample_inputs(family, videos=videos, images=images)
+    target, length = Target(model), inputs["input_ids"].shape[1]
+    want = greedy(model, inputs, 24)
+    scripted = ScriptedDrafter(want[0], lambda r: r % 6)
+    drafters = [scripted, sparrow.SparrowDrafter.from_target(target), sparrow.SpecVLM(), None]
+    for drafter in drafters:
+        out = sparrow.generate(model, drafter, **inputs, max_new_tokens=24, eos_token_id=None)
+        check(out.sequences, want, length)
+        assert out.stats.visual_tokens == int((~target.is_text(inputs["input_ids"])).sum()) > 4 * images
+    # another image, another text
+    other = {k: -v if k == "pixel_values" else v for k, v in inputs.items()}
+    assert not torch.equal(greedy(model, other, 24), want)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_images_numbered_as_in_training(tiny, greedy, family):
+    """positions="reference": the rule's ids given to transformers itself."""
+    model, inputs = tiny(family), sample_inputs(family, videos=2, images=3)
+    ids = prompt_positions(Target(model), dict(inputs), "reference")
+    want = greedy(model, {**inputs, "position_ids": ids}, 40)
+    out = sparrow.generate(
+        model, sparrow.SparrowDrafter.from_target(Target(model)), **inputs, max_new_tokens=40, eos_token_id=None,
+        positions="reference",
+    )  # fmt: skip
+    check(out.sequences, want, inputs["input_ids"].shape[1])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -331,3 +331,26 @@ def test_refusals(tiny):
         session.send("What?", num_beams=2)
     assert not session.turns and not session.clips
     assert session.send("What?").stats.reused_tokens == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_in_turns(tiny, talk, family, tmp_path):
+    """An image first, then a video, then an image and a video; undone, saved and loaded."""
+    model, pictures = tiny(family), [frames_of(family, seed, 1)[0, :, : 56 - 20 * seed] for seed in range(3)]
+    session = session_of(model, family)
+    talk(session, "What?", images=[pictures[0]])
+    assert talk(session, "And this?", frames_of(family, 3)).stats.reused_tokens > 10
+    reply = talk(session, "Which of them?", frames_of(family, 4), images=pictures[1])
+    # the second image makes another one of LLaVA-OneVision's first
+    assert (reply.stats.reused_tokens > 20) == (family != "llava_onevision")
+    assert [clip.medium for clip in session.clips] == ["image", "video", "image", "video"]
+    assert talk(session, "Sure?").stats.reused_tokens > 30
+    session.undo()
+    session.save(tmp_path / "talk")
+    again = sparrow.Session.load(
+        tmp_path / "talk", model, session.drafter, session.settings, session.tokenizer, **session.options
+    )
+    assert (
+        talk(again, "Now?", images=pictures[2:]).output.sequences.shape
+        == talk(session, "Now?", images=pictures[2:]).output.sequences.shape
+    )

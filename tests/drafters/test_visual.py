@@ -45,6 +45,15 @@ def test_lossless(tiny, greedy, family, videos, rival):
     assert torch.equal(out.sequences, greedy(model, inputs, 40))
 
 
+@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "llava_onevision"])
+def test_lossless_with_images(tiny, greedy, family, rival):
+    model, inputs = tiny(family), sample_inputs(family, videos=1, images=2)
+    drafter = random_drafter(Target(model), rival)
+    out = sparrow.generate(model, drafter, **inputs, max_new_tokens=20, eos_token_id=None, tree=TreeConfig(30, 4, 8))
+    assert torch.equal(out.sequences, greedy(model, inputs, 20))
+
+
 @pytest.mark.parametrize("rival", VISUAL)
 def test_sampled_output_is_that_of_plain_decoding(tiny, rival):
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl", videos=2)

@@ -11,8 +11,9 @@ from tests.videos import sample_inputs
 class RandomClips:
     """Random questions about random videos; `fail_at` stops the given call of inputs()."""
 
-    def __init__(self, family: str, count: int, videos: int = 1, fail_at: int = -1):
+    def __init__(self, family: str, count: int, videos: int = 1, fail_at: int = -1, images: int = 0):
         self.family, self.count, self.videos, self.fail_at, self.calls = family, count, videos, fail_at, 0
+        self.images = images
 
     def __len__(self) -> int:
         return self.count
@@ -21,7 +22,7 @@ class RandomClips:
         self.calls += 1
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
-        return sample_inputs(self.family, seed=clip, videos=self.videos, text=5 + clip % 3)
+        return sample_inputs(self.family, seed=clip, videos=self.videos, text=5 + clip % 3, images=self.images)
 
     def describe(self, clip: int):
         return {"seed": clip}

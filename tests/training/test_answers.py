@@ -17,7 +17,7 @@ from sparrow.training.answers import read_answers
 from sparrow.training.recipe import Recipe
 from sparrow.training.states import CachedStates
 from tests.training.cases import RandomClips, log, settings
-from tests.videos import sample_inputs
+from tests.videos import FAMILIES, sample_inputs
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
@@ -31,6 +31,21 @@ def test_answers_are_the_targets_own(tiny, tmp_path, family):
         assert list(answer.ids) == want.tolist()
         assert answer.visual_tokens == int((inputs["input_ids"] == 291).sum()) > 0
         assert answer.text_tokens + answer.visual_tokens == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("videos", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_about_images(tiny, tmp_path, family, videos):
+    """In batches of two prompts of one shape, images alone and beside a video: each as the target answers it alone."""
+    model, clips = tiny(family), RandomClips(family, 4, videos=videos, images=1 + videos)
+    config = settings(tmp_path, answers={"max_new_tokens": 8})
+    found = training.prepare_answers(Target(model), clips, config, training.Ranks())
+    assert [a.clip for a in found] == [0, 1, 2, 3] and len({a.ids for a in found}) == 4
+    for answer in found:
+        inputs = clips.inputs(answer.clip)
+        want = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        assert list(answer.ids) == want.tolist()
+        assert answer.text_tokens == int(Target(model).is_text(inputs["input_ids"]).sum()) > 0
 
 
 def test_answers_end_where_the_target_ends(tiny, tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_bad_settings_are_one_line(folder, capsys, override, message):
     ("text", "message"),
     [
         ("{", "line 1 is not JSON"),
-        ('{"video": "a.mp4"}', 'line 1 must be {"video": path, "prompt": text}'),
+        ('{"video": "a.mp4"}', 'line 1 must be {"prompt": text}, with "video": path, "image": path'),
         ('\n["a", "b"]', "line 2 must be"),
         ("\n", "must hold at least one line"),
     ],

@@ -4,8 +4,10 @@ import gc
 import json
 import weakref
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sparrow.miniature import shipped as miniature
 from sparrow.training.answers import batches_of
@@ -105,7 +107,53 @@ def test_lines_are_refused(target, tmp_path, line, message):
         clips_of(target, tmp_path, line)
 
 
-def test_images_are_refused_by_name(target, tmp_path):
-    chat = [{"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]}]
-    with pytest.raises(ValueError, match="image"):
-        clips_of(target, tmp_path, {"messages": chat}).inputs(0)
+def test_lines_with_images(target, tmp_path):
+    """One image, several, one before a video, and a chat that has them in two turns, by several names."""
+    for name, size in (("a.png", (60, 80)), ("b.jpg", (90, 60))):
+        Image.fromarray(np.full((*size, 3), 99, np.uint8)).save(tmp_path / name)
+    image, video = {"type": "image", "image": "a.png"}, {"type": "video", "video": "demo.mp4"}
+    asked = {"type": "text", "text": "And here?"}
+    chat = [
+        {"role": "user", "content": [image, {"type": "text", "text": "What moves?"}]},
+        {"role": "assistant", "content": "A ball."},
+        {"role": "user", "content": [{"type": "image", "path": "b.jpg"}, asked, video]},
+    ]
+    far = [{"role": "user", "content": [{"image_url": f"file://{tmp_path}/a.png"}, {"image": f"{tmp_path}/b.jpg"}]}]
+    clips = clips_of(
+        target, tmp_path, {"image": "a.png", "prompt": "What?"}, {"images": ["a.png", "b.jpg"], "prompt": "What?"},
+        {"image": "b.jpg", "video": "demo.mp4", "prompt": "What?"}, {"messages": chat}, {"messages": far},
+    )  # fmt: skip
+    one, two, both, turns, named = (clips.inputs(n) for n in range(5))
+    assert [len(x["image_grid_thw"]) for x in (one, two, both, turns, named)] == [1, 2, 1, 2, 2]
+    assert "pixel_values_videos" not in two and len(both["video_grid_thw"]) == len(turns["video_grid_thw"]) == 1
+    placed = json.loads(json.dumps(chat).replace("a.png", f"{tmp_path}/a.png").replace("b.jpg", f"{tmp_path}/b.jpg"))
+    placed = json.loads(json.dumps(placed).replace("demo.mp4", str(tmp_path / "demo.mp4")))
+    want = prepare(clips.settings, clips.tokenizer, placed, num_frames=4)
+    assert all(torch.equal(turns[name], value) for name, value in want.items())
+    assert torch.equal(named["pixel_values"], two["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"image": 7, "prompt": "x"}, r'line 1 must be {"prompt": text}, with .* or {"messages": \[...\]}, got'),
+        ({"image": "a.png"}, 'line 1 must be {"prompt": text}'),
+        ({"images": "a.png", "prompt": "x"}, "line 1: images must be a list of paths"),
+        ({"images": [7], "prompt": "x"}, "line 1: images must be a list of paths"),
+        ({"images": ["a.png"], "image": "a.png", "prompt": "x"}, "line 1: image must not stand beside images"),
+        ({"messages": [{"role": "user", "content": "x"}], "images": []}, "images must not stand beside messages"),
+        ([1], 'line 1 must be {"prompt": text}'),
+    ],
+)
+def test_lines_with_images_are_refused(target, tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        clips_of(target, tmp_path, line)
+
+
+def test_an_image_that_cannot_be_read_is_named(target, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"clips\.jsonl, line 2: image 0 must be an existing image file"):
+        clips_of(target, tmp_path, {"prompt": "x"}, {"image": "none.png", "prompt": "x"}).inputs(1)
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"clips\.jsonl, line 1: .*cut\.png is not an image that can be read"):
+        (tmp_path / "other").mkdir()
+        clips_of(target, tmp_path / "other", {"image": f"{tmp_path}/cut.png", "prompt": "x"}).inputs(0)

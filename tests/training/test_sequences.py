@@ -35,15 +35,16 @@ def drafter_of(tiny, **options):
     return drafter
 
 
+@pytest.mark.parametrize("images", [0, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_teacher_states_are_those_of_one_forward(tiny, family):
-    model, inputs, ids = tiny(family), sample_inputs(family, videos=2), answer(7)
+def test_teacher_states_are_those_of_one_forward(tiny, family, images):
+    model, inputs, ids = tiny(family), sample_inputs(family, videos=2, images=images), answer(7)
     got = teacher_states(Target(model), inputs, ids, [0, 2, 4])
     whole = torch.cat([inputs["input_ids"], ids[None]], dim=1)
     for layer in (0, 2, 4):
         torch.testing.assert_close(got.states[layer], full_states(model, inputs, whole, layer)[0], atol=1e-4, rtol=1e-4)
     assert torch.equal(got.tokens, whole[0])
-    assert torch.equal(got.is_text, whole[0] != 291)
+    assert torch.equal(got.is_text, (whole[0] != 291) & (whole[0] != 290))
     assert torch.equal(got.position[-8:].diff(), torch.ones(7, dtype=torch.int64))
 
 

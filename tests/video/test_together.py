@@ -27,6 +27,16 @@ def test_one_is_itself():
     assert all(torch.equal(value, one[name]) for name, value in together([one], 0).items())
 
 
+def test_images_of_several_numbers_of_tiles():
+    """LLaVA: tiles of zeros are put behind those of the smaller image."""
+    small, large = (sample_inputs("llava_next_video", videos=0, images=n) for n in (1, 3))
+    small["pixel_values"] = small["pixel_values"][:, :3]
+    made = together([small, large], 77)
+    assert made["pixel_values"].shape[:2] == (4, 5) and len(made["image_sizes"]) == 4
+    assert torch.equal(made["pixel_values"][0, :3], small["pixel_values"][0]) and not made["pixel_values"][0, 3:].any()
+    assert torch.equal(made["pixel_values"][1:], large["pixel_values"])
+
+
 def test_what_is_refused():
     one = sample_inputs("internvl")
     with pytest.raises(ValueError, match="prompts must hold one prompt or more, got none"):

@@ -47,13 +47,13 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Command):
-    """Answers a prompt about one or more videos. The answer streams to stdout; progress and figures go to stderr.
+    """Answers a prompt about videos and images. The answer streams to stdout; progress and figures go to stderr.
 
     The output is the target's own, token for token, with any drafter and without one.
     """
 
     RUN = "sparrow.cli.generate:run"
-    ABOUT = "answer a prompt about a video"
+    ABOUT = "answer a prompt about videos and images"
     EXAMPLE = """sparrow generate --target path/to/Qwen2.5-VL-7B-Instruct --drafter path/to/drafter \\
       --video clip.mp4 --prompt "What happens?" --compare"""
 
@@ -64,6 +64,10 @@ class Generate(Command):
     )  # fmt: skip
     video: tuple[str, ...] = option(
         "mp4, mkv, avi, webm, folder of frames, .npy or .npz; may be repeated",
+        default=(), action="append", metavar="FILE",
+    )  # fmt: skip
+    image: tuple[str, ...] = option(
+        "png, jpeg, webp, ...; may be repeated; images come before the videos in the prompt",
         default=(), action="append", metavar="FILE",
     )  # fmt: skip
     prompt: str = option("the question", required=True, metavar="TEXT")

@@ -18,9 +18,10 @@ from sparrow.cli.stream import LEGEND, Stream
 from sparrow.decoding.session import Reply, Session
 from sparrow.miniature.shipped import pair
 from sparrow.progress import Progress, console
-from sparrow.video import load_settings
+from sparrow.video import load_settings, read_image
 
 HELP = """/video FILE   one more video, before the next question
+/image FILE   one more image, for the next question
 /undo         take back the last question and its answer
 /memory       what the conversation holds
 /save FILE    write the conversation, its videos and its rows
@@ -38,6 +39,8 @@ def run(arguments: Chat) -> int:
         conversation.load(arguments.load)
     for video in arguments.video:
         conversation.video(video)
+    for image in arguments.image:
+        conversation.image(image)
     return conversation.run()
 
 
@@ -82,9 +85,10 @@ class Conversation:
         self.arguments, self.parts = arguments, parts
         self.options = {**sampling_options(arguments), "seed": arguments.seed, "tree": arguments.tree}
         self.session = Session(*parts, system=arguments.system, **self.options)
+        self.images: list[Any] = []  # of the next question
         self.commands: dict[str, Callable[[str], None]] = {
-            "video": self.video, "undo": self.undo, "memory": self.memory, "save": self.save, "load": self.load,
-            "help": lambda _: print(HELP, file=sys.stderr),
+            "video": self.video, "image": self.image, "undo": self.undo, "memory": self.memory, "save": self.save,
+            "load": self.load, "help": lambda _: print(HELP, file=sys.stderr),
         }  # fmt: skip
 
     def run(self) -> int:
@@ -121,9 +125,11 @@ class Conversation:
         stream.prefill.update(text="running the question")
         watch = Stopwatch(stream)
         with contextlib.closing(stream), _interruptible() as stopped:
+            stop = [lambda *_: bool(stopped)]
             reply = self.session.send(
-                text, streamer=watch, on_round=stream.on_round, stopping_criteria=[lambda *_: bool(stopped)]
+                text, images=self.images, streamer=watch, on_round=stream.on_round, stopping_criteria=stop
             )
+        self.images.clear()
         if stream.colour and len(self.session.turns) == 1:
             print(f"[{LEGEND}]")
         _tell(reply, watch.first, bool(stopped))
@@ -138,6 +144,14 @@ class Conversation:
                 progress=progress.update,
             )  # fmt: skip
         print(f"[{file}: {tokens} tokens]", file=sys.stderr)
+
+    def image(self, file: str) -> None:
+        """Reads an image, which goes with the next question."""
+        if not file:
+            raise ValueError("/image needs a file")
+        self.images.append(read_image(file, "/image"))
+        height, width = self.images[-1].shape[:2]
+        print(f"[{file}: {width} x {height} pixels]", file=sys.stderr)
 
     def undo(self, _: str) -> None:
         print(f"[taken back: {self.session.undo().text}]", file=sys.stderr)

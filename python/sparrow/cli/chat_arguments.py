@@ -10,14 +10,14 @@ from sparrow.tree import PRESETS, TreeConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Chat(Command):
-    """A conversation about videos: each question runs its own tokens only, and every answer is the target's own.
+    """A conversation about videos and images: a question runs its own tokens only, every answer is the target's own.
 
     Questions are lines of stdin; /help lists the commands. Answers stream to stdout, figures go to stderr. Ctrl-C ends
     an answer, which stays; a second one takes the question back.
     """
 
     RUN = "sparrow.cli.chat:run"
-    ABOUT = "a conversation about videos"
+    ABOUT = "a conversation about videos and images"
     EXAMPLE = "sparrow chat --target path/to/Qwen2.5-VL-7B-Instruct --drafter path/to/drafter --video clip.mp4"
 
     target: str | None = option(
@@ -30,6 +30,9 @@ class Chat(Command):
     )  # fmt: skip
     video: tuple[str, ...] = option(
         "before the first question; may be repeated", default=(), action="append", metavar="FILE"
+    )
+    image: tuple[str, ...] = option(
+        "goes with the first question; may be repeated", default=(), action="append", metavar="FILE"
     )
     load: str | None = option("go on with a conversation that /save wrote", default=None, metavar="FILE")
     system: str | None = option("the system prompt (default: the chat template's)", default=None, metavar="TEXT")

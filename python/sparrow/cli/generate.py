@@ -25,7 +25,7 @@ from sparrow.files import write_json
 from sparrow.progress import Progress, console
 from sparrow.targets.adapter import Target
 from sparrow.targets.positions import prompt_positions
-from sparrow.video import VideoError, load_settings, load_video, prepare
+from sparrow.video import VideoError, load_settings, load_video, prepare, read_image
 
 
 def run(arguments: Generate) -> int:
@@ -37,8 +37,9 @@ def run(arguments: Generate) -> int:
     folder = target_folder(arguments.target)
     tokenizer = load_tokenizer(folder, arguments.trust_remote_code)
     drafter = read_drafter(arguments.drafter, folder)
+    images = [read_image(image, "--image") for image in arguments.image]
     clips = read_video(folder, arguments)
-    inputs = prepare(load_settings(folder), tokenizer, arguments.prompt, clips)
+    inputs = prepare(load_settings(folder), tokenizer, arguments.prompt, clips, images=images)
     model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
     bind(drafter, model)
     inputs = Target(model).inputs(inputs)
@@ -57,7 +58,7 @@ def run(arguments: Generate) -> int:
 def read_video(folder: pathlib.Path, arguments: Generate) -> list[Clip]:
     """Decodes the videos."""
     settings = load_settings(folder)
-    with Progress("reading the video", unit="frames") as progress:
+    with Progress("reading the video", unit="frames", quiet=not arguments.video) as progress:
         try:
             clips = [
                 load_video(

@@ -31,6 +31,7 @@ def write(
         "system": system,
         "turns": [{"text": turn.text, "clips": len(turn.clips), "answer": turn.answer} for turn in turns],
         "clips": [dataclasses.asdict(clip.info) for clip in clips],
+        "media": [clip.medium for clip in clips],
     }
     tensors: dict[str, Tensor] = {f"clip.{i}": clip.tensor() for i, clip in enumerate(clips)}
     if prefix is not None:
@@ -66,7 +67,10 @@ def read(path: PathLike, target: Target, drafter: Drafter[Any]) -> Saved:
         if about["format"] != FORMAT:
             raise ValueError(f"{path} has format {about['format']}, this version of sparrow reads {FORMAT}")
         _check_made_for(path, about["made_for"], _made_for(target, drafter))
-        clips = [Clip.of(tensors[f"clip.{i}"].numpy(), _info(info)) for i, info in enumerate(about["clips"])]
+        clips = [
+            Clip.of(tensors[f"clip.{i}"].numpy(), _info(info), medium)
+            for i, (info, medium) in enumerate(zip(about["clips"], about["media"], strict=True))
+        ]
         turns, at = [], 0
         for turn in about["turns"]:
             turns.append(Turn(turn["text"], tuple(clips[at : at + turn["clips"]]), turn["answer"]))

@@ -1,4 +1,4 @@
-"""A conversation about videos, of which every turn runs its new tokens only.
+"""A conversation about videos and images, of which every turn runs its new tokens only.
 
 What decides is the whole conversation, rendered anew in each turn: as far as its tokens are those that ran, their rows
 are taken over. So the answers are those of `generate` with the whole conversation, whatever a chat template does with
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparrow.decoding import saved
-from sparrow.decoding.clips import Clip, Turn, as_messages, load_clips
+from sparrow.decoding.clips import Clip, Turn, as_messages, load_clips, load_images
 from sparrow.decoding.generate import GenerateOutput, enter, generate
 from sparrow.decoding.prefixes import Head, Owner, Prefix
 from sparrow.decoding.reuse import check_resumes
@@ -61,7 +61,8 @@ class Kept:
     def names(self, visuals: Sequence[Visual]) -> list[bytes]:
         """The clips' names, with a number where one is several pictures for the target (InternVL)."""
         each, rest = divmod(len(visuals), max(len(self.clips), 1))
-        if rest or not self.clips:
+        # an image may be any number of pictures, and LLaVA-OneVision takes several of them for one
+        if rest or not self.clips or any(clip.medium == "image" for clip in self.clips):
             return [visual.digest() for visual in visuals]
         return [clip.name + str(i).encode() for clip in self.clips for i in range(each)]
 
@@ -152,6 +153,7 @@ class Session:
         text: str,
         videos: Source | Sequence[Any] | None = None,
         *,
+        images: Any = None,
         num_frames: int | None = None,
         fps: float | None = None,
         on_damage: str = "raise",
@@ -163,6 +165,7 @@ class Session:
         Args:
             text: the question.
             videos: those that it brings along, as of `prepare`, one or a list; behind those of `extend`.
+            images: likewise; before `videos`.
             num_frames, fps, on_damage, progress: how videos are read, as of `load_video`.
             options: of this turn, before the session's own.
 
@@ -172,7 +175,7 @@ class Session:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text must be a question, got {text!r}")
         reading = {"num_frames": num_frames, "fps": fps, "on_damage": on_damage, "progress": progress}
-        clips = (*self._waiting, *load_clips(videos, self.settings, reading))
+        clips = (*self._waiting, *load_images(images), *load_clips(videos, self.settings, reading))
         inputs = self._prepare(Turn(text, clips, ""))
         output = self._generate(inputs, {**self.options, **options})
         new = output.sequences[0, inputs["input_ids"].shape[1] :]
@@ -244,12 +247,12 @@ class Session:
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat messages; video parts stand for `clips`, in order."""
+        """The conversation as chat messages; parts of videos and images stand for `clips`, in order."""
         return as_messages(self.system, self.turns)
 
     @property
     def clips(self) -> list[Clip]:
-        """The videos of the conversation, those before the next question included."""
+        """The videos and images of the conversation, those before the next question included."""
         return [clip for turn in self.turns for clip in turn.clips] + self._waiting
 
     @property
@@ -281,8 +284,10 @@ class Session:
         clips = self._kept.clips = [clip for turn in turns for clip in turn.clips]
         used = {id(clip.frames) for clip in clips}
         self._pixels = {key: value for key, value in self._pixels.items() if key[0] in used}
-        given = [(clip.frames, clip.info) for clip in clips]
-        return prepare(self.settings, self.tokenizer, as_messages(self.system, turns)[:-1], given, memo=self._pixels)
+        videos = [(clip.frames, clip.info) for clip in clips if clip.medium == "video"]
+        images = [clip.frames for clip in clips if clip.medium == "image"]
+        messages = as_messages(self.system, turns)[:-1]
+        return prepare(self.settings, self.tokenizer, messages, videos, images=images, memo=self._pixels)
 
     def _generate(self, inputs: dict[str, Tensor], options: dict[str, Any], run_only: bool = False) -> GenerateOutput:
         """run_only: what is drawn is of no use; a drafter that keeps nothing need not begin."""

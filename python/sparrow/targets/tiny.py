@@ -143,12 +143,15 @@ def _vision(kind: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+PINPOINTS = [[56, 112], [112, 56], [112, 112]]  # where an image may be cut into tiles
+
+
 def _llava_onevision(s: TinySize) -> PreTrainedModel:
     config = LlavaOnevisionConfig(
         text_config=_text(s, model_type="qwen2", rope_parameters=_rope(s)),
         vision_config=_vision("siglip_vision_model") | {"vision_use_head": False},
         image_token_index=s.image_token_id, video_token_index=s.video_token_id, vision_feature_layer=-1,
-        vision_feature_select_strategy="full", tie_word_embeddings=False,
+        vision_feature_select_strategy="full", tie_word_embeddings=False, image_grid_pinpoints=PINPOINTS,
     )  # fmt: skip
     return LlavaOnevisionForConditionalGeneration(config)
 
@@ -169,7 +172,7 @@ def _llava_next_video(s: TinySize) -> PreTrainedModel:
     config = LlavaNextVideoConfig(
         text_config=_text(s, model_type="llama", rope_parameters=_rope(s)), vision_config=_vision("clip_vision_model"),
         image_token_index=s.image_token_id, video_token_index=s.video_token_id, vision_feature_layer=-2,
-        vision_feature_select_strategy="default", tie_word_embeddings=False,
+        vision_feature_select_strategy="default", tie_word_embeddings=False, image_grid_pinpoints=PINPOINTS,
     )  # fmt: skip
     return LlavaNextVideoForConditionalGeneration(config)
 

@@ -1,15 +1,21 @@
-"""Where training clips come from: a file of videos and questions, or the synthetic world."""
+"""Where training clips come from: a file of videos, images and questions, or the synthetic world."""
 
 import json
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from sparrow.video import FrameSettings, PatchSettings, VideoInfo, prepare
+from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, prepare
 
 Settings = FrameSettings | PatchSettings
+FORMS = (
+    '{"prompt": text}, with "video": path, "image": path or "images": [path, ...] where it is about such, or '
+    '{"messages": [...]}'
+)
+SOURCES = ("video", "image", "path", "url")  # entries of a message's part that may name a file
 
 
 class Clips(Protocol):
@@ -25,9 +31,9 @@ class Clips(Protocol):
 
 
 class FileClips:
-    """The lines of a JSONL file: {"video": path, "prompt": text}, {"prompt": text} alone, or {"messages": [...]}, chat
-    messages as sparrow.video.prepare takes them (several turns, any number of videos). A path is relative to the
-    file's folder.
+    """The lines of a JSONL file: {"prompt": text}, with "video": path, "image": path or "images": [path, ...] where it
+    is about such; or {"messages": [...]}, chat messages as sparrow.video.prepare takes them (several turns, any number
+    of videos and images). A path is relative to the file's folder.
 
     Args:
         file: at least one line.
@@ -36,7 +42,7 @@ class FileClips:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line that is not such an object; its number is named.
+        ValueError: a line that is not such an object, or (by `inputs`) cannot be read; its number is named.
     """
 
     def __init__(
@@ -44,11 +50,9 @@ class FileClips:
     ):
         self.folder, self.settings, self.tokenizer = pathlib.Path(file).parent, settings, tokenizer
         self.num_frames, self.fps = num_frames, fps
-        self.lines = [
-            _line(text, f"{file}, line {number}")
-            for number, text in enumerate(pathlib.Path(file).read_text().splitlines(), 1)
-            if text.strip()
-        ]
+        texts = enumerate(pathlib.Path(file).read_text().splitlines(), 1)
+        places = {f"{file}, line {number}": text for number, text in texts if text.strip()}
+        self.places, self.lines = list(places), [_line(text, where) for where, text in places.items()]
         if not self.lines:
             raise ValueError(f"data.clips must hold at least one line, {file} holds none")
 
@@ -57,17 +61,19 @@ class FileClips:
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
         line: dict[str, Any] = self.lines[clip]
+        about: dict[str, Any] = {"prompt": line.get("prompt")}
         if "messages" in line:
-            return prepare(
-                self.settings, self.tokenizer, _placed(line["messages"], self.folder), num_frames=self.num_frames,
-                fps=self.fps,
-            )  # fmt: skip
-        if "video" not in line:
-            return prepare(self.settings, self.tokenizer, line["prompt"])
-        return prepare(
-            self.settings, self.tokenizer, line["prompt"], [self.folder / line["video"]],
-            num_frames=self.num_frames, fps=self.fps,
-        )  # fmt: skip
+            about["prompt"] = _placed(line["messages"], self.folder)
+        if "video" in line:
+            about["videos"] = [self.folder / line["video"]]
+        if images := [line["image"]] if "image" in line else line.get("images"):
+            about["images"] = [self.folder / image for image in images]
+        if "messages" in line or "video" in line:
+            about |= {"num_frames": self.num_frames, "fps": self.fps}
+        try:
+            return prepare(self.settings, self.tokenizer, **about)
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"{self.places[clip]}: {error}") from None
 
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])
@@ -100,11 +106,16 @@ class SyntheticClips:
 
 
 def _placed(messages: list[dict[str, Any]], folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The messages with their videos' paths as they are from here."""
+    """The messages with the paths of their videos and images as they are from here."""
+
+    def path(given: Any) -> Any:
+        if isinstance(given, list):
+            return [path(frame) for frame in given]
+        address = not isinstance(given, str) or re.match(r"(?i)[a-z][a-z0-9+.-]*://|data:", given)
+        return given if address else str(folder / given)
 
     def part(given: Any) -> Any:
-        named = isinstance(given, dict) and given.get("type") == "video" and isinstance(given.get("video"), str)
-        return given | {"video": str(folder / given["video"])} if named else given
+        return {k: path(v) if k in SOURCES else v for k, v in given.items()} if isinstance(given, dict) else given
 
     contents = [m.get("content") for m in messages]
     return [
@@ -118,15 +129,22 @@ def _line(text: str, where: str) -> dict[str, Any]:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
-    if isinstance(values, dict) and "messages" in values:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be {FORMS}, got {text[:80]}")
+    if "messages" in values:
         messages = values["messages"]
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             raise ValueError(f"{where}: messages must be a list of objects, got {text[:80]}")
-        if named := [name for name in ("video", "prompt") if name in values]:
+        if named := [name for name in ("video", "image", "images", "prompt") if name in values]:
             raise ValueError(f"{where}: {named[0]} must not stand beside messages")
         return values
-    texts = [values.get("prompt"), values.get("video", "none")] if isinstance(values, dict) else [None]
-    if not all(isinstance(value, str) for value in texts):
-        forms = '{"video": path, "prompt": text}, {"prompt": text} or {"messages": [...]}'
-        raise ValueError(f"{where} must be {forms}, got {text[:80]}")
+    images = values.get("images", [])
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise ValueError(f"{where}: images must be a list of paths, got {text[:80]}")
+    if "images" in values and "image" in values:
+        raise ValueError(f"{where}: image must not stand beside images")
+    if not all(
+        isinstance(values.get(name, other), str) for name, other in (("prompt", 0), ("video", ""), ("image", ""))
+    ):
+        raise ValueError(f"{where} must be {FORMS}, got {text[:80]}")
     return values

@@ -18,8 +18,8 @@ class Data:
     """Which clips and questions.
 
     Attributes:
-        clips: JSONL of {"video": path, "prompt": text}, or {"prompt": text} without a video; paths are relative to
-            that file. None = the synthetic world.
+        clips: JSONL of {"prompt": text, "video": path}, "image": path or "images": [path, ...] beside or without a
+            video, or {"messages": [...]}; paths are relative to that file. None = the synthetic world.
         num_frames, fps: frames to sample of a clip of the file; None = the model's rule.
         count, first: the synthetic world's clips are number first, first + 1, ... of its split "train".
         kind: kind of their questions; None = drawn.

@@ -1,12 +1,13 @@
-"""From a video file, folder or array to the exact tensors each video LLM takes. Needs PyAV, torch and NumPy only.
+"""From a video or image - file, folder, array - to the exact tensors each video LLM takes. Needs PyAV, Pillow, torch.
 
-`load_video` decodes and samples frames, `prepare` turns a prompt and its videos into the arguments of `model.generate`,
-`together` several prompts into those of a batch.
-The tensors are bit-identical to those of the transformers processors (tests/video/golden), which need torchvision and
-Pillow.
+`load_video` decodes and samples frames, `read_image` reads an image, `prepare` turns a prompt with both into the
+arguments of `model.generate`, `together` several prompts into those of a batch.
+The tensors are bit-identical to those of the transformers processors (tests/video/golden), which need torchvision.
 """
 
 from sparrow.video.checkpoint import load_settings, save_settings
+from sparrow.video.image_settings import PatchImages, TileImages
+from sparrow.video.images import read_image
 from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.load import load_video
 from sparrow.video.pixels import frame_pixels, patch_pixels
@@ -22,7 +23,9 @@ from sparrow.video.together import together
 __all__ = [
     "FAMILIES",
     "FrameSettings",
+    "PatchImages",
     "PatchSettings",
+    "TileImages",
     "VideoError",
     "VideoInfo",
     "VideoSettings",
@@ -31,6 +34,7 @@ __all__ = [
     "load_video",
     "patch_pixels",
     "prepare",
+    "read_image",
     "save_settings",
     "together",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparrow.files import write_json, write_text
+from sparrow.video.image_checkpoint import image_settings, raw_images
 from sparrow.video.info import VideoError
 from sparrow.video.paths import shown
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings, VideoSettings
@@ -109,13 +110,20 @@ def load_settings(folder: str | Path, family: str | None = None) -> PatchSetting
         tokens = _tokens_per_frame(family, raw, processor, config)
         defaults = defaults if tokens is None else replace(defaults, tokens_per_frame=tokens)
     settings = _apply(defaults, raw)
-    return replace(settings, chat_template=_chat_template(folder, processor))
+    images = processor.get("image_processor") or _read(folder / "preprocessor_config.json") or None
+    return replace(
+        settings,
+        chat_template=_chat_template(folder, processor),
+        image=image_settings(family, images, processor, config),
+    )
 
 
 def save_settings(settings: VideoSettings, folder: str | Path) -> None:
-    """Writes `video_preprocessor_config.json`, and `chat_template.jinja` where set, for load_settings to read back."""
+    """Writes `video_preprocessor_config.json`, and `preprocessor_config.json` and `chat_template.jinja` where the
+    settings have such, for load_settings to read back.
+    """
     raw = {key: value for key, value in asdict(settings).items() if value is not None}
-    template, _ = raw.pop("chat_template", None), raw.pop("family")
+    template, _ = raw.pop("chat_template", None), (raw.pop("family"), raw.pop("image"))
     if isinstance(settings, PatchSettings):
         raw["size"] = {"shortest_edge": raw.pop("min_pixels"), "longest_edge": raw.pop("max_pixels")}
     else:
@@ -126,6 +134,8 @@ def save_settings(settings: VideoSettings, folder: str | Path) -> None:
             raw["crop_size"] = {"height": crop[0], "width": crop[1]}
     raw = FIXED | raw | {"video_processor_type": PROCESSORS[settings.family]}
     write_json(Path(folder, "video_preprocessor_config.json"), raw)
+    if not isinstance(settings.image, str):
+        write_json(Path(folder, "preprocessor_config.json"), raw_images(settings.image))
     if template is not None:
         write_text(Path(folder, "chat_template.jinja"), template)
 

@@ -15,8 +15,9 @@ from sparrow.video.arrays import NUMPY_SUFFIXES, check_bytes, frames_of_array, f
 from sparrow.video.decode import Progress, decode_file, decode_picture
 from sparrow.video.info import VideoError, VideoInfo
 from sparrow.video.paths import kind, status, to_path
+from sparrow.video.pixel_settings import is_finite
 from sparrow.video.sampling import default_sampling, sample_indices
-from sparrow.video.settings import VideoSettings, is_finite
+from sparrow.video.settings import VideoSettings
 
 # a path, an array [T, H, W, 3], or a sequence of frames: arrays [H, W, 3] or paths of pictures
 Source: TypeAlias = str | Path | np.ndarray | torch.Tensor | Sequence[Any]

@@ -1,4 +1,4 @@
-"""Prompts and chat messages: checked part by part, their videos found, rendered with nothing lost."""
+"""Prompts and chat messages: checked part by part, their videos and images found, rendered with nothing lost."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,77 +9,106 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparrow.video.images import is_pillow
 from sparrow.video.info import VideoError
 from sparrow.video.load import is_clip
-from sparrow.video.options import OPTIONS, VideoOptions, read_options
+from sparrow.video.options import IMAGE_OPTIONS, OPTIONS, VideoOptions, read_options
 from sparrow.video.paths import to_path
 
 Message = Mapping[str, Any]
-# where a video part may name its source, and the type that goes with each
-SOURCES = {"video": "video", "path": "video", "url": "video", "video_url": "video_url"}
+# where a part may name its source, and the type that goes with each
+SOURCES = {
+    "video": {"video": "video", "path": "video", "url": "video", "video_url": "video_url"},
+    "image": {"image": "image", "path": "image", "url": "image", "base64": "image", "image_url": "image_url"},
+}
+# the medium of each type of part
+MEDIA = {kind: medium for medium, sources in SOURCES.items() for kind in sources.values()}
 # of the answer to a tool call; a template without a place for them goes by the order
 PAIRING = ("tool_call_id", "name")
 
 
 @dataclass(frozen=True)
-class VideoPart:
-    """One video of the messages: what names it (None = nothing does) and what is asked of it."""
+class MediaPart:
+    """One video or image of the messages.
 
+    Attributes:
+        medium: "video" or "image".
+        source: what names it; None = nothing does.
+        options: what is asked of it.
+    """
+
+    medium: str
     source: Any = None
     options: VideoOptions = field(default_factory=VideoOptions)
 
 
-def read_prompt(prompt: Any, videos: Any, token: str, others: list[str]) -> tuple[list[dict] | None, list[VideoPart]]:
-    """(messages, None where the prompt is ready-made text; the videos in order).
+def read_prompt(
+    prompt: Any, given: Mapping[str, Any], tokens: Mapping[str, str], others: list[str]
+) -> tuple[list[dict] | None, list[MediaPart]]:
+    """(messages, None where the prompt is ready-made text; the videos and images, each kind in order).
 
     Args:
         prompt: see prepare.
-        videos: see prepare.
-        token: the text that stands for a video.
+        given: medium -> prepare's videos or images.
+        tokens: medium -> the text that stands for one.
         others: all other texts that stand for pixels or sound, which a prompt must not hold.
 
     Raises:
-        VideoError: prompt and videos do not fit together; see read_messages.
+        VideoError: prompt, videos and images do not fit together; see read_messages.
     """
-    given = None if videos is None else _sources(videos)
+    listed = {medium: None if sources is None else _sources(sources, medium) for medium, sources in given.items()}
     if isinstance(prompt, str):
-        parts = [VideoPart(source, VideoOptions(where=f"video {i}")) for i, source in enumerate(given or [])]
-        if token in prompt:
+        parts = [
+            MediaPart(medium, source, VideoOptions(where=f"{medium} {i}"))
+            for medium in ("image", "video")
+            for i, source in enumerate(listed[medium] or [])
+        ]
+        if any(token in prompt for token in tokens.values()):
             return None, parts
-        prompt = [{"role": "user", "content": [{"type": "video"}] * len(parts) + [{"type": "text", "text": prompt}]}]
-        return read_messages(prompt, others)[0], parts
-    messages, parts = read_messages(prompt, [token, *others])
-    if given is None:
-        for part in parts:
-            if part.source is None:
-                raise VideoError(
-                    f"{part.options.where}: videos must be given, or named in the messages as "
-                    "{'type': 'video', 'video': source}"
-                )
-        return messages, parts
-    if len(given) != len(parts):
-        raise VideoError(f"the prompt must have one {token} per video, got {len(parts)} for {len(given)} videos")
-    return messages, [_replaced(part, source) for part, source in zip(parts, given, strict=True)]
+        content = [{"type": part.medium} for part in parts] + [{"type": "text", "text": prompt}]
+        return read_messages([{"role": "user", "content": content}], others)[0], parts
+    messages, parts = read_messages(prompt, [*tokens.values(), *others])
+    for medium, sources in listed.items():
+        own = [part for part in parts if part.medium == medium]
+        if sources is None:
+            for part in own:
+                if part.source is None:
+                    raise VideoError(
+                        f"{part.options.where}: {medium}s must be given, or named in the messages as "
+                        f"{{'type': '{medium}', '{medium}': source}}"
+                    )
+        elif len(sources) != len(own):
+            raise VideoError(unequal(tokens[medium], medium, len(own), len(sources)))
+        else:
+            named = iter(sources)
+            parts = [_replaced(part, next(named)) if part.medium == medium else part for part in parts]
+    return messages, parts
 
 
-def read_messages(messages: Sequence[Message], placeholders: Sequence[str]) -> tuple[list[dict], list[VideoPart]]:
-    """The messages as a chat template takes them, and their videos in order.
+def unequal(token: str, medium: str, found: int, given: int) -> str:
+    """What is wrong where a prompt has not one placeholder for each video or image."""
+    return f"the prompt must have one {token} per {medium}, got {found} for {given} {medium}s"
+
+
+def read_messages(messages: Sequence[Message], placeholders: Sequence[str]) -> tuple[list[dict], list[MediaPart]]:
+    """The messages as a chat template takes them, and their videos and images in order.
 
     Entries that are None count as absent, as in transformers.
 
     Args:
         messages: mappings with a role and, as content, text or parts: {"type": "text", "text": text}, {"type": "video",
-            "video": source, options} or {"type": "video_url", "video_url": {"url": address}, options}.
+            "video": source, options}, {"type": "video_url", "video_url": {"url": address}, options}, and the same with
+            "image" for "video".
         placeholders: the texts that stand for pixels, which no message may hold.
 
     Raises:
-        VideoError: anything that would not be obeyed: pictures, sound, unknown parts and entries, placeholders.
+        VideoError: anything that would not be obeyed: sound, unknown parts and entries, placeholders.
     """
     if isinstance(messages, Mapping) or not isinstance(messages, (list, tuple)):
         raise VideoError(f"prompt must be text or a list of messages, got {type(messages).__name__}")
     if not messages:
         raise VideoError("prompt must have at least one message, got an empty list")
-    read, videos = [], []
+    read, media = [], []
     for number, message in enumerate(messages):
         where = f"message {number}"
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
@@ -90,8 +119,8 @@ def read_messages(messages: Sequence[Message], placeholders: Sequence[str]) -> t
         present["content"], found = _content(message, where)
         _check_text(_texts(present["content"]), placeholders, where)
         read.append(present)
-        videos += found
-    return read, videos
+        media += found
+    return read, media
 
 
 def render(messages: list[dict], tokenizer: Any, chat_template: str | None) -> str:
@@ -120,27 +149,32 @@ def render(messages: list[dict], tokenizer: Any, chat_template: str | None) -> s
     return text
 
 
-def _replaced(part: VideoPart, source: Any) -> VideoPart:
-    """The part with the source from `videos`, which must not be another file than the part names."""
+def _replaced(part: MediaPart, source: Any) -> MediaPart:
+    """The part with the source from `videos` or `images`, which must not be another file than the part names."""
     paths = [value for value in (part.source, source) if isinstance(value, (str, Path))]
-    if len(paths) == 2 and to_path(paths[0]) != to_path(paths[1]):
-        raise VideoError(f"{part.options.where} names {str(paths[0])!r}, videos has {str(paths[1])!r} in its place")
-    return VideoPart(source, part.options)
+    if len(paths) == 2 and paths[0] != paths[1] and _place(paths[0], part.medium) != _place(paths[1], part.medium):
+        raise VideoError(
+            f"{part.options.where} names {str(paths[0])!r}, {part.medium}s has {str(paths[1])!r} in its place"
+        )
+    return MediaPart(part.medium, source, part.options)
 
 
-def _sources(videos: Any) -> list[Any]:
-    """The videos given, one by one."""
-    if isinstance(videos, (str, Path, np.ndarray, torch.Tensor)) or is_clip(videos):
-        return [videos]
-    if not isinstance(videos, (list, tuple)):
-        raise VideoError(f"videos must be a sequence of sources, got {type(videos).__name__}")
-    if videos and all(isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 3 for v in videos):
-        # a list of single frames: one video
-        return [videos]
-    return list(videos)
+def _place(source: str | Path, medium: str) -> str | Path:
+    return source if str(source).lower().startswith("data:") else to_path(source, what=medium)
 
 
-def _content(message: Message, where: str) -> tuple[str | list[dict], list[VideoPart]]:
+def _sources(given: Any, medium: str) -> list[Any]:
+    """The videos or images given, one by one."""
+    if isinstance(given, (str, Path, np.ndarray, torch.Tensor)) or is_clip(given) or is_pillow(given):
+        return [given]
+    if not isinstance(given, (list, tuple)):
+        raise VideoError(f"{medium}s must be a sequence of sources, got {type(given).__name__}")
+    frames = medium == "video" and all(isinstance(v, (np.ndarray, torch.Tensor)) and v.ndim == 3 for v in given)
+    # a list of single frames: one video
+    return [given] if given and frames else list(given)
+
+
+def _content(message: Message, where: str) -> tuple[str | list[dict], list[MediaPart]]:
     content = message["content"]
     if isinstance(content, str):
         return content, []
@@ -149,7 +183,7 @@ def _content(message: Message, where: str) -> tuple[str | list[dict], list[Video
     if not isinstance(content, (list, tuple)):
         only = "; None goes with tool_calls only" if content is None else ""
         raise VideoError(f"{where}: content must be text or a list of parts, got {_shown(content)}{only}")
-    parts, videos = [], []
+    parts, media = [], []
     for number, given in enumerate(content):
         at = f"{where}, part {number}"
         if not isinstance(given, Mapping):
@@ -162,35 +196,44 @@ def _content(message: Message, where: str) -> tuple[str | list[dict], list[Video
                 raise VideoError(f"{at}: text must be text, got {_shown(part.get('text'))}")
             parts.append({"type": "text", "text": part["text"]})
         else:
-            parts.append({"type": "video"})
-            videos.append(_video(part, kind, at))
-    return parts, videos
+            parts.append({"type": MEDIA[kind]})
+            media.append(_medium(part, kind, at))
+    return parts, media
 
 
 def _kind(part: Mapping[str, Any], where: str) -> str:
     """The part's type, or the one its entries imply."""
-    implied = [kind for key, kind in {"text": "text", **SOURCES}.items() if key in part]
+    implied = [kind for key, kind in {"text": "text", **SOURCES["image"], **SOURCES["video"]}.items() if key in part]
     kind = part.get("type", implied[0] if implied else None)
-    if kind not in ("text", "video", "video_url"):
+    if kind != "text" and (not isinstance(kind, str) or kind not in MEDIA):
         asked = f"type {_shown(kind)}" if kind is not None else f"entries {_shown(list(part))} without a type"
-        raise VideoError(f"{where}: only text and videos are read, no pictures, sound or others, got {asked}")
+        raise VideoError(f"{where}: only text, videos and images are read, no sound or others, got {asked}")
     return kind
 
 
-def _video(part: Mapping[str, Any], kind: str, where: str) -> VideoPart:
-    named = [key for key in SOURCES if key in part]
+def _medium(part: Mapping[str, Any], kind: str, where: str) -> MediaPart:
+    medium = MEDIA[kind]
+    sources, options = SOURCES[medium], OPTIONS if medium == "video" else IMAGE_OPTIONS
+    named = [key for key in sources if key in part]
     if len(named) > 1:
-        raise VideoError(f"{where}: a video must be named once, got {' and '.join(named)}")
-    if any(SOURCES[key] != kind for key in named):
+        raise VideoError(
+            f"{where}: {'an' if medium == 'image' else 'a'} {medium} must be named once, got {' and '.join(named)}"
+        )
+    if any(sources[key] != kind for key in named):
         raise VideoError(f"{where}: a part of type {kind} must not have {named[0]}")
-    _check_keys(part, ("type", *SOURCES, *OPTIONS), where)
+    _check_keys(part, ("type", *sources, *options), where)
     source = part[named[0]] if named else None
-    if kind == "video_url" and isinstance(source, Mapping):
-        _check_keys(source, ("url",), f"{where}, video_url")
-        source = source.get("url")
-    if kind == "video_url" and not isinstance(source, str):
-        raise VideoError(f"{where}: video_url must have a url, got {_shown(source)}")
-    return VideoPart(source, read_options(part, where))
+    if kind == f"{medium}_url":
+        if isinstance(source, Mapping):
+            _check_keys(source, ("url",), f"{where}, {kind}")
+            source = source.get("url")
+        if not isinstance(source, str):
+            raise VideoError(f"{where}: {kind} must have a url, got {_shown(source)}")
+    if named == ["base64"]:
+        if not isinstance(source, str):
+            raise VideoError(f"{where}: base64 must be text, got {_shown(source)}")
+        source = f"data:image;base64,{source}"
+    return MediaPart(medium, source, read_options(part, where))
 
 
 def _check_keys(part: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -204,7 +247,7 @@ def _check_text(texts: list[str], placeholders: Sequence[str], where: str) -> No
         for placeholder in placeholders:
             if placeholder in text:
                 raise VideoError(
-                    f"{where}: a text must not hold {placeholder}, which stands for pixels; videos are parts"
+                    f"{where}: a text must not hold {placeholder}, which stands for pixels; videos and images are parts"
                 )
 
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from sparrow.video.image_settings import PatchImages
 from sparrow.video.info import VideoError
+from sparrow.video.pixel_settings import is_count, is_finite
 from sparrow.video.pixels import MAX_ASPECT_RATIO, budgeted_size, fitted_size
-from sparrow.video.settings import FrameSettings, PatchSettings, is_count, is_finite
+from sparrow.video.settings import FrameSettings, PatchSettings
 
 # qwen-vl-utils' bound of one frame, in tokens
 MAX_FRAME_TOKENS = 16384
@@ -169,6 +171,31 @@ class VideoOptions:
         """
         num_frames, height, width = shape[:3]
         factor = settings.patch_size * settings.merge_size
+        if (size := self._asked_size(factor)) is not None:
+            return size
+        if not any(self._given(name) for name in ("min_pixels", "max_pixels", "total_pixels")):
+            return budgeted_size(num_frames, height, width, settings)
+        least, most = self._budget(num_frames, factor, settings)
+        return fitted_size(height, width, factor, least, most)
+
+    def image_size(self, shape: tuple[int, ...], settings: PatchImages) -> tuple[int, int] | None:
+        """(height, width) of a resized image; None where the part does not say.
+
+        Args:
+            shape: of the image, [H, W, 3].
+            settings: of the family.
+        """
+        factor = settings.patch_size * settings.merge_size
+        if (size := self._asked_size(factor)) is not None:
+            return size
+        if not self._given("min_pixels") and not self._given("max_pixels"):
+            return None
+        least = settings.min_pixels if self.min_pixels is None else math.ceil(self.min_pixels)
+        most = max(settings.max_pixels, least) if self.max_pixels is None else int(self.max_pixels)
+        return fitted_size(shape[0], shape[1], factor, min(least, most), most)
+
+    def _asked_size(self, factor: int) -> tuple[int, int] | None:
+        """(height, width) of resized_height and resized_width in whole tokens."""
         if self.resized_height is not None and self.resized_width is not None:
             size = tuple(max(factor, round(x / factor) * factor) for x in (self.resized_height, self.resized_width))
             asked = f"{self.resized_height} x {self.resized_width}"
@@ -177,10 +204,7 @@ class VideoOptions:
             rule = f"resized_height x resized_width must be {rule} {MAX_ASPECT_RATIO} times the other"
             self._require(fits, rule, asked)
             return size[0], size[1]
-        if not any(self._given(name) for name in ("min_pixels", "max_pixels", "total_pixels")):
-            return budgeted_size(num_frames, height, width, settings)
-        least, most = self._budget(num_frames, factor, settings)
-        return fitted_size(height, width, factor, least, most)
+        return None
 
     def _budget(self, num_frames: int, factor: int, settings: PatchSettings) -> tuple[int, int]:
         """(least, most) pixels of one frame."""
@@ -212,6 +236,8 @@ class VideoOptions:
 
 
 OPTIONS = tuple(field.name for field in fields(VideoOptions) if field.name != "where")
+# those an image may have: of the resize
+IMAGE_OPTIONS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 
 
 def read_options(part: Mapping[str, Any], where: str) -> VideoOptions:

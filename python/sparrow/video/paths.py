@@ -18,12 +18,13 @@ KINDS = {
 SHOWN = 200
 
 
-def to_path(source: str | Path, name: str = "source") -> Path:
+def to_path(source: str | Path, name: str = "source", what: str = "video") -> Path:
     """The existing regular file or folder that `source` names, as a path or a file:// address.
 
     Args:
         source: a path; of an address the %xx escapes are decoded.
         name: of the argument, for errors.
+        what: it should hold, "video" or "image", for errors.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -31,22 +32,24 @@ def to_path(source: str | Path, name: str = "source") -> Path:
             would be waited for.
     """
     path = Path(_local(source, name))
-    found = status(path, name, source)
+    found = status(path, name, source, what)
     mode = found.st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise VideoError(f"{name} must be a regular file or a folder, {shown(source)} is {kind(mode)}")
     if stat.S_ISREG(mode) and found.st_size == 0:
         # also what the kernel shows as a file and may wait to fill, as /proc/kmsg
-        raise VideoError(f"{source} is not a video, nor frames: the file is empty")
+        kinds = "an image" if what == "image" else "a video, nor frames"
+        raise VideoError(f"{source} is not {kinds}: the file is empty")
     return path
 
 
-def status(path: Path, name: str, source: str | Path) -> os.stat_result:
+def status(path: Path, name: str, source: str | Path, what: str = "video") -> os.stat_result:
     """What stat says; a FileNotFoundError or VideoError that shows `source` where there is none."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(f"{name} must be an existing video file or folder, got {shown(source)}") from error
+        file = f"{what} file" if what == "image" else f"{what} file or folder"
+        raise FileNotFoundError(f"{name} must be an existing {file}, got {shown(source)}") from error
     except (OSError, ValueError) as error:
         # a name too long, no permission, a loop of links; ValueError: a NUL, or characters no file name can have
         reason = getattr(error, "strerror", None) or str(error)

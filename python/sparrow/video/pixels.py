@@ -1,10 +1,12 @@
-"""Frames to pixel tensors: resize, normalise, cut into patches.
+"""Frames and images to pixel tensors: resize, normalise, cut into patches.
 
 The resize is torch's native uint8 bicubic filter with antialiasing, on the CPU: what torchvision calls there, bit for
 bit. Work runs over short blocks of frames, so a long clip is never held in float32 twice.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,26 +14,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparrow.video.decode import MAX_BYTES
+from sparrow.video.image_settings import PatchImages
 from sparrow.video.info import VideoError
-from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
+from sparrow.video.pixel_settings import FixedSize, PixelSettings
+from sparrow.video.settings import PatchSettings
+
+Memo = dict[Any, Any]  # see once
 
 MAX_ASPECT_RATIO = 200
 FRAMES_AT_ONCE = 16
 
 
+def once(memo: Memo | None, make: Callable[..., Any], array: np.ndarray, *more: Any) -> Any:
+    """make(array, *more), or what the memo has of it; the array is kept with it, so that no other gets its id."""
+    if memo is None:
+        return make(array, *more)
+    key = id(array), make, *more
+    if key not in memo:
+        memo[key] = array, make(array, *more)
+    return memo[key][1]
+
+
 def patch_pixels(
-    frames: np.ndarray, settings: PatchSettings, size: tuple[int, int] | None = None
+    frames: np.ndarray, settings: PatchSettings | PatchImages, size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Frames as flat patches, in the order in which the Qwen vision towers read them.
 
     Args:
         frames: uint8 [T, H, W, 3]. The last frame is repeated up to whole temporal patches.
-        settings: Qwen settings.
+        settings: Qwen settings; an image's are for one frame.
         size: (height, width) of a resized frame, multiples of patch_size * merge_size; None = by the pixel budget.
 
     Returns:
-        pixel_values_videos float32 [t * h * w, 3 * temporal_patch_size * patch_size^2] and video_grid_thw int64 [1, 3],
-        (t, h, w) patches.
+        Pixels float32 [t * h * w, 3 * temporal_patch_size * patch_size^2] and their grid int64 [1, 3], (t, h, w)
+        patches.
 
     Raises:
         VideoError: one side of a frame is more than 200 times the other, or the result takes more than 16 GiB.
@@ -51,8 +67,8 @@ def patch_pixels(
     return out, torch.tensor([[t, h, w]])
 
 
-def frame_pixels(frames: np.ndarray, settings: FrameSettings) -> Tensor:
-    """Frames at the model's fixed size.
+def frame_pixels(frames: np.ndarray, settings: FixedSize) -> Tensor:
+    """Frames, or tiles of an image, at the model's fixed size.
 
     Args:
         frames: uint8 [T, H, W, 3].
@@ -74,13 +90,15 @@ def frame_pixels(frames: np.ndarray, settings: FrameSettings) -> Tensor:
     return out
 
 
-def budgeted_size(num_frames: int, height: int, width: int, settings: PatchSettings) -> tuple[int, int]:
+def budgeted_size(num_frames: int, height: int, width: int, settings: PatchSettings | PatchImages) -> tuple[int, int]:
     """(height, width) of a resized frame: multiples of patch_size * merge_size in the pixel budget, aspect ratio kept.
 
     Raises:
         VideoError: one side is more than 200 times the other.
     """
     factor = settings.patch_size * settings.merge_size
+    if isinstance(settings, PatchImages):
+        return fitted_size(height, width, factor, settings.min_pixels, settings.max_pixels)
     # Qwen3-VL budgets the whole clip, the others each frame
     count, rounded = 1, 1
     if settings.family == "qwen3_vl":
@@ -112,9 +130,7 @@ def fitted_size(
         VideoError: one side is more than 200 times the other.
     """
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise VideoError(
-            f"a frame's aspect ratio must be at most {MAX_ASPECT_RATIO}, got height {height} and width {width}"
-        )
+        raise VideoError(f"the aspect ratio must be at most {MAX_ASPECT_RATIO}, got height {height} and width {width}")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if rounded * new_height * new_width > most:
         beta = math.sqrt(count * height * width / most)
@@ -165,11 +181,17 @@ def _block(frames: np.ndarray, start: int, count: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames[start : start + count].transpose(0, 3, 1, 2)))
 
 
-def _normalised(x: Tensor, size: tuple[int, int], settings: VideoSettings) -> Tensor:
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [T, 3, H, W] -> [T, 3, height, width]; as it is where it has this size."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size=list(size), mode="bicubic", align_corners=False, antialias=True)
+
+
+def _normalised(x: Tensor, size: tuple[int, int], settings: PixelSettings) -> Tensor:
     """uint8 [T, 3, H, W] -> float32 [T, 3, height, width], resized, cropped, rescaled and normalised."""
-    if tuple(x.shape[-2:]) != size:
-        x = F.interpolate(x, size=list(size), mode="bicubic", align_corners=False, antialias=True)
-    if isinstance(settings, FrameSettings) and settings.crop is not None:
+    x = resized(x, size)
+    if isinstance(settings, FixedSize) and settings.crop is not None:
         x = _centre_crop(x, settings.crop)
     # rescale folded into mean and std, in this order of operations: transformers' bits
     mean = torch.tensor(settings.image_mean, dtype=torch.float32) * (1.0 / settings.rescale_factor)

@@ -1,7 +1,8 @@
-"""Prompt and videos to the arguments of `model.generate`: placeholders expanded, token types, grids, clocks."""
+"""Prompt, videos and images to the arguments of `model.generate`: pixels, grids, clocks, and the text around them."""
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ from torch import Tensor
 
 from sparrow.video.arrays import check_frames
 from sparrow.video.decode import Progress
+from sparrow.video.image_pixels import image_pixels
+from sparrow.video.image_settings import PatchImages
+from sparrow.video.images import read_image
 from sparrow.video.info import ASSUMED_FPS, VideoError, VideoInfo
 from sparrow.video.load import Source, has_clock, is_clip, load_video
-from sparrow.video.messages import Message, VideoPart, read_prompt, render
-from sparrow.video.options import VideoOptions
-from sparrow.video.pixels import frame_pixels, patch_pixels
+from sparrow.video.messages import MediaPart, Message, read_prompt, render, unequal
+from sparrow.video.pixels import Memo, frame_pixels, once, patch_pixels
+from sparrow.video.placeholders import context_token, media_in, placeholders, tokenized
 from sparrow.video.settings import FAMILIES, FrameSettings, PatchSettings
 
 Clip = tuple[np.ndarray, VideoInfo]
@@ -27,12 +31,13 @@ def prepare(
     prompt: str | Sequence[Message],
     videos: Sequence[Source | Clip] | Source | None = None,
     *,
+    images: Sequence[Any] | Any | None = None,
     num_frames: int | None = None,
     fps: float | None = None,
     progress: Progress | None = None,
     device: torch.device | str | None = None,
     on_damage: str = "raise",
-    memo: dict[Any, Any] | None = None,
+    memo: Memo | None = None,
 ) -> dict[str, Tensor]:
     """Builds what `model.generate(**inputs)` takes, batch 1, with the bits of the family's transformers processor.
 
@@ -40,12 +45,15 @@ def prepare(
         settings: of the checkpoint (`load_settings`), or a family's name for its defaults.
         tokenizer: called as `tokenizer(text, add_special_tokens=...)["input_ids"]`; its `apply_chat_template` renders
             messages.
-        prompt: chat messages; or a question, put after the videos in one user message; or, if it contains the video
-            placeholder, text that went through the chat template already. A video part of a message names its source,
-            {"type": "video", "video": source}, and may have the options of VideoOptions, which go before num_frames
-            and fps. Whatever a message holds is obeyed or refused.
+        prompt: chat messages; or a question, put after the images and then the videos in one user message; or, if it
+            contains a placeholder of either, text that went through the chat template already. A video part of a
+            message names its source, {"type": "video", "video": source}, and may have the options of VideoOptions,
+            which go before num_frames and fps; an image part likewise, {"type": "image", "image": source}, with those
+            of IMAGE_OPTIONS. Whatever a message holds is obeyed or refused.
         videos: one source per placeholder in order, or the pairs that load_video returns. None = those named in the
             messages.
+        images: one source per placeholder in order, see read_image: a path, a PIL image, an array uint8 [H, W, 3].
+            None = those named in the messages.
         num_frames: frames per video, see load_video.
         fps: frames per second, see load_video.
         progress: see load_video.
@@ -56,31 +64,61 @@ def prepare(
     Returns:
         input_ids, attention_mask int64 [1, P]; Qwen: mm_token_type_ids int64 [1, P]. With videos, Qwen:
         pixel_values_videos and video_grid_thw (see patch_pixels), Qwen2.5-VL also second_per_grid_ts float32 [videos];
-        LLaVA: pixel_values_videos float32 [videos, T, 3, H, W]; InternVL: pixel_values float32 [all frames, 3, H, W].
+        LLaVA: pixel_values_videos float32 [videos, T, 3, H, W]. With images, Qwen: pixel_values and image_grid_thw;
+        LLaVA: pixel_values float32 [images, tiles, 3, H, W] and image_sizes int64 [images, 2], LLaVA-OneVision also
+        batch_num_images int64 [1]. InternVL: pixel_values float32 [frames and tiles in order, 3, H, W].
 
     Raises:
-        FileNotFoundError: a video does not exist.
-        VideoError: a video cannot be read, or prompt, tokenizer, videos and device do not fit together.
+        FileNotFoundError: a video or an image does not exist.
+        VideoError: one cannot be read, or prompt, tokenizer, videos, images and device do not fit together.
     """
     settings, place = _settings(settings), _device(device)
     if not callable(tokenizer):
         raise VideoError(f"tokenizer must be a tokenizer, got {type(tokenizer).__name__}")
-    token, others = _placeholders(settings.family, tokenizer)
-    messages, parts = read_prompt(prompt, videos, token, others)
+    tokens, others = placeholders(settings.family, tokenizer)
+    messages, parts = read_prompt(prompt, {"video": videos, "image": images}, tokens, others)
     text = str(prompt) if messages is None else render(messages, tokenizer, settings.chat_template)
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise VideoError(f"the prompt must be text that UTF-8 can hold: {error}") from error
-    if text.count(token) != len(parts):
-        raise VideoError(f"the prompt must have one {token} per video, got {text.count(token)} for {len(parts)} videos")
+    order = media_in(text, tokens)
+    of = {medium: [part for part in parts if part.medium == medium] for medium in tokens}
+    for medium, token in tokens.items():
+        if order.count(medium) != len(of[medium]):
+            raise VideoError(unequal(token, medium, order.count(medium), len(of[medium])))
     for part in parts:
         part.options.check_family(settings)
-    clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in parts]
-    inputs, replacements = _pixels(settings, tokenizer, clips, [part.options for part in parts], token, memo)
-    text = _expand(text, token, replacements)
-    inputs = _tokens(settings, tokenizer, text, token, others, "".join(replacements)) | inputs
+    clips = [_clip(part, settings, num_frames, fps, progress, on_damage) for part in of["video"]]
+    seen = {
+        "image": _images(settings, tokenizer, of["image"], tokens["image"], memo),
+        "video": _videos(settings, tokenizer, of["video"], clips, tokens["video"], memo),
+    }
+    grown = {medium: pixels.texts for medium, pixels in seen.items()}
+    inputs = tokenized(settings.family, tokenizer, text, tokens, others, grown)
+    inputs |= seen["image"].inputs | seen["video"].inputs | _interleaved(seen, order)
     return inputs if place is None else {name: value.to(place) for name, value in inputs.items()}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The prompt's images, or its videos.
+
+    Attributes:
+        inputs: the model's arguments.
+        texts: what takes the place of each placeholder.
+        frames: InternVL, which takes images and videos in one tensor: float32 [frames or tiles, 3, H, W] of each.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    frames: list[Tensor] = field(default_factory=list)
+
+
+def _interleaved(seen: dict[str, _Seen], order: list[str]) -> dict[str, Tensor]:
+    """InternVL: the tensor of all frames and tiles in the prompt's order."""
+    queues = {medium: iter(pixels.frames) for medium, pixels in seen.items() if pixels.frames}
+    return {"pixel_values": torch.cat([next(queues[medium]) for medium in order])} if queues else {}
 
 
 def _settings(settings: Any) -> Settings:
@@ -109,7 +147,7 @@ def _device(device: Any) -> torch.device | None:
 
 
 def _clip(
-    part: VideoPart, settings: Settings, num_frames: int | None, fps: float | None, progress: Any, on_damage: str
+    part: MediaPart, settings: Settings, num_frames: int | None, fps: float | None, progress: Any, on_damage: str
 ) -> Clip:
     source, options = part.source, part.options
     if not is_clip(source):
@@ -129,31 +167,35 @@ def _clip(
     return frames, info
 
 
-def _placeholders(family: str, tokenizer: Any) -> tuple[str, list[str]]:
-    """(the text that stands for a video, all others that stand for pixels or sound)."""
-    qwen = family.startswith("qwen")
-    video = getattr(tokenizer, "video_token", None) or ("<|video_pad|>" if qwen else "<video>")
-    image = getattr(tokenizer, "image_token", None) or ("<|image_pad|>" if qwen else "<image>")
-    others = [image, getattr(tokenizer, "audio_token", None)]
-    if family == "internvl":
-        others.append(_context_token(tokenizer))
-    return video, [other for other in dict.fromkeys(others) if other and other != video]
+def _images(settings: Settings, tokenizer: Any, parts: list[MediaPart], token: str, memo: Memo | None) -> _Seen:
+    if not parts:
+        return _Seen()
+    own = settings.image
+    if isinstance(own, str):
+        raise VideoError(f"{parts[0].options.where}: no images can be read: {own}")
+    pictures = [read_image(part.source, part.options.where) for part in parts]
+    sizes = [
+        part.options.image_size(picture.shape, own) if isinstance(own, PatchImages) else None
+        for part, picture in zip(parts, pictures, strict=True)
+    ]
+    pixels = image_pixels(pictures, own, sizes, memo)
+    if settings.family == "internvl":
+        texts = [_between_marks(tokenizer, count) for count in pixels.tokens]
+    else:
+        texts = [token * count for count in pixels.tokens]
+    return _Seen(pixels.inputs, texts, pixels.tiles)
 
 
-def _pixels(
-    settings: Settings,
-    tokenizer: Any,
-    clips: list[Clip],
-    options: list[VideoOptions],
-    token: str,
-    memo: dict[Any, Any] | None,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """(tensors, the text that replaces each video's placeholder)."""
+def _videos(
+    settings: Settings, tokenizer: Any, parts: list[MediaPart], clips: list[Clip], token: str, memo: Memo | None
+) -> _Seen:
     if not clips:
-        return {}, []
+        return _Seen()
     if isinstance(settings, PatchSettings):
-        sizes = [o.frame_size(frames.shape, settings) for o, (frames, _) in zip(options, clips, strict=True)]
-        made = [_once(memo, patch_pixels, f, settings, size) for (f, _), size in zip(clips, sizes, strict=True)]
+        sizes = [
+            part.options.frame_size(frames.shape, settings) for part, (frames, _) in zip(parts, clips, strict=True)
+        ]
+        made = [once(memo, patch_pixels, f, settings, size) for (f, _), size in zip(clips, sizes, strict=True)]
         pixels, grids = zip(*made, strict=True)
         inputs = {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.cat(grids)}
         if settings.family == "qwen2_5_vl":
@@ -163,29 +205,19 @@ def _pixels(
             _patch_text(settings, tokenizer, token, grid[0].tolist(), info)
             for grid, (_, info) in zip(grids, clips, strict=True)
         ]
-        return inputs, texts
+        return _Seen(inputs, texts)
     counts = [len(frames) for frames, _ in clips]
     if len(set(counts)) > 1:
         raise VideoError(
             f"{settings.family} takes videos of equal frame count in one prompt, got {counts}: pass num_frames"
         )
-    frames = [_once(memo, frame_pixels, frames, settings) for frames, _ in clips]
+    frames = [once(memo, frame_pixels, frames, settings) for frames, _ in clips]
     if settings.family == "internvl":
-        return {"pixel_values": torch.cat(frames)}, [_numbered(settings, tokenizer, count) for count in counts]
+        return _Seen(texts=[_numbered(settings, tokenizer, count) for count in counts], frames=frames)
     # LLaVA-OneVision ends a video with one newline embedding
     newline = settings.family == "llava_onevision"
     texts = [token * (count * settings.tokens_per_frame + newline) for count in counts]
-    return {"pixel_values_videos": torch.stack(frames)}, texts
-
-
-def _once(memo: dict[Any, Any] | None, make: Any, frames: np.ndarray, *more: Any) -> Any:
-    """make(frames, *more), or what the memo has of it; the frames are kept with it, so that no others get their id."""
-    if memo is None:
-        return make(frames, *more)
-    key = id(frames), *more
-    if key not in memo:
-        memo[key] = frames, make(frames, *more)
-    return memo[key][1]
+    return _Seen({"pixel_values_videos": torch.stack(frames)}, texts)
 
 
 def _patch_text(settings: PatchSettings, tokenizer: Any, token: str, grid: list[int], info: VideoInfo) -> str:
@@ -208,44 +240,12 @@ def _patch_text(settings: PatchSettings, tokenizer: Any, token: str, grid: list[
 
 def _numbered(settings: FrameSettings, tokenizer: Any, count: int) -> str:
     """InternVL: every frame by number, between its image marks."""
+    frame = _between_marks(tokenizer, settings.tokens_per_frame)
+    return "\n".join(f"Frame{i + 1}: {frame}" for i in range(count))
+
+
+def _between_marks(tokenizer: Any, count: int) -> str:
+    """InternVL: the placeholders of a frame or an image."""
     start = getattr(tokenizer, "start_image_token", "<img>")
     end = getattr(tokenizer, "end_image_token", "</img>")
-    context = _context_token(tokenizer) * settings.tokens_per_frame
-    return "\n".join(f"Frame{i + 1}: {start}{context}{end}" for i in range(count))
-
-
-def _context_token(tokenizer: Any) -> str:
-    return getattr(tokenizer, "context_image_token", "<IMG_CONTEXT>")
-
-
-def _expand(text: str, token: str, replacements: list[str]) -> str:
-    pieces = text.split(token)
-    return pieces[0] + "".join(new + piece for new, piece in zip(replacements, pieces[1:], strict=True))
-
-
-def _tokens(
-    settings: Settings, tokenizer: Any, text: str, token: str, others: list[str], expansion: str
-) -> dict[str, Tensor]:
-    """Token ids with every placeholder checked to be one known id, and no other placeholder among them."""
-    bos = getattr(tokenizer, "bos_token", None)
-    special = not (bos and text.startswith(bos))
-    ids = torch.tensor([tokenizer(text, add_special_tokens=special)["input_ids"]], dtype=torch.int64)
-    placeholder = _context_token(tokenizer) if settings.family == "internvl" else token
-    types = torch.zeros_like(ids)
-    if expansion:
-        own = tokenizer(placeholder, add_special_tokens=False)["input_ids"]
-        if len(own) != 1:
-            raise VideoError(f"the tokenizer must know {placeholder} as one token, it makes {len(own)} of it")
-        is_video = ids == own[0]
-        found, expected = int(is_video.sum()), expansion.count(placeholder)
-        if found != expected:
-            raise VideoError(f"the prompt must hold {expected} {placeholder} tokens for its videos, got {found}")
-        types[is_video] = 2
-    for other in others:
-        own = tokenizer(other, add_special_tokens=False)["input_ids"]
-        if len(own) == 1 and not (expansion and other == placeholder) and bool((ids == own[0]).any()):
-            raise VideoError(f"the prompt must not hold {other}: only videos are read, nothing stands behind it")
-    out = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if isinstance(settings, PatchSettings):
-        out["mm_token_type_ids"] = types
-    return out
+    return f"{start}{context_token(tokenizer) * count}{end}"

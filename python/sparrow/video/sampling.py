@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from sparrow.video.info import VideoError
-from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings, is_finite
+from sparrow.video.pixel_settings import is_finite
+from sparrow.video.settings import FrameSettings, PatchSettings, VideoSettings
 
 
 def sample_indices(

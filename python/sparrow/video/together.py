@@ -48,6 +48,10 @@ def _of(prompt: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _joined(name: str, values: list[Tensor]) -> Tensor:
+    if name == "pixel_values" and all(value.dim() == 5 for value in values):
+        # LLaVA's images [images, tiles, 3, H, W]: tiles of zeros behind those of smaller ones, as its processors do
+        most = max(value.shape[1] for value in values)
+        values = [F.pad(value, (0, 0, 0, 0, 0, 0, 0, most - value.shape[1])) for value in values]
     if len({value.shape[1:] for value in values}) > 1:
         raise ValueError(f"{name} of these prompts cannot be joined, got shapes {[list(v.shape) for v in values]}")
     return torch.cat(values)

@@ -1,4 +1,4 @@
-"""Writes tests/video/golden/video.json from transformers' own processors.
+"""Writes video.json and image.json of tests/video/golden from transformers' own processors.
 
 Run from the repository's root, with Pillow installed: python -m tests.video.golden.make_golden
 
@@ -6,6 +6,7 @@ Where torchvision is missing, a stand-in of the few functions the processors cal
 it was. Its compiled operators are not needed: a build of torchvision for another machine serves as well.
 """
 
+import copy
 import json
 import platform
 import sys
@@ -19,8 +20,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.video.golden.cases import CASES, Case, clip, digest, tokenizer
+from tests.video.golden.image_cases import CHATS, IMAGE_CASES, MODES, PATCHES, ImageCase, in_mode
 
-PATH = Path(__file__).parent / "video.json"
+FOLDER = Path(__file__).parent
 
 
 def use_torchvision() -> str:
@@ -150,16 +152,64 @@ def run(case: Case) -> dict[str, Any]:
     return {name: digest(tensor) for name, tensor in sorted(outputs.items())} | {"indices": indices}
 
 
+def image_processor(case: ImageCase) -> Any:
+    """The family's transformers processor around our tokenizer, with the case's image processor."""
+    import transformers as hf
+
+    # a copy: the processors write into it
+    words, config = tokenizer(case.family), copy.deepcopy(PATCHES.get(case.family, {}) | case.config)
+    if case.family.startswith("qwen"):
+        video = {"qwen3_vl": hf.Qwen3VLVideoProcessor}.get(case.family, hf.Qwen2VLVideoProcessor)
+        whole = {"qwen2_vl": hf.Qwen2VLProcessor, "qwen2_5_vl": hf.Qwen2_5_VLProcessor, "qwen3_vl": hf.Qwen3VLProcessor}
+        return whole[case.family](hf.Qwen2VLImageProcessor(**config), words, video())
+    if case.family == "llava_onevision":
+        image, video = hf.LlavaOnevisionImageProcessor(**config), hf.LlavaOnevisionVideoProcessor()
+        return hf.LlavaOnevisionProcessor(image, words, video, **case.whole_config)
+    if case.family == "llava_next_video":
+        image, video = hf.LlavaNextImageProcessor(**config), hf.LlavaNextVideoVideoProcessor()
+        return hf.LlavaNextVideoProcessor(video, image, words, **case.whole_config)
+    image, video = hf.GotOcr2ImageProcessor(**config), hf.InternVLVideoProcessor()
+    return hf.InternVLProcessor(image, words, video, **case.whole_config)
+
+
+def run_images(case: ImageCase, images: list[Any] | None = None) -> dict[str, Any]:
+    """Hashes of everything the processor returns, given the images as apply_chat_template gives them."""
+    from PIL import Image
+
+    images = [Image.fromarray(image) for image in case.images] if images is None else images
+    videos: dict[str, Any] = {}
+    if clips := case.clips:
+        metadata = [{"total_num_frames": len(c), "fps": None, "frames_indices": list(range(len(c)))} for c in clips]
+        videos = {"videos": clips, "video_metadata": metadata, "do_sample_frames": False}
+    outputs = image_processor(case)(text=[case.prompt], images=[images], **videos, return_tensors="pt")
+    return {name: digest(tensor) for name, tensor in sorted(outputs.items())}
+
+
+def run_chat(case: ImageCase) -> dict[str, Any]:
+    """Hashes of what the processor makes of a conversation."""
+    whole = image_processor(case)
+    options = {"do_sample_frames": False, "return_metadata": True}
+    outputs = whole.apply_chat_template(
+        case.chat, case.template, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
+        processor_kwargs=options,
+    )  # fmt: skip
+    return {name: digest(tensor) for name, tensor in sorted(outputs.items()) if isinstance(tensor, torch.Tensor)}
+
+
 def main() -> None:
-    """Runs every case and writes the file."""
+    """Runs every case and writes the files."""
     torchvision = use_torchvision()
     import transformers
 
     cases = {case.name: run(case) for case in CASES}
+    images = {case.name: run_images(case) for case in IMAGE_CASES}
+    images |= {f"{case.name}/chat": run_chat(case) for case in CHATS}
+    images |= {mode: run_images(IMAGE_CASES[0], [in_mode(mode)]) for mode in MODES}
     versions = {"transformers": transformers.__version__, "torch": torch.__version__, "torchvision": torchvision}
     header = versions | {"machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
-    PATH.write_text(json.dumps({"made_with": header, "cases": cases}, indent=1) + "\n")
-    print(f"{PATH}: {len(cases)} cases, {header}")
+    for name, made in (("video.json", cases), ("image.json", images)):
+        (FOLDER / name).write_text(json.dumps({"made_with": header, "cases": made}, indent=1) + "\n")
+        print(f"{FOLDER / name}: {len(made)} cases, {header}")
 
 
 if __name__ == "__main__":
