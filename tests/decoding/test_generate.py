@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 import torch
@@ -285,3 +286,14 @@ def test_low_precision_is_reported(tiny, family):
     assert 0.8 <= result.match_rate <= 1 and len(result.mismatches) == round((1 - result.match_rate) * 48)
     for m in result.mismatches:
         assert m.reference != m.ours and m.margin >= 0 and m.margin <= 0.05 * m.max_logit
+
+
+def test_the_vision_tower_is_part_of_the_prefill(tiny):
+    """Whether transformers runs it within the first forward pass, or before it calls our loop."""
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    hook = model.model.visual.register_forward_pre_hook(lambda *_: time.sleep(0.3))
+    try:
+        stats = sparrow.generate(model, None, **inputs, max_new_tokens=2, eos_token_id=None).stats
+    finally:
+        hook.remove()
+    assert stats.seconds["prefill"] >= 0.3 and stats.total_seconds >= 0.3

@@ -151,6 +151,7 @@ def generate(
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with borrowed(model), torch.no_grad():
+        run.clock = Clock(target.device)
         model.generate(**kwargs, stopping_criteria=criteria, custom_generate=run)
     assert run.output is not None
     return run.output
@@ -174,6 +175,8 @@ def enter(
 class _Run:
     """The callable that generate() calls in place of its own decoding loop, with everything prepared."""
 
+    clock: Clock  # runs since generate() was called
+
     def __init__(
         self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | Sequence[int] | None,
         streamer, on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None, reuse: Reuse | None,
@@ -189,7 +192,8 @@ class _Run:
         given, input_ids = input_ids.device, input_ids.to(self.target.device)
         padding, seed = padding_of(input_ids, model_kwargs), self._seed(bool(generation_config.do_sample))
         rules = rules_from(generation_config, logits_processor, seed, input_ids.shape[1], padding.tolist())
-        clock, out = Clock(input_ids.device), Batch(input_ids, stopping_criteria, self.streamer)
+        clock, out = self.clock, Batch(input_ids, stopping_criteria, self.streamer)
+        clock.all_so_far("prefill")  # from 5.24 on transformers encodes the videos before it calls this
         policy, shape = self.policy, self.policy.largest if self.policy else self.shape or Root()
         (b, p), depth = input_ids.shape, shape.max_path - 1
         stats = DecodeStats(tree="auto" if policy else str(shape), depth=depth, sequences=b)

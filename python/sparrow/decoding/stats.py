@@ -105,6 +105,17 @@ class Clock:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
+            self._begun = torch.cuda.Event(enable_timing=True)
+            self._begun.record()
+
+    def all_so_far(self, name: str) -> None:
+        """What went by since the clock was made belongs to stage `name`."""
+        if self._cuda:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+            self._events.append((name, self._begun, now))
+        else:
+            self._add(name, time.perf_counter() - self._start)
 
     def spent(self, name: str) -> float:
         """Seconds of a stage so far; on CUDA 0, as nobody waits for the events."""

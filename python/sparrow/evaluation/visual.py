@@ -43,7 +43,7 @@ def layer_cuts(
     calls the internalisation of visual information, and why a drafter may see text rows only.
 
     Args:
-        cut: targets.layer_cut.layer_cut of the target; the others as in `hits`.
+        cut: miniature.layer_cut.layer_cut of the target; the others as in `hits`.
     """
     rows = []
     for first in range(layers + 1):
