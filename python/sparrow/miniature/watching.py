@@ -1,10 +1,12 @@
 """Does the target watch? Accuracy on the words only the video can tell, with the true, a wrong and a black one."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparrow.miniature.batches import Batch
 from sparrow.miniature.world import Format, sample, visual_tokens
 from sparrow.miniature.world.language import BIG, COUNTS, PLACES, VERBS
 from sparrow.miniature.world.scene import COLOURS, KINDS
@@ -39,8 +41,10 @@ def meanings(tokenizer: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def hits(collator: Any, forward: Any, form: Format, *, video: str, split: str, clips: int) -> Counts:
-    """Right and all words of each class, per clip. A word is right if it means the same.
+def said(
+    collator: Any, forward: Any, form: Format, *, video: str, split: str, clips: int
+) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """Descriptions, teacher-forced, batch by batch: the batch, and the chosen and the true words of its answers, [n].
 
     Args:
         collator, forward: of the target, as in training.
@@ -55,8 +59,7 @@ def hits(collator: Any, forward: Any, form: Format, *, video: str, split: str, c
         raise ValueError(f"video must be one of {', '.join(VIDEOS)}, got {video!r}")
     if clips < 2:
         raise ValueError(f"clips must be at least 2 (videos are exchanged among them), got {clips}")
-    tables, length = meanings(collator.tokenizer), visual_tokens(form)
-    counts: Counts = {name: [] for name in tables}
+    length = visual_tokens(form)
     for numbers in batches(clips, max(2, BATCH_TOKENS // (length + 200))):
         made = collator.batch([sample(i, form, split=split) for i in numbers], form, looks=False)
         if video == "shuffled":
@@ -64,11 +67,24 @@ def hits(collator: Any, forward: Any, form: Format, *, video: str, split: str, c
         if video == "black":
             made.pixels = torch.full_like(made.pixels, -1.0)
         logits, labels = forward(made)
-        of = (made.labels[:, 1:] >= 0).sum(1).tolist()
-        for chosen, said in zip(logits.argmax(-1).split(of), labels.split(of), strict=True):
+        yield made, logits.argmax(-1), labels
+
+
+def per_clip(made: Batch) -> list[int]:
+    """How many words each clip's answer has."""
+    return (made.labels[:, 1:] >= 0).sum(1).tolist()
+
+
+def hits(collator: Any, forward: Any, form: Format, *, video: str, split: str, clips: int) -> Counts:
+    """Right and all words of each class, per clip. A word is right if it means the same. Arguments: see `said`."""
+    tables = meanings(collator.tokenizer)
+    counts: Counts = {name: [] for name in tables}
+    for made, chosen, true in said(collator, forward, form, video=video, split=split, clips=clips):
+        of = per_clip(made)
+        for ours, theirs in zip(chosen.split(of), true.split(of), strict=True):
             for name, table in tables.items():
-                asked = said[table[said] >= 0]
-                counts[name].append((int((table[chosen][table[said] >= 0] == table[asked]).sum()), len(asked)))
+                asked = table[theirs] >= 0
+                counts[name].append((int((table[ours] == table[theirs])[asked].sum()), int(asked.sum())))
     return counts
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from sparrow.miniature.watching import BATCH_TOKENS, VIDEOS, Counts, batches
-from sparrow.miniature.world import Format, sample, visual_tokens
+from sparrow.miniature.watching import Counts, per_clip, said
+from sparrow.miniature.world import Format
 from sparrow.smollm2.words import CORE, NAMES, Tagger
 
 
@@ -14,36 +14,14 @@ def classes_of(tagger: Tagger, clips: list[Any]) -> torch.Tensor:
     return torch.tensor([c for clip in clips for c in [*tagger.classes(clip.answer), -1]])
 
 
-@torch.no_grad()
 def hits(collator: Any, forward: Any, form: Format, *, video: str, split: str, clips: int) -> Counts:
-    """Right and all words of each class of words.NAMES, per clip; descriptions, teacher-forced.
-
-    Args:
-        collator, forward: of the target, as in training.
-        form: frames and size of the clips.
-        video: "true", "shuffled" = another clip's, "black".
-        split, clips: numbers 0 .. clips - 1 of this split; at least 2.
-
-    Raises:
-        ValueError: an unknown video, or fewer than 2 clips.
-    """
-    if video not in VIDEOS:
-        raise ValueError(f"video must be one of {', '.join(VIDEOS)}, got {video!r}")
-    if clips < 2:
-        raise ValueError(f"clips must be at least 2 (videos are exchanged among them), got {clips}")
-    tagger, length = Tagger(collator.tokenizer), visual_tokens(form)
+    """Right and all words of each class of words.NAMES, per clip. Arguments: see miniature.watching.said."""
+    tagger = Tagger(collator.tokenizer)
     counts: Counts = {name: [] for name in NAMES}
-    for numbers in batches(clips, max(2, BATCH_TOKENS // (length + 200))):
-        made = collator.batch([sample(i, form, split=split) for i in numbers], form, looks=False)
-        if video == "shuffled":
-            made.pixels = made.pixels.unflatten(0, (len(numbers), -1)).roll(1, 0).flatten(0, 1)
-        if video == "black":
-            made.pixels = torch.full_like(made.pixels, -1.0)
-        logits, labels = forward(made)
-        classes = classes_of(tagger, made.clips)
-        chosen, said = (tagger.meaning(tokens, classes.clamp(min=0)) for tokens in (logits.argmax(-1), labels))
-        of = (made.labels[:, 1:] >= 0).sum(1).tolist()
-        for right, clip in zip((chosen == said).split(of), classes.split(of), strict=True):
+    for made, chosen, true in said(collator, forward, form, video=video, split=split, clips=clips):
+        classes, of = classes_of(tagger, made.clips), per_clip(made)
+        ours, theirs = (tagger.meaning(tokens, classes.clamp(min=0)) for tokens in (chosen, true))
+        for right, clip in zip((ours == theirs).split(of), classes.split(of), strict=True):
             for number, name in enumerate(NAMES):
                 counts[name].append((int(right[clip == number].sum()), int((clip == number).sum())))
     return counts
