@@ -51,15 +51,3 @@ def _placeholders(family: str, frames: int, side: int, s: TinySize, words) -> li
     if family.startswith("qwen"):
         return [start, video(frames // 2 * (side // 14) ** 2 // 4), end]
     return [video(frames * 4 + (1 if family == "llava_onevision" else 0))]
-
-
-def together(prompts: list[dict[str, Tensor]], pad: int = 2) -> dict[str, Tensor]:
-    """Several prompts as a batch, padded on the left; videos in the prompts' order, as processors give them."""
-    most = max(one["input_ids"].shape[1] for one in prompts)
-    made: dict[str, Tensor] = {}
-    for name, filler in {"input_ids": pad, "attention_mask": 0, "mm_token_type_ids": 0}.items():
-        if any(name in one for one in prompts):
-            rows = [one.get(name, torch.zeros_like(one["input_ids"], dtype=torch.int32)) for one in prompts]
-            made[name] = torch.cat([torch.nn.functional.pad(t, (most - t.shape[1], 0), value=filler) for t in rows])
-    others = sorted({name for one in prompts for name in one} - made.keys())
-    return made | {name: torch.cat([one[name] for one in prompts if name in one]) for name in others}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import sparrow
-from sparrow.cli.stream import Stream, Text
+from sparrow.cli.pieces import BROKEN
+from sparrow.cli.stream import ACCEPTED, BONUS, PLAIN, ColouredText, Stream, Text, in_colour
 from sparrow.miniature.shipped import DEMO
 from tests.pairs import miniature_pair, write_miniature_pair
 
@@ -53,6 +54,104 @@ def test_layers_and_tokens_are_counted(tmp_path, capsys):
     text = len(model.model.language_model.layers)  # the prompt holds no video: its tower does not run
     assert (stream.prefill.task.completed, stream.decode.task.completed) == (text, 4)
     assert capsys.readouterr().out.strip()
+
+
+# --- colours ---
+
+
+class Characters:
+    """A tokenizer whose tokens are code points."""
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
+
+def in_a_terminal(monkeypatch):
+    """stdout is a terminal with colours."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+
+def bare(text: str) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
+
+
+def looks(text: str) -> list[tuple[str, str]]:
+    """(look, character) of all that is no blank."""
+    now, found = "", []
+    for part in re.findall(r"\x1b\[[\d;]*m|.", text, re.DOTALL):
+        if part in (ACCEPTED, BONUS, PLAIN):
+            assert (part == PLAIN) == bool(now), "a colour ends before the next begins"
+            now = "" if part == PLAIN else part
+        elif not part.isspace():
+            found.append((now, part))
+    assert not now
+    return found
+
+
+def test_in_colour(monkeypatch):
+    in_a_terminal(monkeypatch)
+    assert in_colour()
+    for name, value, colours in (("NO_COLOR", "1", False), ("NO_COLOR", "", True), ("TERM", "dumb", False)):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert in_colour() == colours
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert not in_colour()
+
+
+@pytest.mark.parametrize("columns", [30, 500])
+def test_a_character_has_the_colour_of_its_token(monkeypatch, capsys, columns):
+    """Also within a word, and where lines break; letters are tokens here."""
+    in_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text, told = ColouredText(Characters()), [("", ACCEPTED, BONUS)[at % 7 % 3] for at in range(len(TEXT))]
+    for character, look in zip(TEXT, told, strict=True):
+        text.add(ord(character), look)
+    text.end()
+    coloured = capsys.readouterr().out
+    plain = Text(None)
+    plain.on_finalized_text(TEXT, stream_end=True)
+    assert bare(coloured) == capsys.readouterr().out
+    assert looks(coloured) == [(look, c) for look, c in zip(told, TEXT, strict=True) if not c.isspace()]
+
+
+def test_scripts_without_blanks_are_not_held_back(monkeypatch, capsys):
+    in_a_terminal(monkeypatch)
+    text = ColouredText(Characters())
+    for character in "日本 word":
+        text.add(ord(character), ACCEPTED)
+    assert bare(capsys.readouterr().out) == "日本"  # the blank waits for its word
+
+
+def test_a_drafted_answer_in_colour(monkeypatch, capsys):
+    """The text is the uncoloured one; each round ends with its bonus token, but for the last that is cut."""
+    in_a_terminal(monkeypatch)
+    model, tokenizer, drafter = miniature_pair()
+    told: list[tuple[list[int], int]] = []
+
+    def decode(rounds: bool) -> str:
+        stream = Stream(tokenizer, model, 3, 24, rounds=rounds)
+        assert stream.colour == rounds
+
+        def on_round(tokens: list[int], accepted: int, seconds: float) -> None:
+            told.append((tokens, accepted))
+            stream.on_round(tokens, accepted, seconds)
+
+        options = {"max_new_tokens": 24, "eos_token_id": None, "streamer": stream, "on_round": on_round}
+        sparrow.generate(model, drafter, input_ids=torch.tensor([[5, 6, 7]]), **options)
+        return capsys.readouterr().out
+
+    plain, told[:] = decode(False), []
+    coloured = decode(True)
+    assert bare(coloured) == plain and ACCEPTED in coloured and BONUS in coloured
+    shown = "".join(c for look, c in looks(coloured) if look == BONUS)
+    bonus = [tokens[accepted] for tokens, accepted in told if len(tokens) > accepted]
+    said = "".join(tokenizer.decode([token], skip_special_tokens=True) for token in bonus)
+    assert (
+        shown.replace(BROKEN, "") == "".join(said.replace(BROKEN, "").split()) != ""
+    )  # bytes come with the next token
 
 
 def test_a_failure_ends_what_is_shown(monkeypatch):

@@ -1,5 +1,7 @@
 """What callers ask an adapter for before they decode."""
 
+import copy
+
 import pytest
 import torch
 
@@ -29,3 +31,12 @@ def test_is_text(tiny, family):
     visual = (ids == 291) | (ids == 290)
     assert torch.equal(target.is_text(ids), ~visual) and torch.equal(target.is_text(ids[0]), ~visual[0])
     assert 0 < int(visual.sum()) < ids.numel()
+
+
+def test_a_target_is_the_same_in_every_dtype(tiny):
+    """A drafter made in float32 serves the same checkpoint loaded in 16 bits, and no other checkpoint."""
+    model = tiny("qwen2_5_vl")
+    made = Target(model).fingerprint()
+    assert made != Target(tiny("qwen2_5_vl", 1)).fingerprint()
+    for dtype in (torch.bfloat16, torch.float16):
+        assert Target(copy.deepcopy(model).to(dtype)).fingerprint() == made

@@ -243,7 +243,7 @@ def test_storage(tiny, tmp_path):
     assert mine["fc.weight"].shape == (64, 128) and "norm.weight" in mine and not any("embed" in k for k in mine)
     with pytest.raises(ValueError, match="family='llava_onevision'; this one has 'qwen2_5_vl'"):
         again.attach(Target(tiny("qwen2_5_vl")))
-    with pytest.raises(ValueError, match="head_hash"):
+    with pytest.raises(ValueError, match="head_signs"):
         again.attach(Target(tiny("llava_onevision", 1)))
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         sparrow.SparrowDrafter.from_pretrained(tmp_path / "nothing")

@@ -96,6 +96,10 @@ class Generate(Command):
         "are the same (exit code 1 if not)", default=False, action="store_true",
     )  # fmt: skip
     json: str | None = option("write the statistics there", default=None, metavar="FILE")
+    report: str | None = option(
+        "write one self-contained page: clip, text by round, draft trees, the race (with --compare: of all three)",
+        default=None, metavar="FILE.html",
+    )  # fmt: skip
     trust_remote_code: bool = option("run code that comes with the model", default=False, action="store_true")
 
     def __post_init__(self) -> None:
@@ -208,6 +212,9 @@ class Demo(Command):
         "total-depth-width; auto: chosen while decoding (default: the drafter's)", default=None, type=shape_or_auto
     )
     max_new_tokens: int = option("longest description (default: %(default)s)", default=256, type=positive)
+    report: str | None = option(
+        "write one self-contained page: clip, text by round, draft trees, the race", default=None, metavar="FILE.html"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shlex
 import sys
 from typing import Any
 
@@ -12,10 +13,12 @@ from sparrow.cli import measure
 from sparrow.cli.arguments import Generate
 from sparrow.cli.chat_arguments import Chat
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
+from sparrow.cli.page import Clip, Shown, check_place, write_page
 from sparrow.cli.places import target_folder
-from sparrow.cli.stream import Stream
+from sparrow.cli.stream import LEGEND, Stream, both
 from sparrow.decoding.compare import compare
 from sparrow.decoding.generate import GenerateOutput, generate
+from sparrow.drafters.recorded import Recorder
 from sparrow.drafters.specvlm import SpecVLM
 from sparrow.evaluation.systems import PLAIN, SPECVLM, TRANSFORMERS, Run, System
 from sparrow.files import write_json
@@ -28,29 +31,31 @@ from sparrow.video import VideoError, load_settings, load_video, prepare
 def run(arguments: Generate) -> int:
     """Streams the answer to stdout; progress and summary go to stderr. The weights come last: all else may be wrong."""
     quiet()
-    if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--json: no such folder: {pathlib.Path(arguments.json).parent}")
-    if arguments.json and pathlib.Path(arguments.json).is_dir():
-        raise ValueError(f"--json must be a file, got the folder {arguments.json}")
+    check_place("--json", arguments.json)
+    check_place("--report", arguments.report)
     device = pick_device(arguments.device)
     folder = target_folder(arguments.target)
     tokenizer = load_tokenizer(folder, arguments.trust_remote_code)
     drafter = read_drafter(arguments.drafter, folder)
-    inputs = read_video(folder, tokenizer, arguments)
+    clips = read_video(folder, arguments)
+    inputs = prepare(load_settings(folder), tokenizer, arguments.prompt, clips)
     model = load_model(folder, arguments.dtype, device, arguments.trust_remote_code)
     bind(drafter, model)
     inputs = Target(model).inputs(inputs)
     options = sampling_options(arguments)
-    output = decode(model, drafter, inputs, tokenizer, options, arguments)
+    recorder = Recorder(drafter) if arguments.report else None
+    output = decode(model, drafter, inputs, tokenizer, options, arguments, recorder)
     summarise(output)
-    code = side_by_side(model, drafter, inputs, options, output, arguments) if arguments.compare else 0
+    code, runs = side_by_side(model, drafter, inputs, options, output, arguments) if arguments.compare else (0, {})
     if arguments.json:
         write_json(arguments.json, output.stats.as_dict())
+    if recorder is not None:
+        report(arguments, model, tokenizer, drafter, clips, output, recorder, runs)
     return code
 
 
-def read_video(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str, Any]:
-    """Decodes the videos and builds the model's inputs."""
+def read_video(folder: pathlib.Path, arguments: Generate) -> list[Clip]:
+    """Decodes the videos."""
     settings = load_settings(folder)
     with Progress("reading the video", unit="frames") as progress:
         try:
@@ -66,7 +71,7 @@ def read_video(folder: pathlib.Path, tokenizer, arguments: Generate) -> dict[str
     for video, (_, info) in zip(arguments.video, clips, strict=True):
         for text in info.skipped:
             print(f"sparrow: {video}: skipped: {text}", file=sys.stderr)
-    return prepare(settings, tokenizer, arguments.prompt, clips)
+    return clips
 
 
 def sampling_options(arguments: Generate | Chat) -> dict[str, Any]:
@@ -79,14 +84,22 @@ def sampling_options(arguments: Generate | Chat) -> dict[str, Any]:
     return options
 
 
-def decode(model, drafter, inputs, tokenizer, options, arguments: Generate) -> GenerateOutput:
-    """One streamed generation."""
-    stream = Stream(tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens)
+def decode(
+    model, drafter, inputs, tokenizer, options, arguments: Generate, recorder: Recorder | None
+) -> GenerateOutput:
+    """One streamed generation, which the recorder records, if there is one."""
+    stream = Stream(
+        tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens, rounds=drafter is not None
+    )
+    on_round = both(stream.on_round, recorder.on_round if recorder else None)
     with contextlib.closing(stream):
-        return generate(
-            model, drafter, **inputs, **options, tree=arguments.tree, seed=arguments.seed,
-            positions=arguments.positions, streamer=stream,
+        output = generate(
+            model, recorder or drafter, **inputs, **options, tree=arguments.tree, seed=arguments.seed,
+            positions=arguments.positions, streamer=stream, on_round=on_round,
         )  # fmt: skip
+    if stream.colour:
+        print(LEGEND)
+    return output
 
 
 def summarise(output: GenerateOutput) -> None:
@@ -106,7 +119,33 @@ def summarise(output: GenerateOutput) -> None:
     console.print(table)
 
 
-def side_by_side(model, drafter, inputs, options, output: GenerateOutput, arguments: Generate) -> int:
+def report(
+    arguments: Generate, model, tokenizer, drafter, clips: list[Clip], output: GenerateOutput, recorder: Recorder,
+    runs: measure.Runs,
+) -> None:  # fmt: skip
+    """Writes the page. runs: what --compare measured."""
+    lane = "plain" if drafter is None else "SpecVLM" if isinstance(drafter, SpecVLM) else "sparrow"
+    ours = output.sequences[0, output.stats.prompt_tokens :].tolist()
+    verdict = measure.verdict(ours, runs) if runs else ""
+    why = "--compare is for greedy decoding" if arguments.temperature > 0 else "--compare measures it"
+    names = [pathlib.Path(video).name for video in arguments.video]
+    made = {
+        "target": arguments.target, "drafter": arguments.drafter or "none", "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."), "temperature": f"{arguments.temperature:g}",
+    }  # fmt: skip
+    if arguments.temperature > 0:
+        made["seed"] = str(arguments.seed)
+    shown = Shown(
+        arguments.prompt, list(zip(names, clips, strict=True)), output, recorder, lane, runs, why, verdict, made
+    )
+    assert arguments.report is not None
+    write_page(arguments.report, shown, tokenizer, shlex.join(["sparrow", *sys.argv[1:]]))
+    print(f"report: {arguments.report}", file=sys.stderr)
+
+
+def side_by_side(
+    model, drafter, inputs, options, output: GenerateOutput, arguments: Generate
+) -> tuple[int, measure.Runs]:
     """Measures the systems in turns. Exit code 1 where float32 outputs differ, and by more than near ties."""
     systems = [TRANSFORMERS, PLAIN]
     if isinstance(drafter, SpecVLM):
@@ -122,7 +161,7 @@ def side_by_side(model, drafter, inputs, options, output: GenerateOutput, argume
     line = measure.verdict(ours, runs)
     if measure.same(runs):
         print(line)
-        return 0
+        return 0, runs
     compared = compare(model, drafter, **inputs, **options, tree=arguments.tree, positions=arguments.positions)
     print(f"{line}\n{compared.report()}")
-    return 1 if model.dtype == torch.float32 and (compared.identical or not compared.lossless) else 0
+    return (1 if model.dtype == torch.float32 and (compared.identical or not compared.lossless) else 0), runs

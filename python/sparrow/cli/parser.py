@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import sparrow
+from sparrow.cli.analyse_arguments import Analyse
 from sparrow.cli.arguments import (
     Command,
     Demo,
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "train": {"drafter": TrainDrafter, "answers": TrainAnswers, "target": TrainTarget, "smollm2": TrainSmolLM2},
     "demo": Demo,
     "eval": Eval,
+    "analyse": Analyse,
     "synthetic": Synthetic,
     "import": Import,
     "fetch": Fetch,

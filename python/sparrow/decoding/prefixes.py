@@ -41,7 +41,7 @@ class Head:
     def common(self, other: "Head", most: int) -> int:
         """How many places, at most `most`, begin both. None of them is of a video that does not belong to both."""
         n = min(len(self), len(other), most)
-        if self.positions.shape[:-1] != other.positions.shape[:-1]:
+        if n <= 0 or self.positions.shape[:-1] != other.positions.shape[:-1]:
             return 0
         same = (self.positions[..., :n] == other.positions[..., :n]).reshape(-1, n).all(0)
         n = int((same & (self.ids[:n] == other.ids[:n])).long().cumprod(0).sum())

@@ -40,7 +40,7 @@ class DrafterConfig:
     """Everything about a drafter but its weights; stored as config.json.
 
     Attributes:
-        target: fingerprint of the target it was made for (family, sizes, hash of head rows).
+        target: fingerprint of the target it was made for (family, sizes, hash of the signs of head rows).
         hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
         fused_layers: further such layers; the states of all are joined and mapped to hidden_size by a linear layer
             without bias where they enter (as in EAGLE-3, arXiv 2503.01840). Own outputs are reused as they are.

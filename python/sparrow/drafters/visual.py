@@ -4,6 +4,8 @@ Only the prompt differs from Sparrow's: here it becomes a cache of text and visu
 tokens and growing the tree are Sparrow's own code (text.py).
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,26 +21,47 @@ from sparrow.targets.adapter import Prefill
 class VisualDrafter(TextDrafter):
     """A SparrowDrafter with positions=sequence in the loop, whatever it sees of the video."""
 
-    takes_batches = resumes = False  # its prompt's rows are a run's own, of sequences of one length
+    takes_batches = False  # its prompt's rows are a run's own, of sequences of one length
 
     def __init__(self, drafter: SparrowDrafter):
         super().__init__(drafter)
         self.visual_layer = drafter.config.seen_layer
+        self.resumes = drafter.config.visual == "none"
+
+    def resume(self, kept: Mapping[str, Tensor], prompt: Prompt) -> TextDraft:
+        """See Drafter; of text rows only. One sequence."""
+        drafter, first, rows = self.drafter, prompt.first, rows_of_text(self.drafter, prompt.is_text)
+        p, total, have = rows.shape[1], int(rows.sum()), int(rows[:, : first + 1].sum())
+        cache = DraftCache.empty(drafter, 1, total + prompt.max_new_tokens)
+        cache.keys[:, :have], cache.values[:, :have] = kept["keys"][:, :have], kept["values"][:, :have]
+        which, place = (rows & (torch.arange(p, device=rows.device) > first)).nonzero(as_tuple=True)
+        states = drafter.reuse(state_before(prompt.prefill.hidden, which, place - first))
+        numbers = torch.arange(len(place), dtype=torch.int32, device=place.device)
+        if len(place):
+            x = drafter.rows_of(prompt.tokens[which, place], numbers, states, prompt.error)
+            append(drafter, x, place, have + numbers, cache)
+        cache.lengths.fill_(total)
+        cache.skipped = p - cache.lengths
+        return TextDraft(cache, _root_alone(prompt))
 
     def begin(self, prompt: Prompt) -> TextDraft:
-        b, p = prompt.tokens.shape
-        last = torch.arange(b, dtype=torch.int32, device=prompt.root.device)[:, None] * p + p - 1
-        pending = Pending(  # the root alone
-            tokens=prompt.root[:, None],
-            row_index=last,
-            hidden=prompt.prefill.hidden.flatten(0, 1),
-            positions=prompt.prefill.text_position[:, -1:] + 1,
-            num_rows=torch.ones_like(last[:, 0]),
-        )
         cache = prompt_cache(
             self.drafter, prompt.tokens, prompt.is_text, prompt.prefill, prompt.max_new_tokens, prompt.error
         )
-        return TextDraft(cache, pending)
+        return TextDraft(cache, _root_alone(prompt))
+
+
+def _root_alone(prompt: Prompt) -> Pending:
+    """What is pending where the prompt's rows are written already."""
+    b, p = prompt.prefill.hidden.shape[:2]
+    last = torch.arange(b, dtype=torch.int32, device=prompt.root.device)[:, None] * p + p - 1
+    return Pending(
+        tokens=prompt.root[:, None],
+        row_index=last,
+        hidden=prompt.prefill.hidden.flatten(0, 1),
+        positions=prompt.prefill.text_position[:, -1:] + 1,
+        num_rows=torch.ones_like(last[:, 0]),
+    )
 
 
 @torch.no_grad()

@@ -85,6 +85,7 @@ class Run:
         decode_tokens: emitted after that moment.
         emitted: tokens of every round after the prefill.
         stages: wall seconds per stage of our loop (stats.STAGES); empty for transformers' own.
+        arrivals: (seconds from the call on, tokens that came then), prefill's token first.
     """
 
     tokens: list[int]
@@ -93,6 +94,7 @@ class Run:
     decode_tokens: int
     emitted: list[int]
     stages: dict[str, float] = field(default_factory=dict)
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -140,4 +142,5 @@ def _run(
     tokens = sequence[0, inputs["input_ids"].shape[1] :].tolist()
     counts = [count for _, count in timer.puts]
     first = timer.puts[0] if timer.puts else (end, 0)
-    return Run(tokens, end - start, end - first[0], len(tokens) - first[1], emitted or counts[1:], stages)
+    arrivals = [(at - start, count) for at, count in timer.puts]
+    return Run(tokens, end - start, end - first[0], len(tokens) - first[1], emitted or counts[1:], stages, arrivals)

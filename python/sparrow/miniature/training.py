@@ -17,6 +17,7 @@ from sparrow.miniature.batches import IGNORE, LOOKS, STORY, Batch, Collator, tra
 from sparrow.miniature.recipe import TargetRecipe
 from sparrow.miniature.watching import watch
 from sparrow.progress import track
+from sparrow.training.muon import Muon
 from sparrow.training.run import Run, learning_rate
 
 Report = Callable[[str], None]
@@ -84,9 +85,7 @@ def optimizers(model: Any, probes: Probes, recipe: TargetRecipe) -> list[torch.o
         inner = p.ndim == 2 and "embed" not in name and "lm_head" not in name
         (matrices if inner else rest).append(p)
     if recipe.optimizer == "muon":
-        first: torch.optim.Optimizer = torch.optim.Muon(
-            matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        first: torch.optim.Optimizer = Muon(matrices, recipe.lr, recipe.weight_decay)
     else:
         first = torch.optim.AdamW(matrices, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
     second = torch.optim.AdamW(rest, lr=recipe.embed_lr, betas=(0.9, 0.95), weight_decay=0.0)

@@ -128,7 +128,9 @@ class Target:
             self.model.model.rope_deltas = (next_position[-1] if next_position.dim() == 3 else next_position) - length
 
     def fingerprint(self) -> dict[str, object]:
-        """What a drafter must have been made for: family, sizes, and a hash of some LM-head rows."""
+        """What a drafter must have been made for: family, sizes, and a hash of the signs of some LM-head rows, which
+        are the same in whatever dtype the model is loaded.
+        """
         weight = getattr(self.head, "weight", None)
         head = self.embedding if weight is None else weight
         return fingerprint_of(self.family, self.config, self.vocab_size, head_rows(head))
@@ -295,13 +297,13 @@ class Target:
 
 def fingerprint_of(family: str, text: Any, vocab_size: int, sample: Tensor) -> dict[str, object]:
     """See Target.fingerprint; text: the decoder's config, sample: head_rows of its head."""
-    digest = hashlib.sha256(sample.float().cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(torch.signbit(sample).to("cpu", torch.uint8).numpy().tobytes())
     return {
         "family": family,
         "hidden_size": int(text.hidden_size),
         "num_layers": int(text.num_hidden_layers),
         "vocab_size": vocab_size,
-        "head_hash": digest.hexdigest()[:16],
+        "head_signs": digest.hexdigest()[:16],
     }
 
 

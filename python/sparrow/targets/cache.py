@@ -199,6 +199,7 @@ class TargetCache(Cache):
                 self._swap(place, which)
                 self._swaps.append((place, which))
         self.lengths = self.lengths[torch.tensor(order, device=self.lengths.device)]
+        self._host_lengths = [max(self._rows[: len(order)])] * len(self.layers)
 
     def bring_back(self) -> None:
         """Undoes every `select`: all sequences, in their first order."""

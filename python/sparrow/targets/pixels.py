@@ -66,7 +66,9 @@ def visuals_of(target: Target, ids: Tensor, inputs: Mapping[str, Any]) -> list[V
             counts = [n // merge**2 for n in rows]
         else:
             rows = [1] * len(given[pixels])
-            counts = _counts(places, len(rows), alike=kind == "video" or target.family == "internvl")
+            counts = _counts(places, len(rows), alike=kind == "video")
+            if target.family == "internvl":
+                counts = [int(target.model.config.image_seq_length)] * len(rows)
         if sum(counts) != len(places) or sum(rows) != len(given[pixels]):
             return None
         if any(len(given[name]) != len(counts) for name in given if name != pixels):

@@ -25,6 +25,7 @@ from sparrow.training.answers import Answer
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.losses import METRICS
+from sparrow.training.muon import Muon
 from sparrow.training.passes import Passes
 from sparrow.training.recipe import DrafterTraining, Optimisation
 from sparrow.training.run import Run, learning_rate
@@ -160,8 +161,7 @@ def optimisers(drafter: SparrowDrafter, o: Optimisation) -> tuple[torch.optim.Op
     adamw = torch.optim.AdamW(rest, lr=o.learning_rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay)
     if not matrices:
         return (adamw,)
-    muon = torch.optim.Muon(matrices, lr=o.learning_rate, weight_decay=o.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return muon, adamw
+    return Muon(matrices, o.learning_rate, o.weight_decay), adamw
 
 
 def by_pass(sums: Tensor, counts: Tensor) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """From a video file, folder or array to the exact tensors each video LLM takes. Needs PyAV, torch and NumPy only.
 
-`load_video` decodes and samples frames, `prepare` turns a prompt and its videos into the arguments of `model.generate`.
+`load_video` decodes and samples frames, `prepare` turns a prompt and its videos into the arguments of `model.generate`,
+`together` several prompts into those of a batch.
 The tensors are bit-identical to those of the transformers processors (tests/video/golden), which need torchvision and
 Pillow.
 """
@@ -16,6 +17,7 @@ from sparrow.video.settings import (
     PatchSettings,
     VideoSettings,
 )
+from sparrow.video.together import together
 
 __all__ = [
     "FAMILIES",
@@ -30,4 +32,5 @@ __all__ = [
     "patch_pixels",
     "prepare",
     "save_settings",
+    "together",
 ]

@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+from sparrow.evaluation.hidden import FIGURES
 from sparrow.evaluation.report.pictures import GREY, OTHERS, errorbar, over_lengths, panels, save, styles
 from sparrow.evaluation.report.pivots import Cell, Result, distinct, drafting, only, tree_of
 
@@ -111,3 +112,25 @@ def layer_cut(result: Result, file: pathlib.Path) -> None:
     axes[0][0].set_xlabel(f"first layer in which text cannot see the video ({x[-1]} = none)")
     axes[0][0].set(ylabel="share of words right", ylim=(0, 1.03))
     save(drawn, axes, file)
+
+
+def hidden(result: Result, file: pathlib.Path) -> None:
+    """Left: how far text rows have settled; right: what they take from the video. Over the layers."""
+    rows: list[dict[str, Any]] = result["rows"]
+    drawn, axes = panels(1, 2, 4.4, sharey=True)
+    sides = ({"agreement", "cosine_text", "cosine_visual", "cosine_last"}, {"attention", "uniform", "cut", "cut_video"})
+    looks = styles(FIGURES)
+    for axis, names, title in zip(
+        axes[0], sides, ("how far rows have settled", "what the video still gives"), strict=True
+    ):
+        for name in (n for n in FIGURES if n in names):
+            have = [(row["layer"], row[name]) for row in rows if row.get(name) and row[name]["value"] is not None]
+            errorbar(axis, [k for k, _ in have], [f for _, f in have], FIGURES[name], looks[name], ms=4, lw=1.2)
+        axis.set(title=title, xlabel="layers k", ylabel="share, cosine", ylim=(min(0.0, lowest(rows)) - 0.03, 1.03))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    save(drawn, axes, file, columns=2)
+
+
+def lowest(rows: list[dict[str, Any]]) -> float:
+    """The least of all figures."""
+    return min(f["value"] for row in rows for name, f in row.items() if name in FIGURES and f["value"] is not None)
