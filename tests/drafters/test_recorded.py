@@ -31,7 +31,8 @@ def test_recorded_is_as_it_would_be(own, tree, sampled):
     assert torch.equal(out.sequences, plain.sequences)
     rounds = recorder.rounds()
     assert [token for r in rounds for token in r.emitted] == out.sequences[0, 8:].tolist()
-    assert [r.accepted for r in rounds] == out.stats.accepted and any(r.path for r in rounds)
+    assert [r.accepted for r in rounds] == out.stats.accepted
+    assert tree == "auto" or any(r.path for r in rounds)  # auto may find, by its clock, that nothing pays
     for r in rounds:
         assert r.parent[0] == -1 and all(-1 < up < at for at, up in enumerate(r.parent) if at)
         assert [r.tokens[at] for at in r.path] == r.emitted[: len(r.path)]
