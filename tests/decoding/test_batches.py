@@ -7,6 +7,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import sparrow
 import sparrow.video
 from sparrow.drafters.protocol import DecodeState, Drafter
+from sparrow.drafters.text import TextDrafter
 from sparrow.targets.adapter import MROPE_FAMILIES, Target
 from sparrow.targets.versions import cache_argument
 from sparrow.tree import DraftTree, TreeConfig
@@ -101,6 +102,46 @@ def test_each_is_what_it_is_alone(tiny, greedy, family):
     assert [len(rows) for rows in scripted.rows] == sorted((len(rows) for rows in scripted.rows), reverse=True)
     assert len(scripted.rows[0]) == 4 and scripted.rows[-1] == [1]  # who has ended costs nothing more
     assert max(out.stats.accepted) == 5 and 0 in out.stats.accepted
+
+
+DRAFTERS = {
+    "text": {},
+    "target positions": {"positions": "target", "hidden_norm": True},
+    "sequence positions": {"positions": "sequence"},
+    "no first row": {"positions": "sequence", "first_row": False},
+    "rows": {"positions": "sequence", "visual": "rows"},
+    "states": {"positions": "sequence", "visual": "states", "layer": "eagle3", "fused_layers": [0, 2], "hidden_layer": 3},
+    "compressed": {"positions": "sequence", "visual": "compressed"},
+}
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_drafts_are_those_of_each_alone(tiny, family, kind, monkeypatch):
+    """Every tree of every round, by sequence (its seed tells which), also after some have ended."""
+    model, prompts = tiny(family), prompts_of(family)
+    drafter, drafts, draft = sparrow.SparrowDrafter.from_target(Target(model), **DRAFTERS[kind]), [], TextDrafter.draft
+    said = new_tokens(alone(model, prompts, max_new_tokens=NEW, eos_token_id=None), prompts)
+    options = {"max_new_tokens": NEW, "eos_token_id": [said[0][3], said[2][9]], "pad_token_id": PAD, "tree": SHAPE}
+
+    def recorded(self, state, shape):
+        tree = draft(self, state, shape)
+        for place, seed in enumerate(state.sampler.seed.tolist()):
+            key = seed, int(state.length[place])
+            drafts.append((key, tree.tokens[place].tolist(), tree.scores[place].clone()))
+        return tree
+
+    monkeypatch.setattr(TextDrafter, "draft", recorded)
+    for row, one in enumerate(prompts):
+        sparrow.generate(model, drafter, **one, **options, seed=row)
+    want = {key: rest for key, *rest in drafts}
+    drafts.clear()
+    sparrow.generate(model, drafter, **together(prompts), **options, seed=0)
+    got = {key: rest for key, *rest in drafts}
+    assert got.keys() == want.keys() and len(got) > 30
+    for key, (tokens, scores) in got.items():
+        assert tokens == want[key][0]
+        torch.testing.assert_close(scores, want[key][1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])

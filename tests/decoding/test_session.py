@@ -304,6 +304,11 @@ def test_a_live_video_stays_small(tiny, tmp_path):
     loaded = sparrow.Session.load(tmp_path / "live", *parts, lossy_window=12, **session.options)
     answers = {one.send("What?").text for one in (session.branch(), loaded, session)}
     assert len(answers) == 1
+    branch = session.branch()
+    for seed in range(6, 9):
+        branch.extend(frames_of("qwen2_5_vl", seed))
+    ids = branch._kept.prefix.head.ids
+    assert int((ids == 291).sum()) - len(branch._kept.prefix.gone) <= 12
     clips = [(clip.frames, clip.info) for clip in session.undo().clips]
     assert session.send("What?", clips).text in answers
 

@@ -214,7 +214,10 @@ class Session:
 
     def branch(self) -> "Session":
         """Another session with the same past, on memory of its own."""
-        other = Session(self.model, self.drafter, self.settings, self.tokenizer, system=self.system, **self.options)
+        other = Session(
+            self.model, self.drafter, self.settings, self.tokenizer, system=self.system,
+            lossy_window=self.lossy_window, **self.options,
+        )  # fmt: skip
         other.turns, other._waiting = list(self.turns), list(self._waiting)
         other._pixels = dict(self._pixels)
         prefix = self._kept.prefix

@@ -21,8 +21,6 @@ from sparrow.targets.adapter import Prefill
 class VisualDrafter(TextDrafter):
     """A SparrowDrafter with positions=sequence in the loop, whatever it sees of the video."""
 
-    takes_batches = False  # its prompt's rows are a run's own, of sequences of one length
-
     def __init__(self, drafter: SparrowDrafter):
         super().__init__(drafter)
         self.visual_layer = drafter.config.seen_layer
@@ -46,21 +44,22 @@ class VisualDrafter(TextDrafter):
 
     def begin(self, prompt: Prompt) -> TextDraft:
         cache = prompt_cache(
-            self.drafter, prompt.tokens, prompt.is_text, prompt.prefill, prompt.max_new_tokens, prompt.error
-        )
+            self.drafter, prompt.tokens, prompt.is_text, prompt.prefill, prompt.max_new_tokens, prompt.error,
+            prompt.count,
+        )  # fmt: skip
         return TextDraft(cache, _root_alone(prompt))
 
 
 def _root_alone(prompt: Prompt) -> Pending:
     """What is pending where the prompt's rows are written already."""
-    b, p = prompt.prefill.hidden.shape[:2]
-    last = torch.arange(b, dtype=torch.int32, device=prompt.root.device)[:, None] * p + p - 1
+    (b, p), end = prompt.prefill.hidden.shape[:2], prompt.count[:, None] - 1
+    batch = torch.arange(b, device=prompt.root.device)[:, None]
     return Pending(
         tokens=prompt.root[:, None],
-        row_index=last,
+        row_index=(batch * p + end - prompt.first).int(),
         hidden=prompt.prefill.hidden.flatten(0, 1),
-        positions=prompt.prefill.text_position[:, -1:] + 1,
-        num_rows=torch.ones_like(last[:, 0]),
+        positions=prompt.prefill.text_position.gather(1, end) + 1,
+        num_rows=torch.ones(b, dtype=torch.int32, device=prompt.root.device),
     )
 
 
@@ -72,6 +71,7 @@ def prompt_cache(
     prefill: Prefill,
     max_new_tokens: int,
     error: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> DraftCache:
     """The prompt's rows in the drafter's cache, with room for `max_new_tokens` more and a tree.
 
@@ -84,12 +84,15 @@ def prompt_cache(
         tokens: int64 [B, P]; is_text: bool [B, P].
         prefill: with `visual` unless visual=none.
         error: the operators' error word.
+        lengths: int64 [B], tokens of each sequence; None = P.
     """
     b, p = tokens.shape
-    ends = ~is_text & F.pad(is_text[:, 1:], (0, 1), value=True)
+    lengths = torch.full_like(tokens[:, 0], p) if lengths is None else lengths
+    places = ~is_text & (torch.arange(p, device=tokens.device) < lengths[:, None])
+    ends = places & F.pad(~places[:, 1:], (0, 1), value=True)
     rows = rows_of_text(drafter, is_text)
-    seen = {"none": rows, "compressed": rows | ends}.get(drafter.config.visual, rows | ~is_text)
-    visual, summaries = visual_rows(drafter, is_text, ends, prefill)
+    seen = {"none": rows, "compressed": rows | ends}.get(drafter.config.visual, rows | places)
+    visual, summaries = visual_rows(drafter, places, ends, prefill)
     which, place = seen.nonzero(as_tuple=True)  # prefill's own host synchronisation
     text = is_text[which, place]
     x = visual.new_empty(len(place), visual.shape[1])
@@ -99,18 +102,18 @@ def prompt_cache(
     cache = DraftCache.empty(drafter, b, int(count.max()) + max_new_tokens)
     slot = which * cache.keys.shape[1] + (seen.cumsum(1) - 1)[which, place]
     append(drafter, x, place, slot, cache)
-    cache.lengths, cache.skipped = count, p - count
+    cache.lengths, cache.skipped = count, lengths.int() - count
     cache.summary = None if summaries is None else summaries[:, -1:]
     return cache
 
 
 def visual_rows(
-    drafter: SparrowDrafter, is_text: Tensor, ends: Tensor, prefill: Prefill
+    drafter: SparrowDrafter, places: Tensor, ends: Tensor, prefill: Prefill
 ) -> tuple[Tensor, Tensor | None]:
     """The drafter's visual rows [R, W], sequence by sequence, and the global vector at every place [B, P, E], if any.
 
     Args:
-        is_text, ends: bool [B, P]; ends: the last places of visual blocks.
+        places, ends: bool [B, P]: visual tokens, and the last ones of their blocks.
         prefill: its `visual`, states of visual_layer, is not looked at where visual=none.
     """
     states = prefill.visual
@@ -120,13 +123,13 @@ def visual_rows(
     if states is None:
         raise ValueError(f"a drafter with visual={drafter.config.visual} needs Prefill.visual, got None")
     if drafter.config.visual == "rows":
-        return states[~is_text], None
+        return states[places], None
     if drafter.config.visual == "states":
-        which, place = (~is_text).nonzero(as_tuple=True)
+        which, place = places.nonzero(as_tuple=True)
         return drafter.rows(states[which, place], drafter.reuse(state_before(prefill.hidden, which, place))), None
     ended = ends.cumsum(1)
     most = int(ended.max())
-    tokens, summaries = drafter.compressor(states, visual_blocks(is_text), most)
+    tokens, summaries = drafter.compressor(states, visual_blocks(~places), most)
     exists = torch.arange(most, device=ended.device) < ended[:, -1:]
     return tokens[exists], summaries.gather(1, ended[..., None].expand_as(states))
 
