@@ -9,6 +9,7 @@ import sparrow.video
 from sparrow.drafters.protocol import DecodeState, Drafter
 from sparrow.drafters.text import TextDrafter
 from sparrow.targets.adapter import MROPE_FAMILIES, Target
+from sparrow.targets.positions import prompt_positions
 from sparrow.targets.versions import cache_argument
 from sparrow.tree import DraftTree, TreeConfig
 from tests.decoding.scripted import ScriptedDrafter
@@ -110,7 +111,13 @@ DRAFTERS = {
     "sequence positions": {"positions": "sequence"},
     "no first row": {"positions": "sequence", "first_row": False},
     "rows": {"positions": "sequence", "visual": "rows"},
-    "states": {"positions": "sequence", "visual": "states", "layer": "eagle3", "fused_layers": [0, 2], "hidden_layer": 3},
+    "states": {
+        "positions": "sequence",
+        "visual": "states",
+        "layer": "eagle3",
+        "fused_layers": [0, 2],
+        "hidden_layer": 3,
+    },
     "compressed": {"positions": "sequence", "visual": "compressed"},
 }
 
@@ -244,6 +251,10 @@ def test_reference_positions(tiny):
     options = {"max_new_tokens": NEW, "eos_token_id": None, "positions": "reference"}
     out = sparrow.generate(model, None, **together(prompts), **options)
     assert new_tokens(out.sequences, prompts) == new_tokens(alone(model, prompts, **options), prompts)
+    ids = prompt_positions(Target(model), together(prompts), "reference")
+    for row, one in enumerate(prompts):
+        own = prompt_positions(Target(model), one, "reference")[:, 0]
+        assert torch.equal(ids[:, row, -own.shape[1] :], own) and (ids[:, row, : -own.shape[1]] == 1).all()
 
 
 def test_padding_of_a_single_prompt(tiny, greedy):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import sparrow
+import sparrow_ext
 from sparrow.decoding.generate import generate
-from sparrow.drafters.recorded import Recorder
+from sparrow.drafters.recorded import Recorder, _kept, walk
 from sparrow.drafters.specvlm import SpecVLM
 from sparrow.targets.adapter import Target
 from tests.pairs import miniature_pair
@@ -63,3 +64,19 @@ def test_plain_decoding_is_all_roots(own):
     recorder = Recorder(None)
     generate(model, recorder, **inputs, **OPTIONS, on_round=recorder.on_round)
     assert all(r.parent == [-1] and r.path == [] and r.accepted == 0 for r in recorder.rounds())
+
+
+def test_probabilities_are_in_the_order_of_the_nodes():
+    """tree_rerank keeps the best candidates and numbers them in the order in which they were drafted."""
+    scores = torch.tensor([-2.0, -0.1, -torch.inf, -0.5, float("nan"), -0.4, -0.5])
+    parents = torch.full((1, 7), -1, dtype=torch.int32)
+    tokens = torch.arange(10, 17)[None]
+    kept = sparrow_ext.tree_rerank(torch.tensor([5]), scores[None].nan_to_num(-torch.inf), tokens, parents, num_nodes=5)
+    by_token = dict(zip(tokens[0].tolist(), scores.exp().tolist(), strict=True))
+    assert _kept(scores, 4) == pytest.approx([by_token[t] for t in kept[0][0, 1:].tolist()])
+
+
+def test_the_walk_goes_from_parent_to_child():
+    """A token that stands in several places is the one below the last; of equal siblings the first."""
+    assert walk([5, 7, 8, 7, 7], [-1, 0, 0, 2, 2], [8, 7]) == [2, 3]
+    assert walk([5, 7], [-1, 0], []) == []
