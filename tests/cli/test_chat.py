@@ -99,6 +99,10 @@ def test_interrupted(talk, monkeypatch, presses):
     ("options", "message"),
     [
         (["--drafter", "x"], "--drafter needs --target"),
+        (["--top-k", "-3", "--temperature", "1"], "--top-k must be at least 0 (0 = off), got -3"),
+        (["--top-p", "3", "--temperature", "1"], "--top-p must lie in [0, 1], got 3.0"),
+        (["--repetition-penalty", "0"], "--repetition-penalty must lie in"),
+        (["--target", "x", "--tree", "8-3-4"], "--tree needs --drafter FOLDER"),
         (["--fps", "2", "--num-frames", "8"], "--fps and --num-frames exclude each other"),
         (["--top-k", "5"], "--top-k and --top-p need --temperature above 0"),
         (["--load", "x", "--system", "y"], "--system cannot go with --load"),

@@ -15,7 +15,8 @@ import torch
 
 import sparrow
 from sparrow.cli import main as cli
-from sparrow.cli.arguments import Command, Doctor, Generate
+from sparrow.cli.arguments import Command, Doctor
+from sparrow.cli.decoding_arguments import Generate
 from sparrow.cli.parser import COMMANDS, documented, parse
 from sparrow.cli.train_arguments import TrainDrafter
 from sparrow.miniature.recipe import TargetRecipe

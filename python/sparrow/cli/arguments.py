@@ -4,12 +4,10 @@ Nothing heavy is imported here: help, and whatever is wrong with an argument by 
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sparrow.cli.options import (
-    MAX_FLOAT32,
     MAX_INT32,
     check_seed,
     check_temperature,
@@ -20,7 +18,7 @@ from sparrow.cli.options import (
     shape_or_word,
 )
 from sparrow.evaluation.names import TABLES
-from sparrow.tree import PRESETS, TreeConfig
+from sparrow.tree import TreeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,97 +41,6 @@ class Command:
             value = getattr(self, field.name)
             if "" in (value if isinstance(value, tuple) else (value,)):
                 raise ValueError(f"--{field.name.replace('_', '-')} must not be empty")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate(Command):
-    """Answers a prompt about videos and images. The answer streams to stdout; progress and figures go to stderr.
-
-    The output is the target's own, token for token, with any drafter and without one.
-    """
-
-    RUN = "sparrow.cli.generate:run"
-    ABOUT = "answer a prompt about videos and images"
-    EXAMPLE = """sparrow generate --target path/to/Qwen2.5-VL-7B-Instruct --drafter path/to/drafter \\
-      --video clip.mp4 --prompt "What happens?" --compare"""
-
-    target: str = option("folder or hub id of a video LLM (safetensors)", required=True, metavar="FOLDER|ID")
-    drafter: str | None = option(
-        "folder or hub id of a drafter made for it (a public one is imported, see sparrow import), or specvlm: the "
-        "target itself with a tenth of the visual tokens; default: plain decoding", default=None, metavar="FOLDER|ID",
-    )  # fmt: skip
-    video: tuple[str, ...] = option(
-        "mp4, mkv, avi, webm, folder of frames, .npy or .npz; may be repeated",
-        default=(), action="append", metavar="FILE",
-    )  # fmt: skip
-    image: tuple[str, ...] = option(
-        "png, jpeg, webp, ...; may be repeated; images come before the videos in the prompt",
-        default=(), action="append", metavar="FILE",
-    )  # fmt: skip
-    prompt: str = option("the question", required=True, metavar="TEXT")
-    num_frames: int | None = option("frames to sample (default: the model's rule)", default=None, type=positive)
-    fps: float | None = option("frames per second to sample", default=None, type=float)
-    on_damage: str = option(
-        "skip: sample the whole frames of a damaged video; what was left out is printed (default: raise)",
-        default="raise", choices=["raise", "skip"],
-    )  # fmt: skip
-    max_new_tokens: int = option("longest answer (default: %(default)s)", default=256, type=positive)
-    tree: TreeConfig | str | None = option(  # noqa: RUF009
-        f"total-depth-width, such as {', '.join(PRESETS)}; auto: chosen while decoding (default: the drafter's)",
-        default=None, type=shape_or_auto,
-    )  # fmt: skip
-    temperature: float = option("0 = greedy (the default)", default=0.0, type=float)
-    top_k: int = option("0 = off (the default)", default=0, type=int)
-    top_p: float = option("1 = off (the default)", default=1.0, type=float)
-    repetition_penalty: float | None = option("default: the model's generation config", default=None, type=float)
-    seed: int = option("of the sampling noise (default: %(default)s)", default=0, type=int)
-    positions: str = option(
-        "how the prompt is numbered: as in transformers (default), or as Qwen2-VL and Qwen2.5-VL were trained",
-        default="hf", choices=["hf", "reference"],
-    )  # fmt: skip
-    dtype: str = option(
-        "default: the checkpoint's own", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
-    )
-    device: str | None = option("cpu, cuda, cuda:1 (default: cuda where kernels and GPU are there)", default=None)
-    compare: bool = option(
-        "also decode with transformers and without a drafter, in turns; print the speed-ups, and whether all outputs "
-        "are the same (exit code 1 if not)", default=False, action="store_true",
-    )  # fmt: skip
-    json: str | None = option("write the statistics there", default=None, metavar="FILE")
-    report: str | None = option(
-        "write one self-contained page: clip, text by round, draft trees, the race (with --compare: of all three)",
-        default=None, metavar="FILE.html",
-    )  # fmt: skip
-    trust_remote_code: bool = option("run code that comes with the model", default=False, action="store_true")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.compare and self.temperature > 0:
-            raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
-        check_temperature(self.temperature)
-        check_seed(self.seed)
-        if self.top_k < 0:
-            raise ValueError(f"--top-k must be at least 0 (0 = off), got {self.top_k}")
-        if self.top_k > MAX_INT32:
-            raise ValueError(f"--top-k must be at most {MAX_INT32}, got {self.top_k}")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"--top-p must lie in [0, 1], got {self.top_p}")
-        penalty = self.repetition_penalty
-        if penalty is not None and not 1 / MAX_FLOAT32 <= penalty <= MAX_FLOAT32:
-            least, most = f"{1 / MAX_FLOAT32:g}", f"{MAX_FLOAT32:g}"
-            raise ValueError(f"--repetition-penalty must lie in [{least}, {most}] (1 = off), got {penalty}")
-        if self.temperature == 0 and (self.top_k, self.top_p) != (0, 1.0):
-            raise ValueError("--top-k and --top-p need --temperature above 0: greedy decoding draws nothing")
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"--fps must be positive and finite, got {self.fps}")
-        if self.fps is not None and self.num_frames is not None:
-            raise ValueError("--fps and --num-frames exclude each other: one says how often, the other how many")
-        if self.tree is not None and self.drafter in (None, "specvlm"):
-            raise ValueError(
-                "--tree needs --drafter FOLDER: plain decoding drafts nothing, and specvlm's tree is its own"
-            )
-        if not self.prompt.strip():
-            raise ValueError("--prompt must not be empty")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparrow.cli.chat_arguments import Chat
+from sparrow.cli.decoding_arguments import Chat
 from sparrow.cli.generate import sampling_options
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
 from sparrow.cli.places import target_folder

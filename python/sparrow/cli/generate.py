@@ -10,8 +10,7 @@ import torch
 from rich.table import Table
 
 from sparrow.cli import measure
-from sparrow.cli.arguments import Generate
-from sparrow.cli.chat_arguments import Chat
+from sparrow.cli.decoding_arguments import Chat, Generate
 from sparrow.cli.loading import bind, load_model, load_tokenizer, pick_device, quiet, read_drafter
 from sparrow.cli.page import Clip, Shown, check_place, write_page
 from sparrow.cli.places import target_folder

@@ -18,12 +18,11 @@ from sparrow.cli.arguments import (
     Doctor,
     Eval,
     Fetch,
-    Generate,
     Import,
     Serve,
     Synthetic,
 )
-from sparrow.cli.chat_arguments import Chat
+from sparrow.cli.decoding_arguments import Chat, Generate
 from sparrow.cli.options import positive, shape, shape_or_word
 from sparrow.cli.train_arguments import TrainAnswers, TrainDrafter, TrainSmolLM2, TrainTarget
 
@@ -99,7 +98,7 @@ def _add(listed: Any, name: str, command: type[Command]) -> None:
     parser = listed.add_parser(name, help=command.ABOUT, description=about, epilog=example, formatter_class=raw)
     parser.set_defaults(command=command, listed=None)
     parser.settings = getattr(command, "SETTINGS", None)
-    for field in dataclasses.fields(command):
+    for field in _own_first(command):
         how = dict(field.metadata["how"])
         if field.default is not dataclasses.MISSING:
             how["default"] = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -107,6 +106,13 @@ def _add(listed: Any, name: str, command: type[Command]) -> None:
         if how.get("type") in METAVARS:
             how.setdefault("metavar", METAVARS[how["type"]])
         parser.add_argument(flag, help=field.metadata["help"], **how)
+
+
+def _own_first(command: type[Command]) -> list[dataclasses.Field]:
+    """Its options: those that it declares, then those it shares with other commands."""
+    fields = {field.name: field for field in dataclasses.fields(command)}
+    order = dict.fromkeys(name for cls in command.__mro__ for name in vars(cls).get("__annotations__", {}))
+    return [fields[name] for name in order if name in fields]
 
 
 def _filled(text: str) -> str:
