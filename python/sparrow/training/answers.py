@@ -97,7 +97,7 @@ def _answer(values: dict[str, Any], where: str) -> Answer:
 
 def write_answers(
     target: Target, clips: Clips, config: Answers, positions: str, data: Mapping[str, object],
-    folder: pathlib.Path, ranks: Ranks,
+    folder: pathlib.Path, ranks: Ranks, engine: Any = None,
 ) -> list[Answer]:  # fmt: skip
     """Generates what is missing, each process its share, and returns the answers to all clips.
 
@@ -109,12 +109,14 @@ def write_answers(
         data: what the clips were made with, to be kept beside the answers.
         folder: where they go: answers-<rank>.jsonl.
         ranks: this process.
+        engine: answers in place of transformers' generate, see EngineAnswers.
 
     Raises:
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
         BlockingIOError: answers are missing, and another process is writing them.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in PLACES}
+    settings |= {} if engine is None else {"engine": engine.name}
     locked = None
     if ranks.main:
         keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
@@ -126,8 +128,10 @@ def write_answers(
     mine = missing[ranks.rank :: ranks.world]
     with Progress("answering", len(mine), "answers", quiet=not ranks.main) as progress:
         start, tokens = time.perf_counter(), 0
-        for group in batches_of(clips, mine, config.batch, config.ahead):
-            made = generate_answers(target, clips, group, config, positions)
+        groups = batches_of(clips, mine, config.batch, config.ahead) if engine is None else engine.groups(mine)
+        for group in groups:
+            own = engine is None
+            made = generate_answers(target, clips, group, config, positions) if own else engine.answer(group)
             append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
             tokens += sum(len(answer.ids) for answer in made)
             speed, free = tokens / (time.perf_counter() - start), shutil.disk_usage(folder).free / 2**30
