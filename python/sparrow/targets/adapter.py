@@ -346,6 +346,10 @@ def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:
     other = {t for t in getattr(text, "layer_types", None) or [] if t != "full_attention"}
     if other:
         raise ValueError(f"tree_attention models full attention only; {family} has layers of type {sorted(other)}")
+    if getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None):  # Mistral's: of every layer
+        raise ValueError(
+            f"tree_attention models full attention only; this {family} config has sliding_window={text.sliding_window}"
+        )
     for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_sinks", "attention_chunk_size"):
         if getattr(text, name, None):
             raise ValueError(f"tree_attention does not model {name}={getattr(text, name)!r} of this {family} config")
