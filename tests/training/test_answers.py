@@ -11,13 +11,15 @@ from safetensors.torch import save_file
 
 import sparrow
 from sparrow.files import lock
-from sparrow.targets.adapter import Target
+from sparrow.targets.adapter import MROPE_FAMILIES, Target
 from sparrow.training import stages as training
 from sparrow.training.answers import read_answers
 from sparrow.training.recipe import Recipe
 from sparrow.training.states import CachedStates
 from tests.training.cases import RandomClips, log, settings
 from tests.videos import FAMILIES, sample_inputs
+
+ONE_BY_ONE = {"batch": 1, "ahead": 1, "workers": 1}
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
@@ -46,6 +48,33 @@ def test_answers_about_images(tiny, tmp_path, family, videos):
         want = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
         assert list(answer.ids) == want.tolist()
         assert answer.text_tokens == int(Target(model).is_text(inputs["input_ids"]).sum()) > 0
+
+
+class MixedClips(RandomClips):
+    """Prompts of many lengths about nothing, an image, a video and both, in turn."""
+
+    def inputs(self, clip: int):
+        videos, images, text = clip % 2, clip // 2 % 2, 5 + 11 * (clip % 5)
+        made = sample_inputs(self.family, seed=clip, videos=videos, text=text, images=images)
+        if not (videos or images) and self.family in MROPE_FAMILIES:
+            for name in ("mm_token_type_ids",):
+                made.pop(name, None)
+        return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_batches_answer_as_one_by_one(tiny, tmp_path, family):
+    """Greedy and sampled, text, images and videos in one batch: a prompt's answer does not depend on its batch."""
+    model, found = tiny(family), []
+    for name, more in (("together", {"batch": 8}), ("alone", ONE_BY_ONE), ("budget", {"batch": 8, "batch_tokens": 90})):
+        config = settings(tmp_path / name, answers={"max_new_tokens": 8, "temperatures": [0.0, 1.0], **more})
+        clips = MixedClips(family, 8)
+        found.append(training.prepare_answers(Target(model), clips, config, training.Ranks()))
+    assert found[0] == found[1] == found[2] and len({a.ids for a in found[0]}) > 12
+    for answer in found[0][::2]:
+        inputs = clips.inputs(answer.clip)
+        want = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        assert list(answer.ids) == want.tolist()
 
 
 def test_answers_end_where_the_target_ends(tiny, tmp_path, monkeypatch):
@@ -90,7 +119,7 @@ def test_sampled_answers(tiny, tmp_path):
 
 def test_answers_and_states_go_on(tiny, tmp_path):
     """Interrupted stages keep what they have; a torn line or file is made again; other settings are refused."""
-    target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, answers={"batch": 1})
+    target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, answers=ONE_BY_ONE)
     for fail_at in (3, 4 + 2):  # in the answers; then, two answers being there, in the states
         with pytest.raises(KeyboardInterrupt):
             training.train(target, RandomClips("qwen2_5_vl", 4, fail_at=fail_at), config)

@@ -52,25 +52,29 @@ class Answers:
         folder: where they are kept, for any number of runs; None = <run>/answers.
         temperatures: each clip is answered once at each; 0 = greedy.
         max_new_tokens: longest answer.
-        batch: clips generated together; they are grouped by equal shapes.
-        ahead: clips that may be decoded and wait, for the target or for others of their shape; more memory, fuller
-            batches.
-        seed: of the sampling.
+        batch: prompts answered together at most; they are taken by length and padded.
+        batch_tokens: of a batch at most, padding and the longest answers included: what its cache takes. A prompt that
+            alone has more is answered alone.
+        ahead: prompts that may be decoded and wait beside a batch, for the target or for others of their length.
+        workers: threads that decode them.
+        seed: of the sampling; an answer depends on it and the clip's number, not on its batch.
     """
 
     folder: str | None = None
     temperatures: tuple[float, ...] = (0.0,)
     max_new_tokens: int = 256
-    batch: int = 1
+    batch: int = 16
+    batch_tokens: int = 16_384
     ahead: int = 32
+    workers: int = 2
     seed: int = 0
 
     def __post_init__(self):
         if not self.temperatures or min(self.temperatures) < 0 or len(set(self.temperatures)) < len(self.temperatures):
             raise ValueError(f"answers.temperatures must be distinct numbers >= 0, got {list(self.temperatures)}")
         _at_least("answers.max_new_tokens", self.max_new_tokens, 2)
-        _at_least("answers.batch", self.batch, 1)
-        _at_least("answers.ahead", self.ahead, 1)
+        for name in ("batch", "batch_tokens", "ahead", "workers"):
+            _at_least(f"answers.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
