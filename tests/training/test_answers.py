@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import sparrow
 from sparrow.files import lock
-from sparrow.targets.adapter import MROPE_FAMILIES, Target
+from sparrow.targets.adapter import Target
 from sparrow.training import stages as training
 from sparrow.training.answers import read_answers
 from sparrow.training.recipe import Recipe
@@ -55,11 +55,7 @@ class MixedClips(RandomClips):
 
     def inputs(self, clip: int):
         videos, images, text = clip % 2, clip // 2 % 2, 5 + 11 * (clip % 5)
-        made = sample_inputs(self.family, seed=clip, videos=videos, text=text, images=images)
-        if not (videos or images) and self.family in MROPE_FAMILIES:
-            for name in ("mm_token_type_ids",):
-                made.pop(name, None)
-        return made
+        return sample_inputs(self.family, seed=clip, videos=videos, text=text, images=images)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

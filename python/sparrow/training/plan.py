@@ -28,7 +28,7 @@ SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest of SAMPLE prompts, text and visual, and of an answer at most; bytes of the largest one's input."""
+    """Tokens of the longest of SAMPLE prompts, text and visual, and of an answer at most; bytes of the largest."""
 
     text: int
     visual: int
@@ -94,7 +94,8 @@ def needs(
     )  # fmt: skip
     stored = size if config.states.dtype == "target" else SIZES[config.states.dtype]
     layers = len(drafter.state_layers) + int(drafter.hidden_layer != int(text.num_hidden_layers))
-    rows = (lengths.text + lengths.answer) * layers + (lengths.visual if config.recipe.visual else 0)
+    of_a_visual = (1 + len(drafter.state_layers) * (drafter.visual == "states")) if config.recipe.visual else 0
+    rows = (lengths.text + lengths.answer) * layers + lengths.visual * of_a_visual
     disk = jobs * rows * drafter.hidden_size * stored if config.states.cache else 0
     caught = (len(drafter.state_layers) + 2) * one * drafter.hidden_size * size
     mend = ("states.cache=false",) if config.states.cache else ()
@@ -193,9 +194,11 @@ def shaped(config: DrafterConfig, sequences: int, lengths: Lengths, visual: bool
     whole = lambda *shape: torch.zeros(sequences, *shape, dtype=torch.int64, device=device)  # noqa: E731
     real = lambda *shape: torch.randn(sequences, *shape, device=device)  # noqa: E731
     rows = torch.arange(t, device=device).expand(sequences, t)
+    width = e * len(config.state_layers) if config.layer == "eagle3" else 0
     return Batch(
         tokens=whole(t), hidden=real(t, e * len(config.state_layers)), state=real(t, e), final=real(t, e),
-        positions=rows, follows_text=torch.ones(sequences, t, dtype=torch.bool, device=device),
+        positions=rows, visual_states=real(m, width),
+        follows_text=torch.ones(sequences, t, dtype=torch.bool, device=device),
         loss_pass=(rows - lengths.text + 1).clamp(min=0), visual=real(m, e), visual_positions=whole(m),
         visual_before=whole(t) + m, visual_block=whole(m) + 1,
     )  # fmt: skip

@@ -109,10 +109,12 @@ class Shape:
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
         positions: "text", "sequence" or "target".
-        layer: "eagle", or "eagle3": q, k and v read embedding and state side by side; needs recipe.visual=false.
+        layer: "eagle", or "eagle3": q, k and v read embedding and state side by side; it sees the video by
+            visual=states, or is trained on text alone (recipe.visual=false).
         own_head: a head of its own over the draft vocabulary, at first the target's; False = the target's, frozen.
-        visual: what it sees of the video when it drafts: "none", "rows" or "compressed". The last two see
-            what they are trained on: recipe.visual_layer (both papers: 0) and visual_positions=before.
+        visual: what it sees of the video when it drafts: "none", "rows", "compressed", or "states" (of layer=eagle3).
+            The last three see what they are trained on: recipe.visual_layer (all papers: 0) and
+            visual_positions=before.
         grouped_heads: keys and values are shared by query heads as in the target; False = one of each per query head.
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
@@ -262,8 +264,11 @@ class DrafterTraining:
         _one_of("dtype", self.dtype, "auto", "float32", "bfloat16", "float16")
         if self.recipe.visual and self.recipe.visual_positions == "target" and self.drafter.positions != "target":
             raise ValueError("recipe.visual_positions=target needs drafter.positions=target")
-        if self.drafter.layer == "eagle3" and self.recipe.visual:
-            raise ValueError("drafter.layer=eagle3 needs recipe.visual=false: its visual rows are not trained here")
+        if self.recipe.visual and (self.drafter.layer == "eagle3") != (self.drafter.visual == "states"):
+            raise ValueError(
+                "drafter.layer=eagle3 and drafter.visual=states need each other where recipe.visual=true, got "
+                f"{self.drafter.layer} and {self.drafter.visual}"
+            )
         if self.drafter.fused_layers and self.recipe.feature:
             raise ValueError(f"recipe.feature must be 0 with drafter.fused_layers, got {self.recipe.feature}")
         seen = (self.recipe.visual, self.recipe.visual_positions)

@@ -84,7 +84,7 @@ def _data(config: DrafterTraining) -> dict[str, object]:
 
 
 def states_of(target: Target, clips: Clips, config: DrafterTraining, answers: list[Answer], ranks: Ranks):
-    live = LiveStates(target, clips, config.states, *layers(target, config))
+    live = LiveStates(target, clips, config.states, *layers(target, config), config.drafter.visual == "states")
     if not config.states.cache:
         return live
     cached = CachedStates(pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
@@ -94,6 +94,7 @@ def states_of(target: Target, clips: Clips, config: DrafterTraining, answers: li
         "dtype": str(live.dtype),
     }
     given = {k: v for k, v in asdict(config.answers).items() if k not in ANSWERS} | {"folder": "", "batch": 0}
+    settings |= {"visual_states": True} if live.visual_states else {}
     settings |= {"positions": config.states.positions, "answers": given}
     size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
     if ranks.main:

@@ -29,13 +29,15 @@ class LiveStates:
         target, clips: what answered what.
         config: dtype and numbering.
         hidden_layers, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
+        visual_states: whether visual rows have states of hidden_layers, too.
     """
 
     def __init__(
-        self, target: Target, clips: Clips, config: States, hidden_layers: Sequence[int], visual_layer: int | None
-    ):
+        self, target: Target, clips: Clips, config: States, hidden_layers: Sequence[int], visual_layer: int | None,
+        visual_states: bool = False,
+    ):  # fmt: skip
         self.target, self.clips, self.config = target, clips, config
-        self.hidden_layers, self.visual_layer = tuple(hidden_layers), visual_layer
+        self.hidden_layers, self.visual_layer, self.visual_states = tuple(hidden_layers), visual_layer, visual_states
         self.dtype = target.embedding.dtype if config.dtype == "target" else getattr(torch, config.dtype)
 
     def load(self, answer: Answer) -> dict[str, Tensor]:
@@ -54,7 +56,7 @@ class LiveStates:
         layers = [self.target.num_layers, *self.hidden_layers]
         layers += [] if self.visual_layer is None else [self.visual_layer]
         teacher = teacher_states(self.target, inputs, ids, layers, self.config.positions)
-        kept = stored(teacher, len(ids), self.hidden_layers, self.visual_layer)
+        kept = stored(teacher, len(ids), self.hidden_layers, self.visual_layer, self.visual_states)
         return {k: v.to("cpu", self.dtype if v.is_floating_point() else v.dtype) for k, v in kept.items()}
 
 
