@@ -43,7 +43,7 @@ def hub_folder(folder: pathlib.Path, size: TinySize, shard: str) -> transformers
     return model
 
 
-def walk(folder, capsys, monkeypatch, size: TinySize, shard: str, steps: int, rows: int, save: int) -> str:
+def walk(folder, capsys, monkeypatch, size: TinySize, shard: str, steps: int, rows: int, save: int, parts: int) -> str:
     """Every command of the document, in its order; what they printed."""
     monkeypatch.setenv("SPARROW_CACHE", str(folder / "cache"))
     target, told = folder / "target", []
@@ -59,7 +59,7 @@ def walk(folder, capsys, monkeypatch, size: TinySize, shard: str, steps: int, ro
         f"target={target}", f"run={folder / 'run'}", f"data.clips={folder / 'clips.jsonl'}", "data.validation=1",
         "data.num_frames=4", "answers.max_new_tokens=8", f"optimisation.steps={steps}",
         f"optimisation.batch_rows={rows}", "optimisation.warmup=2", f"optimisation.save_every={save}",
-        "optimisation.log_every=1", "optimisation.checkpointing=true", "optimisation.accumulate=2",
+        "optimisation.log_every=1", "optimisation.checkpointing=true", f"optimisation.accumulate={parts}",
         "drafter.draft_vocab=100", "optimisation.optimiser=adamw", "optimisation.learning_rate=1.0e-4",
         "recipe.mtp_depth=1",
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def walk(folder, capsys, monkeypatch, size: TinySize, shard: str, steps: int, ro
 
 
 def test_rehearsal_small(tmp_path, capsys, monkeypatch):
-    told = walk(tmp_path, capsys, monkeypatch, SMALL, "300KB", steps=5, rows=200, save=2)
+    told = walk(tmp_path, capsys, monkeypatch, SMALL, "300KB", steps=5, rows=200, save=2, parts=2)
     assert "EAGLE-3" in told and re.search(r"new tokens\W+8 in", told)
 
 
@@ -106,4 +106,4 @@ def test_rehearsal_small(tmp_path, capsys, monkeypatch):
 def test_rehearsal_at_the_shape_of_a_7b(tmp_path, capsys, monkeypatch):
     size = TinySize(vocab_size=8192, hidden_size=3584, num_layers=2, num_heads=28, num_kv_heads=4,
                     intermediate_size=18_944)  # fmt: skip
-    walk(tmp_path, capsys, monkeypatch, size, "1GB", steps=20, rows=120, save=10)
+    walk(tmp_path, capsys, monkeypatch, size, "1GB", steps=20, rows=80, save=10, parts=1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import sparrow
 from sparrow.files import lock
@@ -233,6 +233,22 @@ def test_states_of_another_answer_are_named(copy):
     save_file({"tokens": torch.arange(3)}, file)
     with pytest.raises(ValueError, match=rf"^{file} is damaged: .first.\. Remove this file"):
         states.load(answers[1])
+
+
+def test_kept_states_are_compared_with_the_targets(copy):
+    """A sample is computed again whenever a run starts; states of other weights are named."""
+    target, clips, config, run = copy
+    files = sorted((run / "states").rglob("*.safetensors"))
+    kept = load_file(files[1])
+    save_file(kept | {"hidden": kept["hidden"] * (1 + 1e-5)}, files[1])
+    training.train(target, clips, config)
+    save_file(kept | {"hidden": kept["hidden"].roll(1, dims=0)}, files[1])
+    training.train(target, clips, replace(config, states=replace(config.states, check=0)))
+    with pytest.raises(ValueError, match=rf"^{files[1]}: hidden is not what the target says now \(.* of its norm away"):
+        training.train(target, clips, replace(config, states=replace(config.states, check=4)))
+    save_file({k: v for k, v in kept.items() if k != "visual"}, files[1])
+    with pytest.raises(ValueError, match=r": visual is not what the target says now \(none, now torch.float32"):
+        training.train(target, clips, replace(config, states=replace(config.states, check=4)))
 
 
 @pytest.mark.parametrize("name", ["answers", "states"])

@@ -86,14 +86,17 @@ class States:
         folder: where they are kept; None = <run>/states.
         dtype: "float32", "bfloat16", "float16"; "target" = the target's own.
         positions: how the target's prompt is numbered, as in sparrow.generate: "hf" or "reference".
+        check: so many of the answers, spread over all, have their states computed again and compared with what is kept.
     """
 
     cache: bool = True
     folder: str | None = None
     dtype: str = "target"
     positions: str = "hf"
+    check: int = 2
 
     def __post_init__(self):
+        _at_least("states.check", self.check, 0)
         _one_of("states.dtype", self.dtype, "target", "float32", "bfloat16", "float16")
         _one_of("states.positions", self.positions, "hf", "reference")
 

@@ -18,7 +18,7 @@ from sparrow.training.states import CachedStates, LiveStates, Sequences
 from sparrow.training.trainer import Trainer
 
 # Settings of a run that may change with the folders' places; what is in them is compared by their own settings.json.
-PLACES = ("run", "target", "data.clips", "states.folder", *(f"answers.{name}" for name in ANSWERS))
+PLACES = ("run", "target", "data.clips", "states.folder", "states.check", *(f"answers.{name}" for name in ANSWERS))
 
 
 def prepare_answers(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks) -> list[Answer]:
