@@ -7,6 +7,7 @@ small vocabulary, 12 GB of memory, an hour of one core.
 import json
 import pathlib
 import re
+import shlex
 import shutil
 
 import pytest
@@ -22,6 +23,7 @@ from sparrow.training.run import Run
 from sparrow.video import FAMILIES, save_settings
 from tests.drafters.checkpoints import make
 
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "seven_b.md"
 SMALL = TinySize(hidden_size=64, num_layers=4)
 
 
@@ -93,13 +95,23 @@ def walk(folder, capsys, monkeypatch, size: TinySize, shard: str, steps: int, ro
     run(*train)
     logged = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [*range(1, steps + 1)]
-    run("generate", "--target", str(target), "--drafter", str(folder / "run" / "drafter"), *short)
+    mine = ["--target", str(target), "--drafter", str(folder / "run" / "drafter"), "--dtype", "float32"]
+    run("generate", *mine, *short, "--compare")
+    of_clips = ["--clips", str(folder / "clips.jsonl"), "--num-frames", "4", "--max-new-tokens", "8"]
+    run("eval", *mine, *of_clips, "--out", str(folder / "run" / "eval"))
     return "\n".join(told)
 
 
 def test_rehearsal_small(tmp_path, capsys, monkeypatch):
-    told = walk(tmp_path, capsys, monkeypatch, SMALL, "300KB", steps=5, rows=200, save=2, parts=2)
+    told = walk(tmp_path, capsys, monkeypatch, SMALL, "300KB", steps=5, rows=80, save=2, parts=2)
     assert "EAGLE-3" in told and re.search(r"new tokens\W+8 in", told)
+    walked = [shlex.split(line) for line in told.splitlines() if line.startswith("$ sparrow")]
+    for line in DOCUMENT.read_text().splitlines():
+        if line.startswith("    sparrow "):
+            words = line.split()
+            options = {word for word in words if word.startswith("--")}
+            same = [own for own in walked if own[2:3] == words[1:2] and options <= set(own)]
+            assert same, f"the rehearsal has no command such as {line.strip()}"
 
 
 @pytest.mark.slow

@@ -129,6 +129,6 @@ def hidden_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 VIEWS = {
     "main": main_view, "length": length_view, "ablation": length_view, "stages": stages_view, "trees": trees_view,
-    "options": options_view, "watch": watch_view, "layer_cut": layer_cut_view,
+    "options": options_view, "imported": length_view, "watch": watch_view, "layer_cut": layer_cut_view,
     "hidden": hidden_view, "clips": clips_view,
 }  # fmt: skip
