@@ -79,5 +79,5 @@ def _systems(arguments: EvalArguments, places: dict[str, pathlib.Path]) -> list[
     for name, place in places.items() if not asked or "sparrow" in asked else ():
         for tree in dict.fromkeys(map(str, arguments.tree or (OWN,))):
             shape = str(read_json(place / CONFIG_FILE)["tree"]) if tree == OWN else tree
-            made.append(System(f"{name} {shape}", "sparrow", str(place), shape, arm=name))
+            made.append(System(f"{name} {shape}", "sparrow", name, shape, arm=name))
     return made + [OTHERS[name] for name in asked if name != "sparrow"]
