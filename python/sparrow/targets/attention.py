@@ -35,6 +35,7 @@ def _tree_attention(
         anc=attention_mask.squeeze(1),
         scale=scaling,
         max_prefix_len=kwargs["sparrow_max_length"],
+        error=kwargs.get("sparrow_error"),
     )
     return out, None
 
