@@ -56,7 +56,9 @@ def clips_of(config: DrafterTraining, target: pathlib.Path, tokenizer) -> Clips:
     """The clips the configuration names."""
     settings, data = load_settings(target), config.data
     if data.clips is not None:
-        return FileClips(data.clips, settings, tokenizer, data.num_frames, data.fps)
+        clips = FileClips(data.clips, settings, tokenizer, data.num_frames, data.fps)
+        clips.check()  # before the target's weights are read
+        return clips
     from sparrow.miniature.world import Format, sample
 
     def draw(number: int):
