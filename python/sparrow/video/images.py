@@ -22,8 +22,8 @@ from sparrow.video.arrays import check_frames
 from sparrow.video.info import VideoError
 from sparrow.video.paths import shown, to_path
 
-# How Pillow's readers meet damage, found by feeding them damaged files of all these formats, and what they document;
-# running out of memory is not among them.
+# how Pillow's readers meet damage: what damaged files of all these formats raised, and what the readers document; not
+# among them is running out of memory
 DAMAGE = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
     zlib.error,
