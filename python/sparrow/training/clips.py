@@ -92,6 +92,31 @@ class FileClips:
             raise type(error)(f"{where}: {error}") from None
         return str(line["prompt"]), videos, images
 
+    def check(self) -> None:
+        """Looks whether every file that a line names is there; nothing of it is read.
+
+        Raises:
+            FileNotFoundError: one is not; the line is named, and how many more there are.
+        """
+        missing = [(at, file) for at in range(len(self)) for file in self._files(at) if not file.exists()]
+        if missing:
+            (at, file), more = missing[0], len(missing) - 1
+            others = f"; {more} more files that lines name are not there" if more else ""
+            raise FileNotFoundError(f"{self.places[at]}: no such file: {file}{others}")
+
+    def _files(self, clip: int) -> list[pathlib.Path]:
+        """The local files that a line names."""
+        line = self.lines[clip]
+        named = [line[name] for name in ("video", "image") if name in line] + line.get("images", [])
+        files = [self.folder / name for name in named]
+        for message in _placed(line.get("messages", []), self.folder):
+            parts = message.get("content")
+            for part in parts if isinstance(parts, list) else ():
+                values = [part[k] for k in SOURCES if k in part] if isinstance(part, dict) else []
+                flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
+                files += [pathlib.Path(x) for x in flat if isinstance(x, str) and not _is_address(x)]
+        return files
+
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])
 
@@ -125,14 +150,17 @@ class SyntheticClips:
         return {"number": self.first + clip}
 
 
+def _is_address(given: str) -> bool:
+    return re.match(r"(?i)[a-z][a-z0-9+.-]*://|data:", given) is not None
+
+
 def _placed(messages: list[dict[str, Any]], folder: pathlib.Path) -> list[dict[str, Any]]:
     """The messages with the paths of their videos and images as they are from here."""
 
     def path(given: Any) -> Any:
         if isinstance(given, list):
             return [path(frame) for frame in given]
-        address = not isinstance(given, str) or re.match(r"(?i)[a-z][a-z0-9+.-]*://|data:", given)
-        return given if address else str(folder / given)
+        return given if not isinstance(given, str) or _is_address(given) else str(folder / given)
 
     def part(given: Any) -> Any:
         return {k: path(v) if k in SOURCES else v for k, v in given.items()} if isinstance(given, dict) else given
