@@ -39,7 +39,13 @@ COMBINATIONS = {  # torch: transformers; what the default index has, so on Linux
 }
 TESTS = {  # file in tests/, wherever it lies there: -k
     "test_lossless.py": "",
+    "test_prefill.py": "",
+    "test_session.py": "",
+    "test_batches.py": "",
+    "test_prefixes.py": "",
     "test_video.py": "",
+    "test_images.py": "",
+    "test_image_files.py": "",
     "test_draft_state.py": "",
     "test_sequences.py": "",
     "test_trainer.py": "test_decoding_gives_the_logits_of_training",

@@ -53,6 +53,9 @@ def test_layers_and_tokens_are_counted(tmp_path, capsys):
     assert len(hooked) == stream.prefill.task.total and not any(layer._forward_hooks for layer in hooked)
     text = len(model.model.language_model.layers)  # the prompt holds no video: its tower does not run
     assert (stream.prefill.task.completed, stream.decode.task.completed) == (text, 4)
+    stream = Stream(tokenizer, model, 3, 4, pieces=2)
+    sparrow.generate(model, None, **inputs, max_new_tokens=4, eos_token_id=None, streamer=stream, prefill_chunk_size=2)
+    assert stream.prefill.task.total == len(hooked) + text and stream.prefill.task.completed == 2 * text
     assert capsys.readouterr().out.strip()
 
 

@@ -45,7 +45,7 @@ def shown(drafts: bool = True, lanes: bool = True, **options) -> Shown:
     runs["sparrow"] = [fake_run(tokens, 0.005)] * 3
     return Shown(
         PROMPT, [("<clip>.mp4", (frames, info))], out, recorder, lane, runs if lanes else {}, "it was not asked for",
-        "identical" if lanes else "", {"target": "<i>random</i>"},
+        "identical" if lanes else "", {"target": "<i>random</i>"}, [("<image>.png", frames[0, :20, :60])],
     )  # fmt: skip
 
 

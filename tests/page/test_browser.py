@@ -203,10 +203,12 @@ def test_pause_and_speed(opened):
 
 def test_the_clip_plays(opened):
     page = opened("drafted")
-    image = page.locator(".clip img")
+    still, image = page.locator(".clip img").all()
+    bars = page.locator(".clip .bar").all()
+    assert still.get_attribute("alt") == "<image>.png" and [bar.is_visible() for bar in bars] == [False, True]
     first = image.get_attribute("src")
-    page.locator(".clip button").click()
-    page.wait_for_function("was => document.querySelector('.clip img').src !== was", arg=first, timeout=5000)
-    page.locator(".clip button").click()
-    page.locator(".clip input").fill("3")
+    bars[1].locator("button").click()
+    page.wait_for_function("was => document.querySelectorAll('.clip img')[1].src !== was", arg=first, timeout=5000)
+    bars[1].locator("button").click()
+    bars[1].locator("input").fill("3")
     assert "frame 4 of 32" in str(image.get_attribute("alt"))

@@ -113,7 +113,8 @@ def test_a_stop_within_a_round(about):
 
 def test_frames(data):
     """At most 32 of them, whole and small, spread over the clip."""
-    (clip,) = data["clips"]
+    image, clip = data["clips"]
+    assert image["name"] == "<image>.png" and image["about"] == "60 x 20 pixels" and len(image["frames"]) == 1
     assert len(clip["frames"]) == len(clip["seconds"]) == 32 and clip["seconds"] == sorted(clip["seconds"])
     assert clip["seconds"][0] == 0 and clip["seconds"][-1] == pytest.approx(7.6)
     kind, _, text = clip["frames"][7].partition(",")

@@ -139,3 +139,17 @@ def test_damaged_files_give_an_image_or_a_documented_error(
         assert read_image(file, "image").shape[2] == 3
     except VideoError as error:
         assert str(file) in str(error)
+
+
+@pytest.mark.parametrize("where", ["open", "convert", "array"])
+def test_no_memory_is_no_damage(tmp_path, monkeypatch, where):
+    """It is not told as a fault of the file."""
+
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    picture().save(tmp_path / "a.png")
+    source = picture() if where == "array" else tmp_path / "a.png"
+    monkeypatch.setattr(*{"open": (Image, "open")}.get(where, (Image.Image, "convert")), full)
+    with pytest.raises(MemoryError):
+        read_image(source, "image")

@@ -187,6 +187,11 @@ class Eval(Command):
     )  # fmt: skip
     tapes: str | None = option("recorded target runs (default: tapes/ in --out)", default=None, metavar="FOLDER")
     render: str | None = option("only draw this JSON, or those in this folder", default=None, metavar="PATH")
+    engine: str | None = option(
+        "instead: the pair inside vLLM at 1, 4, 16 and 32 requests at a time, beside vLLM alone, into serving.json "
+        "(docs/engines.md)", default=None, choices=["vllm"],
+    )  # fmt: skip
+    engine_options: str = option("arguments of vLLM's LLM beside it, JSON", default="{}", metavar="JSON")
 
     def __post_init__(self) -> None:
         super().__post_init__()

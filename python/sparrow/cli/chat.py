@@ -84,6 +84,7 @@ class Conversation:
     def __init__(self, arguments: Chat, *parts: Any):
         self.arguments, self.parts = arguments, parts
         self.options = {**sampling_options(arguments), "seed": arguments.seed, "tree": arguments.tree}
+        self.options["prefill_chunk_size"] = arguments.prefill_chunk
         self.session = Session(*parts, system=arguments.system, **self.options)
         self.images: list[Any] = []  # of the next question
         self.commands: dict[str, Callable[[str], None]] = {

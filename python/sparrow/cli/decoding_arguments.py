@@ -30,6 +30,10 @@ class Decoding(Command):
     top_k: int = option("0 = off (the default)", default=0, type=int)
     top_p: float = option("1 = off (the default)", default=1.0, type=float)
     repetition_penalty: float | None = option("default: the model's generation config", default=None, type=float)
+    prefill_chunk: int | None = option(
+        "tokens of the prompt that are run at a time: same output, less memory (default: all)", default=None,
+        type=positive,
+    )  # fmt: skip
     seed: int = option("of the sampling noise (default: %(default)s)", default=0, type=int)
     dtype: str = option(
         "default: the checkpoint's own", default="auto", choices=["auto", "float32", "bfloat16", "float16"]
@@ -68,7 +72,8 @@ class Decoding(Command):
 class Generate(Decoding):
     """Answers a prompt about videos and images. The answer streams to stdout; progress and figures go to stderr.
 
-    The output is the target's own, token for token, with any drafter and without one.
+    The output is the target's own, token for token, with any drafter and without one, unless --visual-drop-layer is
+    given.
     """
 
     RUN = "sparrow.cli.generate:run"
@@ -99,6 +104,10 @@ class Generate(Decoding):
         "how the prompt is numbered: as in transformers (default), or as Qwen2-VL and Qwen2.5-VL were trained",
         default="hf", choices=["hf", "reference"],
     )  # fmt: skip
+    visual_drop_layer: int | None = option(
+        "LOSSY: from this layer on visual tokens are neither run nor kept; the output is no longer the target's own "
+        "(default: off)", default=None, type=positive, metavar="LAYER",
+    )  # fmt: skip
     compare: bool = option(
         "also decode with transformers and without a drafter, in turns; print the speed-ups, and whether all outputs "
         "are the same (exit code 1 if not)", default=False, action="store_true",
@@ -112,6 +121,8 @@ class Generate(Decoding):
     def __post_init__(self) -> None:
         if self.compare and self.temperature > 0:
             raise ValueError("--compare is for greedy decoding: transformers samples with noise of its own")
+        if self.compare and self.visual_drop_layer is not None:
+            raise ValueError("--compare checks that nothing is lost, --visual-drop-layer is lossy: leave one out")
         super().__post_init__()
         self._check_tree(self.drafter)
         if not self.prompt.strip():

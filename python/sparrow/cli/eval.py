@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sparrow.cli import eval_clips, eval_visual, places
+from sparrow.cli import eval_clips, eval_engine, eval_visual, places
 from sparrow.cli.arguments import Eval as EvalArguments
 from sparrow.cli.loading import load_drafter, load_target, pick_device, quiet
 from sparrow.cli.tables import print_markdown
@@ -43,6 +43,8 @@ OF_SYSTEMS = ("drafter", "tree", "systems", "temperature", "live", "live_others"
 
 def run(arguments: EvalArguments) -> int:
     """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
+    if arguments.engine:
+        return eval_engine.run(arguments, folder_of_target(arguments), target)
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
     if arguments.render:

@@ -46,11 +46,13 @@ def run(arguments: Generate) -> int:
     recorder = Recorder(drafter) if arguments.report else None
     output = decode(model, drafter, inputs, tokenizer, options, arguments, recorder)
     summarise(output)
+    if (layer := arguments.visual_drop_layer) is not None:
+        print(f"sparrow: LOSSY: visual tokens were dropped from layer {layer} on", file=sys.stderr)
     code, runs = side_by_side(model, drafter, inputs, options, output, arguments) if arguments.compare else (0, {})
     if arguments.json:
         write_json(arguments.json, output.stats.as_dict())
     if recorder is not None:
-        report(arguments, model, tokenizer, drafter, clips, output, recorder, runs)
+        report(arguments, model, tokenizer, drafter, images, clips, output, recorder, runs)
     return code
 
 
@@ -88,14 +90,15 @@ def decode(
     model, drafter, inputs, tokenizer, options, arguments: Generate, recorder: Recorder | None
 ) -> GenerateOutput:
     """One streamed generation, which the recorder records, if there is one."""
-    stream = Stream(
-        tokenizer, model, inputs["input_ids"].shape[1], arguments.max_new_tokens, rounds=drafter is not None
-    )
+    prompt, chunk = inputs["input_ids"].shape[1], arguments.prefill_chunk
+    pieces = -(-prompt // (chunk or prompt))
+    stream = Stream(tokenizer, model, prompt, arguments.max_new_tokens, drafter is not None, pieces)
     on_round = both(stream.on_round, recorder.on_round if recorder else None)
     with contextlib.closing(stream):
         output = generate(
             model, recorder or drafter, **inputs, **options, tree=arguments.tree, seed=arguments.seed,
-            positions=arguments.positions, streamer=stream, on_round=on_round,
+            positions=arguments.positions, streamer=stream, on_round=on_round, prefill_chunk_size=chunk,
+            visual_drop_layer=arguments.visual_drop_layer,
         )  # fmt: skip
     if stream.colour:
         print(LEGEND)
@@ -120,27 +123,35 @@ def summarise(output: GenerateOutput) -> None:
 
 
 def report(
-    arguments: Generate, model, tokenizer, drafter, clips: list[Clip], output: GenerateOutput, recorder: Recorder,
-    runs: measure.Runs,
+    arguments: Generate, model, tokenizer, drafter, images: list[Any], clips: list[Clip], output: GenerateOutput,
+    recorder: Recorder, runs: measure.Runs,
 ) -> None:  # fmt: skip
     """Writes the page. runs: what --compare measured."""
     lane = "plain" if drafter is None else "SpecVLM" if isinstance(drafter, SpecVLM) else "sparrow"
     ours = output.sequences[0, output.stats.prompt_tokens :].tolist()
     verdict = measure.verdict(ours, runs) if runs else ""
     why = "--compare is for greedy decoding" if arguments.temperature > 0 else "--compare measures it"
-    names = [pathlib.Path(video).name for video in arguments.video]
+    names = [[_name_of(source) for source in given] for given in (arguments.video, arguments.image)]
     made = {
         "target": arguments.target, "drafter": arguments.drafter or "none", "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."), "temperature": f"{arguments.temperature:g}",
     }  # fmt: skip
     if arguments.temperature > 0:
         made["seed"] = str(arguments.seed)
+    if arguments.visual_drop_layer is not None:
+        made["LOSSY"] = f"visual tokens dropped from layer {arguments.visual_drop_layer} on"
     shown = Shown(
-        arguments.prompt, list(zip(names, clips, strict=True)), output, recorder, lane, runs, why, verdict, made
-    )
+        arguments.prompt, list(zip(names[0], clips, strict=True)), output, recorder, lane, runs, why, verdict, made,
+        list(zip(names[1], images, strict=True)),
+    )  # fmt: skip
     assert arguments.report is not None
     write_page(arguments.report, shown, tokenizer, shlex.join(["sparrow", *sys.argv[1:]]))
     print(f"report: {arguments.report}", file=sys.stderr)
+
+
+def _name_of(source: str) -> str:
+    """Of a file its name; an address that holds its own data has none."""
+    return "data address" if source.lower().startswith("data:") else pathlib.Path(source).name
 
 
 def side_by_side(

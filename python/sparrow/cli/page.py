@@ -36,6 +36,7 @@ class Shown:
 
     Attributes:
         question: the prompt; clips: (name, frames and where they lie) of each video, as the model got them.
+        images: (name, uint8 [H, W, 3]) of each image, before it was resized for the model.
         output: what generate returned; recorder: what it drafted by.
         lane: which of LANES that was.
         runs: measured runs by system; empty = none were asked for, `why_not` says so.
@@ -52,6 +53,7 @@ class Shown:
     why_not: str
     verdict: str
     model: dict[str, str]
+    images: Sequence[tuple[str, np.ndarray]] = ()
 
 
 def write_page(file: str | pathlib.Path, shown: Shown, tokenizer: Any, command: str) -> None:
@@ -72,7 +74,7 @@ def page_data(shown: Shown, tokenizer: Any, command: str) -> dict[str, Any]:
     tokens = shown.output.sequences[0, stats.prompt_tokens :].tolist()
     return {
         "question": shown.question,
-        "clips": [_clip(name, *clip) for name, clip in shown.clips],
+        "clips": [*(_image(*image) for image in shown.images), *(_clip(name, *clip) for name, clip in shown.clips)],
         "tokens": _tokens(texts_of(tokenizer, tokens), rounds),
         "rounds": [_round(r, tokenizer) for r in rounds],
         "race": _race(shown, rounds, tokens, tokenizer),
@@ -165,6 +167,12 @@ def _clip(name: str, frames: np.ndarray, info: VideoInfo) -> dict[str, Any]:
         "seconds": None if info.fps is None else [round(info.indices[at] / info.fps, 2) for at in kept],
         "about": f"{len(kept)} of the {count} frames the model got, of {info.total_frames} in the clip",
     }
+
+
+def _image(name: str, image: np.ndarray) -> dict[str, Any]:
+    """As a clip of one frame."""
+    about = f"{image.shape[1]} x {image.shape[0]} pixels"
+    return {"name": name, "frames": [_picture(image)], "seconds": None, "about": about}
 
 
 def _picture(frame: np.ndarray) -> str:

@@ -98,15 +98,19 @@ class Stream:
     Args:
         rounds: its on_round is given to generate, too, which drafts: on a terminal with colours accepted and bonus
             tokens are told apart (LEGEND), `colour` is then true.
+        pieces: in which the prompt is run.
     """
 
-    def __init__(self, tokenizer, model, prompt_tokens: int, max_new_tokens: int, rounds: bool = False):
+    def __init__(
+        self, tokenizer, model, prompt_tokens: int, max_new_tokens: int, rounds: bool = False, pieces: int = 1
+    ):
         self.colour = rounds and in_colour()
         self.text = (
             ColouredText(tokenizer) if self.colour else Text(tokenizer, skip_prompt=True, skip_special_tokens=True)
         )
         layers = [layer for stack in model.modules() if isinstance(stack, nn.ModuleList) for layer in stack]
-        self.prefill = Progress(f"running the prompt of {prompt_tokens} tokens", len(layers), "layers")
+        steps = len(layers) + (pieces - 1) * len(model.model.language_model.layers)
+        self.prefill = Progress(f"running the prompt of {prompt_tokens} tokens", steps, "layers")
         self.decode = Progress("decoding", max_new_tokens, "tokens at most", quiet=sys.stdout.isatty())
         self.hooks = [layer.register_forward_hook(lambda *_: self.prefill.advance()) for layer in layers]
         self.puts = 0

@@ -6,6 +6,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from sparrow.drafters.protocol import Drafter
 from sparrow.targets.adapter import Target
 
 
@@ -38,6 +39,24 @@ def _check_seed(seed: object, sequences: int) -> None:
             raise ValueError(f"seed must be an integer of 64 bits, got {value!r}")
     if seeds is not None and len(seeds) != sequences:
         raise ValueError(f"seed must be an integer, or one for each of the {sequences} prompts, got {seed!r}")
+
+
+def check_drop_layer(target: Target, drafter: Drafter, layer: object, kwargs: dict, prefixes: object) -> None:
+    """Raises ValueError where visual_drop_layer cannot be."""
+    if layer is None:
+        return
+    layers = range(max(target.deepstack_layers, 1), target.num_layers)  # deepstack adds to visual rows
+    if isinstance(layer, bool) or layer not in layers:
+        raise ValueError(f"visual_drop_layer must be a layer in [{layers[0]}, {layers[-1]}], got {layer!r}")
+    mask = kwargs.get("attention_mask")
+    if len(kwargs["input_ids"]) > 1 or (mask is not None and not bool((mask == 1).all())):
+        raise ValueError("visual_drop_layer takes one sequence without padding")
+    if prefixes is not None:
+        raise ValueError("visual_drop_layer cannot go with sessions or prefixes: kept rows are those of all layers")
+    if drafter.reads_cache or not drafter.text_states:
+        raise ValueError(
+            f"visual_drop_layer cannot go with {type(drafter).__name__}, which reads rows or states of visual tokens"
+        )
 
 
 def check_mask(ids: Tensor, mask: object) -> None:

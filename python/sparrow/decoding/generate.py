@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparrow.decoding.arguments import check_arguments, check_mask, refuse_all_padding
+from sparrow.decoding.arguments import check_arguments, check_drop_layer, check_mask, refuse_all_padding
 from sparrow.decoding.emitted import Batch, to_the_front
 from sparrow.decoding.loop import padding_of, run_last, start
 from sparrow.decoding.policy import Policy
@@ -23,6 +23,7 @@ from sparrow.targets.adapter import Target
 from sparrow.targets.borrow import borrowed
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.positions import prompt_positions
+from sparrow.targets.prefilling import Portions
 from sparrow.targets.processors import (
     REFUSED_ARGUMENTS,
     refuse_unsupported,
@@ -30,6 +31,7 @@ from sparrow.targets.processors import (
     take_stop_strings,
     with_stop_strings,
 )
+from sparrow.targets.split_cache import SplitCache
 from sparrow.tree import Root, TreeConfig
 from sparrow_ext import require_backend
 
@@ -74,6 +76,7 @@ def generate(
     stop_strings=None,
     tokenizer=None,
     prefixes: Prefixes | None = None,
+    visual_drop_layer: int | None = None,
     **kwargs,
 ) -> GenerateOutput:
     """Generates as `model.generate(**kwargs)` does, token for token, drafting with `drafter`.
@@ -117,8 +120,13 @@ def generate(
             ids, a CPU tensor [1, L], padding included.
         prefixes: a PrefixStore: what it has of this prompt's beginning (same tokens, same videos) is not run again, and
             it gets what this call ran; default: nothing is kept. Same tokens, sooner (docs/sessions.md). Of one prompt.
+        visual_drop_layer: LOSSY, and off by default: from this layer on (0 = the first) visual tokens are neither run
+            nor kept, so that text does not see them there. The output is no longer that of transformers' generate, and
+            the returned cache is for no other use (docs/prefill.md). Of one prompt, without prefixes.
         kwargs: inputs (input_ids, pixel_values_videos, ...) and options (max_new_tokens, do_sample, temperature, top_k,
             top_p, repetition_penalty, logits_processor, eos_token_id, generation_config, ...) of model.generate.
+            prefill_chunk_size=1024 runs the prompt by so many tokens at a time: same output, less memory; the videos
+            are encoded once, in every family.
 
     Raises:
         ValueError: an option that is not supported (beams, several return sequences, ...), named; a batch for a drafter
@@ -142,12 +150,15 @@ def generate(
         raise ValueError(f"this drafter {several}")
     if len(kwargs["input_ids"]) > 1 and prefixes is not None:
         raise ValueError(f"prefixes {several}")
+    check_drop_layer(target, loop_drafter, visual_drop_layer, kwargs, prefixes)
     policy = Policy.of(model, loop_drafter, shape or Root(), kwargs["input_ids"]) if auto else None
     if (ids := prompt_positions(target, kwargs, positions)) is not None:
         kwargs["position_ids"] = ids
     numbered = kwargs.get("position_ids") is not None
     reuse = None if prefixes is None else Reuse.of(prefixes, target, loop_drafter, kwargs)
-    run = _Run(target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy, reuse)
+    run = _Run(
+        target, loop_drafter, shape, seed, streamer, on_round, numbered, capture, policy, reuse, visual_drop_layer
+    )
     stop_strings = stop_strings or take_stop_strings(model, kwargs)
     criteria = with_stop_strings(stopping_criteria, stop_strings, tokenizer)
     with borrowed(model), torch.no_grad():
@@ -180,9 +191,10 @@ class _Run:
     def __init__(
         self, target: Target, drafter: Drafter[Any], shape: TreeConfig | None, seed: int | Sequence[int] | None,
         streamer, on_round: OnRound | None, numbered: bool, capture: bool, policy: Policy | None, reuse: Reuse | None,
+        drop: int | None,
     ):  # fmt: skip
         self.target, self.drafter, self.shape, self.seed = target, drafter, shape, seed
-        self.capture, self.policy, self.reuse = capture, policy, reuse
+        self.capture, self.policy, self.reuse, self.drop = capture, policy, reuse, drop
         self.streamer, self.on_round, self.numbered = streamer, on_round, numbered
         self.output: GenerateOutput | None = None
 
@@ -201,8 +213,11 @@ class _Run:
         with clock.stage("prefill"):
             if self.reuse is not None:
                 model_kwargs = self.reuse.enter(input_ids, model_kwargs)
-            room, cache = self._memory(rules, p + most + shape.nodes, b)
-            state = start(self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache, self.reuse)
+            portions = Portions(self.drafter.text_states, generation_config.prefill_chunk_size, self.drop)
+            room, cache = self._memory(rules, p + most + shape.nodes, input_ids, portions)
+            state = start(
+                self.target, self.drafter, input_ids, model_kwargs, rules, most, shape, cache, self.reuse, portions
+            )
             if room is not None:
                 room.keep(cache)
         if policy:
@@ -237,9 +252,15 @@ class _Run:
         self.output = GenerateOutput(sequences.to(given), stats, cache)
         return self.output.sequences
 
-    def _memory(self, rules: SamplingRules, capacity: int, batch: int) -> tuple[Room | None, TargetCache]:
+    def _memory(
+        self, rules: SamplingRules, capacity: int, ids: Tensor, portions: Portions
+    ) -> tuple[Room | None, TargetCache]:
         """A cache for so many rows, and the memory it lies in where rounds are to be captured on it."""
-        captured = self.capture and batch == 1 and capturable(self.target, self.drafter, rules)
+        if portions.drop_layer is not None:
+            rows = portions.rows(self.target.is_text(ids))
+            assert rows is not None
+            return None, SplitCache(self.target.num_layers, capacity, portions.drop_layer, int((~rows).sum()))
+        captured = self.capture and len(ids) == 1 and capturable(self.target, self.drafter, rules)
         if self.reuse is not None:
             capacity = -(-capacity // BUCKET) * BUCKET
             if (own := self.reuse.memory(capacity)) is not None:

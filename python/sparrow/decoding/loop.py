@@ -14,8 +14,9 @@ from sparrow.decoding.reuse import Reuse
 from sparrow.decoding.stats import Clock
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
 from sparrow.sampling import NO_DRAW, UNDRAWABLE, Sampler, SamplingRules, Stops
-from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
+from sparrow.targets.prefilling import WHOLE, Portions, Prefill
 from sparrow.tree import TreeConfig
 
 
@@ -30,6 +31,7 @@ def start(
     shape: TreeConfig,
     cache: TargetCache,
     reuse: Reuse | None = None,
+    portions: Portions = WHOLE,
 ) -> DecodeState:
     """Runs the prompt and draws the first token.
 
@@ -44,10 +46,11 @@ def start(
         shape: of the trees to come; the largest where they differ.
         cache: an empty one, with room for prompt, new tokens and a tree.
         reuse: what is taken over of an earlier run, if anything: then only the rest of the prompt is run.
+        portions: of the prompt's pass, see there.
     """
     model_kwargs[target.cache_argument] = cache
     first = 0 if reuse is None else reuse.fill(cache)
-    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer, first)
+    prefill = target.prefill(tokens, model_kwargs, drafter.hidden_layer, drafter.visual_layer, first, portions)
     if reuse is not None:
         prefill = reuse.joined(prefill)
     p, hidden, padding = tokens.shape[1], hidden_of(tokens, model_kwargs), padding_of(tokens, model_kwargs)
@@ -57,9 +60,9 @@ def start(
     if bool(hidden.any()):  # then nothing was taken over
         cache.set_aside(hidden)
         seen = hidden.int().argsort(dim=1, stable=True)[:, : int(lengths.max())]
-        tokens, prefill = tokens.gather(1, seen), _at(prefill, seen)
+        tokens, prefill = tokens.gather(1, seen), _at(prefill.everywhere(p), seen)
     is_text = target.is_text(tokens) & (torch.arange(tokens.shape[1], device=root.device) < lengths[:, None])
-    at = tokens.shape[1] - prefill.hidden.shape[1]
+    at = 0 if reuse is None else int(prefill.at[0])
     prompt = Prompt(tokens, is_text, prefill, root, cache, max_new_tokens, error, lengths, at)
     draft = drafter.begin(prompt) if reuse is None else reuse.draft(prompt)
     position, states = prefill.next_position, prefill.hidden

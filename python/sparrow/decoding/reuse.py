@@ -8,9 +8,10 @@ from torch import Tensor
 
 from sparrow.decoding.prefixes import Head, Owner, Prefix, Prefixes
 from sparrow.drafters.protocol import DecodeState, Drafter, Prompt
-from sparrow.targets.adapter import Prefill, Target
+from sparrow.targets.adapter import Target
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.pixels import inputs_of, take_visuals, visuals_of
+from sparrow.targets.prefilling import Prefill
 
 
 def check_resumes(drafter: Drafter[Any]) -> None:
@@ -113,15 +114,19 @@ class Reuse:
         """The prefill with the positions of all places, and states from the last place on that was taken over."""
         if self.head is None:
             return prefill
-        text, states = self.target.is_text(self.head.ids.to(prefill.hidden.device)).cpu(), prefill.hidden
+        states, places = prefill.hidden, prefill.at
+        text = self.target.is_text(self.head.ids.to(places.device)).cpu()
         ends = (~text[self.first :] & torch.cat([text[self.first + 1 :], torch.tensor([True])])).nonzero()[:, 0]
-        self.ends |= {self.first + at: states[:, at].clone() for at in ends.tolist()}
+        rows = torch.searchsorted(places.cpu(), self.first + ends)
+        self.ends |= {self.first + end: states[:, at].clone() for end, at in zip(ends.tolist(), rows, strict=True)}
         if not self.first:
             return prefill
-        before = self.ends.get(self.first - 1)
+        if (before := self.ends.get(self.first - 1)) is not None:
+            states, places = torch.cat([before[:, None], states], 1), torch.cat([places[:1] - 1, places])
         return replace(
             prefill,
-            hidden=states if before is None else torch.cat([before[:, None], states], dim=1),
+            hidden=states,
+            places=places,
             text_position=self.head.positions.reshape(-1, len(self.head))[-1:].to(states.device),
         )
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sparrow.sampling import Sampler
-from sparrow.targets.adapter import Layers, Prefill, Target
+from sparrow.targets.adapter import Layers, Target
 from sparrow.targets.cache import TargetCache
+from sparrow.targets.prefilling import Prefill
 from sparrow.tree import DraftTree, TreeConfig
 
 D = TypeVar("D")
@@ -82,7 +83,7 @@ class Prompt:
         max_new_tokens: room for so many more is needed.
         error: the CUDA operators' error word.
         lengths: int64 [B], tokens of each sequence; None = P.
-        first: the prefill's states are of places `first` to P - 1; of those up to `first` the drafter kept what it
+        first: the prefill's states are of places from `first` on; of those up to `first` the drafter kept what it
             needs, see Drafter.resume.
     """
 
@@ -169,6 +170,7 @@ class Drafter(Generic[D]):
     Attributes:
         hidden_layer: which target states it wants, if any (several: joined).
         visual_layer: the layer of the states it wants as Prefill.visual, if any.
+        text_states: whether it wants states of text tokens and of the token before each only, see Portions.
         takes_batches: whether it has `select`, so that it drafts for several sequences at once.
         scores_width: the widest tree whose DraftTree.scores it gives; 0 = none. It then takes another shape in every
             round, tree.Root() among them, for which it only keeps up.
@@ -178,6 +180,7 @@ class Drafter(Generic[D]):
 
     hidden_layer: Layers = None
     visual_layer: int | None = None
+    text_states: bool = False
     takes_batches: bool = False
     scores_width: int = 0
     resumes: bool = False

@@ -73,6 +73,7 @@ class _Recorded(Drafter[Any]):
     def __init__(self, inner: Drafter[Any], trees: list[DraftTree]):
         self.inner, self.trees = inner, trees
         self.hidden_layer, self.visual_layer = inner.hidden_layer, inner.visual_layer
+        self.text_states, self.reads_cache = inner.text_states, inner.reads_cache
         self.scores_width = inner.scores_width
 
     def begin(self, prompt: Prompt) -> Any:

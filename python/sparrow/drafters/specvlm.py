@@ -108,7 +108,7 @@ class PrunedTarget(Drafter[PrunedDraft]):
         settings: see SpecVLM.
     """
 
-    resumes, reads_cache = True, True
+    resumes = reads_cache = text_states = True
 
     def __init__(self, target: Target, settings: SpecVLM):
         self.target, self.settings = target, settings

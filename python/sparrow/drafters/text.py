@@ -49,15 +49,18 @@ class DraftCache:
 
 
 def text_rows(
-    input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor, lengths: Tensor | None = None
-) -> Pending:
+    input_ids: Tensor, is_text: Tensor, hidden: Tensor, positions: Tensor, root: Tensor, lengths: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Pending:  # fmt: skip
     """The prompt's text rows and the first emitted token, as the drafter's first catch-up.
 
     Args:
         input_ids: int64 [B, P]; is_text: bool [B, P]; positions: int64 [B, P].
-        hidden: [B, P, E], target states.
+        hidden: [B, R, E], target states.
         root: int64 [B], the token drawn from the prompt's last logits.
         lengths: int64 [B], tokens of each prompt; None = P.
+        places: int64 [R], ascending, of which tokens `hidden` is; None = of all. A row whose token before has no state
+            (visual_drop_layer) gets that of the last one before it that has.
     """
     b, p = input_ids.shape
     last = (torch.full_like(root, p) if lengths is None else lengths)[:, None] - 1
@@ -72,7 +75,9 @@ def text_rows(
         1, count[:, None].long(), positions.gather(1, last) + 1
     )
     before = torch.cat([at - 1, at.new_zeros(b, 1)], dim=1).scatter(1, count[:, None].long(), last)
-    rows = torch.where(before >= 0, before + torch.arange(b, device=root.device)[:, None] * p, -1)
+    if places is not None:
+        before = torch.searchsorted(places, before, right=True) - 1
+    rows = torch.where(before >= 0, before + torch.arange(b, device=root.device)[:, None] * hidden.shape[1], -1)
     return Pending(tokens, rows.int(), hidden.flatten(0, 1), position, count + 1)
 
 
@@ -176,7 +181,7 @@ class TextDraft:
 class TextDrafter(Drafter[TextDraft]):
     """SparrowDrafter in the loop: text rows only, whatever the prompt's visual length."""
 
-    takes_batches = resumes = True
+    takes_batches = resumes = text_states = True
 
     def __init__(self, drafter: SparrowDrafter):
         self.drafter = drafter
@@ -192,7 +197,9 @@ class TextDrafter(Drafter[TextDraft]):
     def begin(self, prompt: Prompt) -> TextDraft:
         prefill = prompt.prefill
         is_text = rows_of_text(self.drafter, prompt.is_text)
-        pending = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root, prompt.count)
+        pending = text_rows(
+            prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root, prompt.count, prefill.places
+        )
         b, rows = pending.tokens.shape
         return TextDraft(DraftCache.empty(self.drafter, b, rows + prompt.max_new_tokens), pending)
 
@@ -216,7 +223,9 @@ class TextDrafter(Drafter[TextDraft]):
         news = is_text[:, first:].clone()
         news[:, 0] = False
         positions = prefill.text_position[:, first:]
-        pending = text_rows(prompt.tokens[:, first:], news, prefill.hidden, positions, prompt.root)
+        pending = text_rows(
+            prompt.tokens[:, first:], news, prefill.hidden, positions, prompt.root, places=prefill.at - first
+        )
         b, most = pending.tokens.shape
         cache = DraftCache.empty(self.drafter, b, rows + most + prompt.max_new_tokens)
         cache.keys[:, :rows], cache.values[:, :rows] = kept["keys"][:, :rows], kept["values"][:, :rows]
@@ -240,7 +249,7 @@ class TextDrafter(Drafter[TextDraft]):
 class NoDrafter(Drafter[None]):
     """Plain decoding through the same loop, operators and cache: every tree is its root."""
 
-    takes_batches = resumes = True
+    takes_batches = resumes = text_states = True
 
     def in_loop(self, target: Target, tree: TreeConfig | None) -> tuple[Drafter[Any], TreeConfig | None]:
         if tree is not None:

@@ -15,11 +15,13 @@ from sparrow.drafters.compressor import visual_blocks
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import Pending, Prompt
 from sparrow.drafters.text import DraftCache, TextDraft, TextDrafter, rows_of_text
-from sparrow.targets.adapter import Prefill
+from sparrow.targets.prefilling import Prefill
 
 
 class VisualDrafter(TextDrafter):
     """A SparrowDrafter with positions=sequence in the loop, whatever it sees of the video."""
+
+    text_states = False
 
     def __init__(self, drafter: SparrowDrafter):
         super().__init__(drafter)

@@ -15,6 +15,7 @@ from sparrow.evaluation.cells import interval, quotient
 from sparrow.targets.adapter import Target
 from sparrow.targets.attention import attention_in
 from sparrow.targets.looking import looking
+from sparrow.targets.prefilling import of_rows
 
 Sums = list[dict[str, tuple[float, float]]]  # by layer and figure: (sum, of how many)
 FIGURES = {
@@ -130,17 +131,8 @@ class _Run:
         hidden = self.text[k][None]
         with attention_in(target.model, "sdpa"):
             for layer, arguments in zip(target.decoder.layers[k:], self.arguments[k:], strict=True):
-                hidden = _rows(layer(hidden, **self._of_text(arguments)))
+                hidden = _rows(layer(hidden, **of_rows(arguments, ~self.visual)))
         return predictions(target, hidden[0], of)
-
-    def _of_text(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Rotations [..., N, D] and numbers [..., N] of the text rows; all else as it is."""
-        text, made = ~self.visual, dict(arguments)
-        made["position_embeddings"] = tuple(t[..., text, :] for t in arguments["position_embeddings"])
-        for name in ("position_ids", "cache_position"):
-            if isinstance(value := arguments.get(name), Tensor):
-                made[name] = value[..., text]
-        return made
 
 
 def _rows(out: Any) -> Tensor:

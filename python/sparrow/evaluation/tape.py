@@ -25,7 +25,8 @@ from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_ro
 from sparrow.drafters.visual import prompt_cache, state_before
 from sparrow.evaluation.questions import sampling
 from sparrow.files import write_tensors
-from sparrow.targets.adapter import Layers, Prefill
+from sparrow.targets.adapter import Layers
+from sparrow.targets.prefilling import Prefill
 from sparrow.tree import TreeConfig
 
 
@@ -68,7 +69,9 @@ class Recorder(NoDrafter):
 
     def begin(self, prompt: Prompt) -> None:
         prefill, is_text = prompt.prefill, prompt.is_text
-        self.prompt = text_rows(prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root)
+        self.prompt = text_rows(
+            prompt.tokens, is_text, prefill.hidden, prefill.text_position, prompt.root, places=prefill.places
+        )
         self.is_text = is_text[0]
         self.visual = prefill.hidden[0, :0] if prefill.visual is None else prefill.visual[~is_text]
         which, place = (~is_text).nonzero(as_tuple=True)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +13,7 @@ from sparrow.targets.attention import NAME, RANKING, attention_in
 from sparrow.targets.blocks import Blocks, runs_through_blocks
 from sparrow.targets.cache import TargetCache
 from sparrow.targets.linear import DTYPES, skinny_linear_in, untouched
+from sparrow.targets.prefilling import WHOLE, Portions, Prefill, PromptPass
 from sparrow.targets.versions import cache_argument, warn_outside_tested
 
 warn_outside_tested()
@@ -33,26 +33,6 @@ MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 def head_rows(head: Tensor) -> Tensor:
     """64 or more of an LM head's rows [V, E]: what tells a target from others of its sizes."""
     return head[:: max(1, head.shape[0] // 64)].detach()
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """What the prompt's forward pass leaves behind.
-
-    Attributes:
-        logits: float32 [B, V] at the last prompt token.
-        hidden: [B, P, E], the requested layer's state of every prompt token.
-        next_position: int64 [..., B, 1], the position ids of the first generated token (3 or 4 axes under M-RoPE).
-        text_position: int64 [B, P], the last axis' positions (equal on every axis at text tokens).
-        visual: [B, P, E], states of another layer, for what a drafter sees of the video (layer 0: at visual tokens the
-            projector's embeddings); None where nobody asked for them.
-    """
-
-    logits: Tensor
-    hidden: Tensor
-    next_position: Tensor
-    text_position: Tensor
-    visual: Tensor | None = None
 
 
 class Target:
@@ -93,6 +73,11 @@ class Target:
     def norm(self) -> nn.Module:
         """The decoder's final norm."""
         return self.decoder.norm
+
+    @property
+    def deepstack_layers(self) -> int:
+        """How many of the first layers add the vision tower's features to visual rows (Qwen3-VL)."""
+        return len(getattr(self.model.config.vision_config, "deepstack_visual_indexes", None) or ())
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +150,7 @@ class Target:
         hidden_layer: Layers,
         visual_layer: int | None = None,
         first: int = 0,
+        portions: Portions = WHOLE,
     ) -> Prefill:
         """Runs the prompt with the attention the user loaded the model with.
 
@@ -177,6 +163,7 @@ class Target:
             visual_layer: the layer of Prefill.visual; None = not wanted.
             first: places before it are in the cache already, and model_kwargs has the pixels of later ones only; the
                 result is of places `first` to P - 1.
+            portions: what of it is run, and how much at a time; visual_layer must be None where it is not all.
         """
         position_ids = model_kwargs["position_ids"]
         assert isinstance(position_ids, Tensor)
@@ -191,16 +178,21 @@ class Target:
         inputs = self.model.prepare_inputs_for_generation(
             input_ids, is_first_iteration=True, **{**model_kwargs, "logits_to_keep": 1}
         )
-        with self._states(hidden_layer) as states, self._states_of(visual_layer) as visual:
-            out = self.model(**inputs, return_dict=True)
         b, p = input_ids.shape
+        rows = None if visual_layer is not None else portions.rows(self.is_text(input_ids))
+        attention = self.config._attn_implementation
+        run = PromptPass(self.decoder, self.cache_argument, portions, rows, first, attention)
+        with run.running(), self._states(hidden_layer, run) as states, self._states_of(visual_layer) as visual:
+            out = self.model(**inputs, return_dict=True)
+        places = torch.arange(p, device=input_ids.device) if rows is None else rows.nonzero()[:, 0]
         flat = position_ids if position_ids.dim() == 2 else position_ids[-1]
         return Prefill(
             logits=out.logits[:, -1].float(),
-            hidden=states[0] if states else out.logits.new_empty(*input_ids.shape, 0),
+            hidden=states[0] if states else out.logits.new_empty(b, len(places), 0),
+            places=first + places,
             next_position=position_ids[..., -1:] + 1,
             text_position=flat[:, -p:].expand(b, p),  # a mask of another width gives other ids than one per token
-            visual=visual[0] if visual else None,
+            visual=torch.cat(visual, dim=1) if visual else None,
         )
 
     def verify(
@@ -244,8 +236,7 @@ class Target:
                 position_ids=position_ids,
                 use_cache=True,
                 return_dict=True,
-                sparrow_lengths=cache.lengths,
-                sparrow_max_length=cache.capacity - tokens.shape[1],
+                sparrow_lengths=cache.layer_lengths,
                 sparrow_error=error,
                 **{self.cache_argument: cache, **attention},
             )
@@ -291,19 +282,21 @@ class Target:
         return sums
 
     @contextlib.contextmanager
-    def _states(self, hidden_layer: Layers) -> Iterator[list[Tensor]]:
+    def _states(self, hidden_layer: Layers, run: PromptPass | None = None) -> Iterator[list[Tensor]]:
         """As _states_of, of several layers [..., E * layers]; the list is filled when the context ends."""
         layers = hidden_layer if isinstance(hidden_layer, tuple) else (hidden_layer,)
         states: list[Tensor] = []
         with contextlib.ExitStack() as hooks:
-            caught = [hooks.enter_context(self._states_of(layer)) for layer in layers]
+            caught = [hooks.enter_context(self._states_of(layer, run)) for layer in layers]
             yield states
         if all(caught):
-            states.append(torch.cat([found[0] for found in caught], dim=-1) if len(caught) > 1 else caught[0][0])
+            found = [torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in caught]
+            states.append(torch.cat(found, dim=-1) if len(found) > 1 else found[0])
 
     @contextlib.contextmanager
-    def _states_of(self, hidden_layer: int | None) -> Iterator[list[Tensor]]:
-        """Yields a list that receives transformers' hidden_states[hidden_layer] of the forward pass inside, if any.
+    def _states_of(self, hidden_layer: int | None, run: PromptPass | None = None) -> Iterator[list[Tensor]]:
+        """Yields a list that receives transformers' hidden_states[hidden_layer] of each forward pass inside, if any; of
+        a PromptPass the rows that it wants.
 
         A hook, not output_hidden_states=: all of a 7B model's states would be 5 GB at 25k tokens, and a list of layers
         counts from the embeddings from transformers 5.23 on, from the first layer's output before.
@@ -312,13 +305,17 @@ class Target:
         if hidden_layer is None:
             yield states
             return
+
+        def see(found: Tensor) -> None:
+            states.append(found if run is None else run.chosen(found))
+
         layers = self.decoder.layers
         if hidden_layer == 0:
-            hook = layers[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))
+            hook = layers[0].register_forward_pre_hook(lambda module, args: see(args[0]))
         else:
             module = self.norm if hidden_layer == len(layers) else layers[hidden_layer - 1]
             hook = module.register_forward_hook(
-                lambda module, args, out: states.append(out[0] if isinstance(out, tuple) else out)
+                lambda module, args, out: see(out[0] if isinstance(out, tuple) else out)
             )
         try:
             yield states

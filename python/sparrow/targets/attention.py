@@ -24,17 +24,17 @@ def _tree_attention(
     query [B, H, N, D]; key and value are the cache's whole buffer [B, K, capacity, D]; attention_mask carries the
     tree's ancestor words, int64 [B, 1, N, W] (a 4-D mask travels through every model untouched).
     """
-    lengths: Tensor | None = kwargs.get("sparrow_lengths")
+    lengths: list[Tensor] | None = kwargs.get("sparrow_lengths")
     if lengths is None:
         raise RuntimeError("the model is verifying a draft tree: only sparrow's decode loop may call it now")
     out, _ = sparrow_ext.tree_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        lengths,
+        lengths[module.layer_idx],
         anc=attention_mask.squeeze(1),
         scale=scaling,
-        max_prefix_len=kwargs["sparrow_max_length"],
+        max_prefix_len=key.shape[2] - query.shape[2],
         error=kwargs.get("sparrow_error"),
     )
     return out, None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparrow_ext
-from sparrow.targets.cache import TargetCache
+from sparrow.targets.cache import Place, TargetCache
 from sparrow.targets.linear import is_plain, untouched
 
 LAYERS = frozenset(
@@ -50,29 +50,19 @@ class Block:
         self.of_q, self.of_k = (Norm.of(named[name]) if name in named else None for name in ("q_norm", "k_norm"))
         self.scale, self.head_dim = float(attention.scaling), int(attention.head_dim)
 
-    def attend(self, x: Tensor, cos_sin: Tensor, anc: Tensor, keys: Tensor, values: Tensor, rows: "Rows") -> Tensor:
+    def attend(self, x: Tensor, cos_sin: Tensor, anc: Tensor, at: Place, error: Tensor | None) -> Tensor:
         """Attention's output for normalised rows x [B, N, E]; their keys and values go to the cache."""
         q, k, v = (_linear(x, layer).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
         q, k = q if self.of_q is None else self.of_q(q)[0], k if self.of_k is None else self.of_k(k)[0]
-        sparrow_ext.rope_append(q, k, v, cos_sin, rows.slots, keys, values)
+        sparrow_ext.rope_append(q, k, v, cos_sin, at.slots, at.keys, at.values)
         out, _ = sparrow_ext.tree_attention(
-            q, keys, values, rows.lengths, anc=anc, scale=self.scale, max_prefix_len=rows.most, error=rows.error
+            q, at.keys, at.values, at.lengths, anc=anc, scale=self.scale, max_prefix_len=at.most, error=error
         )
         return _linear(out.flatten(2), self.o)
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP's output for normalised rows x [B, N, E]."""
         return _linear(sparrow_ext.silu_mul(_linear(x, self.gate), _linear(x, self.up)), self.down)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where a pass' keys and values go: cache rows int32 [B, N], behind those committed, int32 [B], at most `most`."""
-
-    slots: Tensor
-    lengths: Tensor
-    most: int
-    error: Tensor | None
 
 
 class Blocks:
@@ -97,14 +87,12 @@ class Blocks:
 
         anc, position_ids, cache, error: as for Target.verify; layers: indices into transformers' hidden_states.
         """
-        rows = Rows(cache.slots.int(), cache.lengths, cache.capacity - tokens.shape[1], error)
-        places = cache.by_row.flatten(0, 1).unbind()
         total, more = F.embedding(tokens, self.embedding), None
         cos_sin, states = self._cos_sin(total, position_ids), []
-        for block, keys, values in zip(self.blocks, places[::2], places[1::2], strict=True):
+        for block, place in zip(self.blocks, cache.places, strict=True):
             normed, total = block.before(total, more)
             states.append(total)
-            normed, total = block.between(total, block.attend(normed, cos_sin, anc, keys, values, rows))
+            normed, total = block.between(total, block.attend(normed, cos_sin, anc, place, error))
             more = block.feed(normed)
         states.append(self.norm(total, more)[0])
         return _linear(states[-1], self.head), [states[layer] for layer in layers]

@@ -3,6 +3,7 @@
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,6 +68,17 @@ class TargetLayer(CacheLayerMixin):
         self.cache.set_length(0, self._index)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A layer's rows [B, capacity, K, D], and where new ones go: `slots`, int32 [B, N], behind `lengths`, int32 [B]."""
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    lengths: Tensor
+    most: int
+
+
 class TargetCache(Cache):
     """Preallocated keys and values of every layer, [L, 2, B, K, capacity, D].
 
@@ -95,7 +107,7 @@ class TargetCache(Cache):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        for layer in self.layers:
+        for layer in self.layers[: len(self._host_lengths)]:  # the others are SplitCache.upper's
             layer._cache = weakref.ref(self)
 
     def layer_length(self, index: int) -> int:
@@ -104,16 +116,21 @@ class TargetCache(Cache):
 
     def set_length(self, length: int, layer: int | None = None) -> None:
         """Declares `length` rows committed, in one layer or in all."""
-        for i in range(len(self.layers)) if layer is None else [layer]:
+        for i in range(len(self._host_lengths)) if layer is None else [layer]:
             self._host_lengths[i] = length
         self._rows = [length] * len(self.lengths)
         self.lengths.fill_(length)
 
     def set_rows(self, rows: Sequence[int]) -> None:
         """Declares so many rows of each sequence committed, in all layers."""
-        self._rows, self._host_lengths = list(rows), [max(rows)] * len(self.layers)
+        self._rows, self._host_lengths = list(rows), [max(rows)] * len(self._host_lengths)
         lengths = torch.tensor(self._rows, dtype=torch.int32, device=self.lengths.device)
         self.lengths = self.lengths.copy_(lengths) if len(self.lengths) == len(rows) else lengths
+
+    @property
+    def layer_lengths(self) -> list[Tensor]:
+        """`lengths` of each layer."""
+        return [self.lengths] * len(self._host_lengths)
 
     @property
     def rows(self) -> list[int]:
@@ -121,10 +138,12 @@ class TargetCache(Cache):
         return list(self._rows)
 
     @property
-    def slots(self) -> Tensor:
-        """int64 [B, N], the rows of the nodes of the verify pass that runs, see `appending`."""
+    def places(self) -> list["Place"]:
+        """Of each layer, where the nodes of the verify pass that runs go, see `appending`."""
         assert self._slots is not None, "no verify pass is running"
-        return self._slots
+        slots, most = self._slots.int(), self.capacity - self._slots.shape[1]
+        rows = self.by_row.flatten(0, 1).unbind()
+        return [Place(*both, slots, self.lengths, most) for both in zip(rows[::2], rows[1::2], strict=True)]
 
     @property
     def by_row(self) -> Tensor:
@@ -205,7 +224,7 @@ class TargetCache(Cache):
                 self._swap(place, which)
                 self._swaps.append((place, which))
         self.lengths = self.lengths[torch.tensor(order, device=self.lengths.device)]
-        self._host_lengths = [max(self._rows[: len(order)])] * len(self.layers)
+        self._host_lengths = [max(self._rows[: len(order)])] * len(self._host_lengths)
 
     def bring_back(self) -> None:
         """Undoes every `select`: all sequences, in their first order."""
@@ -271,21 +290,21 @@ class TargetCache(Cache):
         """Tells the host how many more each sequence that goes on has committed."""
         for which, more in enumerate(rows):
             self._rows[which] += more
-        self._host_lengths = [max(self._rows[: len(rows)])] * len(self.layers)
+        self._host_lengths = [max(self._rows[: len(rows)])] * len(self._host_lengths)
 
     def _allocate(self, keys: Tensor, values: Tensor) -> None:
         if keys.shape != values.shape:
             raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must have one shape")
         b, k, _, d = keys.shape
         if not self.buffer.numel():
-            self.buffer = keys.new_empty(len(self.layers), 2, b, k, self.capacity, d)
+            self.buffer = keys.new_empty(len(self._host_lengths), 2, b, k, self.capacity, d)
             self.lengths = torch.zeros(b, dtype=torch.int32, device=keys.device)
             self._rows = [0] * b
             self._share()
 
     def _share(self) -> None:
-        for i, layer in enumerate(self.layers):
-            layer.keys, layer.values = self.buffer[i, 0], self.buffer[i, 1]
+        for layer, (keys, values) in zip(self.layers, self.buffer, strict=False):  # see SplitCache
+            layer.keys, layer.values = keys, values
 
     def _append(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self._slots is not None:
@@ -301,7 +320,7 @@ class TargetCache(Cache):
         k[:, :, start:end] = keys
         v[:, :, start:end] = values
         self._host_lengths[index] = end
-        if index == len(self.layers) - 1:
+        if index == len(self._host_lengths) - 1:
             self._rows = [end] * len(self._rows)
             self.lengths.fill_(end)
         return k[:, :, :end], v[:, :, :end]

@@ -25,7 +25,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "dola_layers": (None,),
     "guidance_scale": (None, 1, 1.0),
     "prompt_lookup_num_tokens": (None,),
-    "prefill_chunk_size": (None,),
     "cache_implementation": (None,),
     "use_cache": (None, True),
     "output_attentions": (None, False),
@@ -47,6 +46,9 @@ def refuse_unsupported(config: GenerationConfig) -> None:
         value = getattr(config, name, None)
         if value not in off:
             raise ValueError(f"sparrow.generate does not support {name}={value!r}")
+    chunk = getattr(config, "prefill_chunk_size", None)
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"prefill_chunk_size must be a positive number of tokens, got {chunk!r}")
 
 
 def rules_from(

@@ -5,7 +5,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def _answer(values: dict[str, Any], where: str) -> Answer:
 
 def write_answers(
     target: Target, clips: Clips, config: Answers, positions: str, data: Mapping[str, object],
-    folder: pathlib.Path, ranks: Ranks,
+    folder: pathlib.Path, ranks: Ranks, engine: Any = None,
 ) -> list[Answer]:  # fmt: skip
     """Generates what is missing, each process its share, and returns the answers to all clips.
 
@@ -104,12 +104,14 @@ def write_answers(
         data: what the clips were made with, to be kept beside the answers.
         folder: where they go: answers-<rank>.jsonl.
         ranks: this process.
+        engine: answers in place of transformers' generate, see EngineAnswers.
 
     Raises:
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
         BlockingIOError: answers are missing, and another process is writing them.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in PLACES}
+    settings |= {} if engine is None else {"engine": engine.name}
     locked = None
     if ranks.main:
         keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
@@ -120,13 +122,18 @@ def write_answers(
     ranks.wait()  # nobody writes before everybody has read
     jobs = [(clip, tuple(t for _, t in same)) for clip, same in itertools.groupby(missing, lambda job: job[0])]
     mine = jobs[ranks.rank :: ranks.world]
-    asked, count = prepared(clips, mine, config.ahead - config.ahead // 2, config.workers), sum(len(t) for _, t in mine)
+    count = sum(len(temperatures) for _, temperatures in mine)
+    groups: Iterable[list[Answer]]
+    if engine is None:
+        asked = prepared(clips, mine, config.ahead - config.ahead // 2, config.workers)
+        groups = ([_answered(target, clips, r) for r in made] for made in replies(target, config, positions, asked))
+    else:
+        groups = map(engine.answer, engine.groups([(clip, t) for clip, temperatures in mine for t in temperatures]))
     with Progress("answering", count, "answers", quiet=not ranks.main) as progress:
         start, tokens = time.perf_counter(), 0
-        for made in replies(target, config, positions, asked):
-            lines = [json.dumps(asdict(_answered(target, clips, reply))) for reply in made]
-            append_lines(folder / f"answers-{ranks.rank}.jsonl", lines)
-            tokens += sum(len(reply.ids) for reply in made)
+        for made in groups:
+            append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
+            tokens += sum(len(answer.ids) for answer in made)
             speed, free = tokens / (time.perf_counter() - start), shutil.disk_usage(folder).free / 2**30
             progress.update(text=f"answering, {speed:.1f} tokens/s, {free:.1f} GiB of disk free")
             progress.advance(len(made))

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
-from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, prepare
+from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, load_video, prepare, read_image
 
 Settings = FrameSettings | PatchSettings
 FORMS = (
@@ -25,6 +26,9 @@ class Clips(Protocol):
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
         """The model's inputs, as sparrow.video.prepare returns them. The same whenever it is called."""
+
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+        """The question, its videos (frames uint8 [T, H, W, 3], and where they lie) and images (uint8 [H, W, 3])."""
 
     def describe(self, clip: int) -> dict[str, object]:
         """What to write beside the answer."""
@@ -100,6 +104,19 @@ class FileClips:
                 files += [pathlib.Path(x) for x in flat if isinstance(x, str) and not _is_address(x)]
         return files
 
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+        line, where = self.lines[clip], self.places[clip]
+        if "messages" in line:
+            raise ValueError(f"{where}: an engine takes a prompt with a video or images, not messages")
+        named = [line["image"]] if "image" in line else line.get("images", [])
+        try:
+            named_videos = [self.folder / line["video"]] if "video" in line else []
+            videos = [load_video(v, self.settings, num_frames=self.num_frames, fps=self.fps) for v in named_videos]
+            images = [read_image(self.folder / image, f"image {i}") for i, image in enumerate(named)]
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"{where}: {error}") from None
+        return str(line["prompt"]), videos, images
+
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])
 
@@ -121,10 +138,13 @@ class SyntheticClips:
         return self.count
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
+        prompt, videos, _ = self.shown(clip)
+        return prepare(self.settings, self.tokenizer, prompt, videos)
+
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
         drawn = self.draw(self.first + clip)
         length, height, width = drawn.frames.shape[:3]
-        info = VideoInfo(length, drawn.fps, tuple(range(length)), height, width)
-        return prepare(self.settings, self.tokenizer, drawn.prompt, [(drawn.frames, info)])
+        return drawn.prompt, [(drawn.frames, VideoInfo(length, drawn.fps, tuple(range(length)), height, width))], []
 
     def describe(self, clip: int) -> dict[str, object]:
         return {"number": self.first + clip}

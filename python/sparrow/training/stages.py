@@ -2,6 +2,7 @@
 
 import pathlib
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -21,10 +22,12 @@ from sparrow.training.trainer import Trainer
 PLACES = ("run", "target", "data.clips", "states.folder", "states.check", *(f"answers.{name}" for name in ANSWERS))
 
 
-def prepare_answers(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks) -> list[Answer]:
-    """The target's answers to all clips, in <answers.folder>."""
+def prepare_answers(
+    target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks, engine: Any = None
+) -> list[Answer]:
+    """The target's answers to all clips, in <answers.folder>; engine: see write_answers."""
     folder = pathlib.Path(config.answers.folder or pathlib.Path(config.run) / "answers")
-    return write_answers(target, clips, config.answers, config.states.positions, _data(config), folder, ranks)
+    return write_answers(target, clips, config.answers, config.states.positions, _data(config), folder, ranks, engine)
 
 
 def train(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks | None = None) -> pathlib.Path:

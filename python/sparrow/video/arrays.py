@@ -65,7 +65,7 @@ def frames_of_file(path: Path) -> np.ndarray:
         array = npy.open_memmap(path, mode="r")
         _check_shape(list(array.shape), str(path))
         return array
-    except VideoError:
+    except (VideoError, MemoryError):
         raise
     except Exception as error:
         # NumPy, zipfile and zlib meet damage with a dozen kinds of exception, from EOFError to TokenError

@@ -9,7 +9,9 @@ import base64
 import binascii
 import io
 import re
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +22,12 @@ from sparrow.video.arrays import check_frames
 from sparrow.video.info import VideoError
 from sparrow.video.paths import shown, to_path
 
+# how Pillow's readers meet damage: what damaged files of all these formats raised, and what the readers document; not
+# among them is running out of memory
+DAMAGE = (
+    OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
+    zlib.error,
+)  # fmt: skip
 # what Pillow may read: no format that starts another program or holds drawings
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "AVIF", "JPEG2000")
 
@@ -63,14 +71,15 @@ def _read(file: Path | IO[bytes], name: str) -> np.ndarray:
         opened = Image.open(file, formats=[form for form in FORMATS if form in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise VideoError(f"{name} is too large: {error}") from error
-    except Exception as error:
+    except DAMAGE as error:
         kinds = "png, jpeg, webp, gif, bmp, tiff, avif, ..."
         raise VideoError(f"{name} is not an image that can be read ({kinds}): {_reason(error)}") from error
     try:
         with opened:
             return np.array(ImageOps.exif_transpose(opened).convert("RGB"))
-    except Exception as error:
-        # Pillow's decoders meet damage with OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+    except Image.DecompressionBombError as error:
+        raise VideoError(f"{name} is too large: {error}") from error
+    except DAMAGE as error:
         raise VideoError(f"{name} is damaged or cut short: {_reason(error)}") from error
 
 
@@ -108,7 +117,7 @@ def _of_pillow(image: Any, where: str) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
         array = np.array(image.convert("RGB"))
-    except Exception as error:
+    except DAMAGE as error:
         # a file it was opened from lazily may be damaged or closed
         raise VideoError(f"{where} cannot be read by Pillow: {_reason(error)}") from error
     if not array.size:
