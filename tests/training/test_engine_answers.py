@@ -85,4 +85,4 @@ def test_a_numbering_that_is_not_vllms_and_messages_are_refused(tiny, clips, tmp
 
 def test_many_jobs_are_written_down_in_parts(tiny, clips, tmp_path):
     engine, _ = answering(tiny, clips, SimpleNamespace(answers=settings(tmp_path, answers={"batch": 2}).answers))
-    assert [len(group) for group in engine.groups([(0, 0.0)] * 35)] == [16, 16, 3]
+    assert [len(made) for made in engine.answers([(1, (0.0, 0.7))] * 17 + [(1, (0.0,))])] == [16, 16, 3]

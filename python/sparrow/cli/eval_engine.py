@@ -21,6 +21,10 @@ from sparrow.provenance import provenance
 from sparrow.video import PatchSettings
 
 LENGTHS, CLIPS = (128, 256, 512), 16
+OF_TABLES = (
+    "table", "quick", "tree", "systems", "temperature", "num_frames", "fps", "live", "live_others", "timed", "tapes",
+    "render",
+)  # fmt: skip
 NUMBERINGS = ("hf", "reference")
 
 
@@ -32,8 +36,11 @@ def run(arguments: Eval, target: pathlib.Path, load_it: Callable[[Eval], tuple[P
         load_it: gives its settings, model and tokenizer.
     """
     given = engine_options(arguments.engine_options)
+    given_too = {name: getattr(arguments, name) for name in OF_TABLES}
+    if refused := [name for name, value in given_too.items() if not any(value is x for x in (None, (), False))]:
+        raise ValueError(f"--engine takes no --{refused[0].replace('_', '-')}: it measures one pair under load")
     if isinstance(arguments.clips, str):
-        raise ValueError(f"--clips must be a number with --engine, got {arguments.clips}")
+        raise ValueError(f"--clips must be a number with --engine, got {arguments.clips!r}")
     if len(arguments.drafter) > 1:
         raise ValueError(f"--drafter: with --engine it must be one folder, got {len(arguments.drafter)}")
     drafter = drafter_folder(arguments.drafter[0] if arguments.drafter else "shipped")

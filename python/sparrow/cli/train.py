@@ -28,7 +28,7 @@ def run_drafter(arguments: TrainDrafter) -> int:
 
 
 def run_answers(arguments: TrainDrafter) -> int:
-    """The first stage of `sparrow train drafter` alone: the target's answers, by transformers or by vLLM."""
+    """The first stage of `sparrow train drafter` alone: the target's answers, by our decoding or by vLLM."""
     return _run(arguments, only_answers=True)
 
 
@@ -62,7 +62,7 @@ def _run(arguments: TrainDrafter, only_answers: bool) -> int:
 
 @contextmanager
 def engine_of(arguments: TrainAnswers, folder: pathlib.Path, target: Target, clips: Clips, config: DrafterTraining):
-    """vLLM with the target, which answers in place of transformers' generate."""
+    """vLLM with the target, which answers in place of our own decoding."""
     given = engine_options(arguments.engine_options)
     options = {"dtype": str(target.embedding.dtype).removeprefix("torch."), "max_num_seqs": config.answers.batch}
     tokenizer = load_tokenizer(folder, False)

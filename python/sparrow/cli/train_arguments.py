@@ -41,8 +41,8 @@ class TrainAnswers(TrainDrafter):
     EXAMPLE = "sparrow train answers target=FOLDER data.clips=clips.jsonl run=runs/mine"
 
     engine: str = option(
-        "vllm: many answers at a time, answers.batch of them (docs/engines.md); default: %(default)s",
-        default="transformers", choices=["transformers", "vllm"],
+        "vllm: answers.batch answers at a time, as one ends the next one starts (docs/engines.md); default: own",
+        default="own", choices=["own", "vllm"],
     )  # fmt: skip
     engine_options: str = option(
         "arguments of vLLM's LLM beside it, JSON", default="{}", metavar="JSON"

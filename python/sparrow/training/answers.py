@@ -5,7 +5,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def write_answers(
         data: what the clips were made with, to be kept beside the answers.
         folder: where they go: answers-<rank>.jsonl.
         ranks: this process.
-        engine: answers in place of transformers' generate, see EngineAnswers.
+        engine: answers in place of plain decoding, see EngineAnswers.
 
     Raises:
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
@@ -122,16 +122,11 @@ def write_answers(
     ranks.wait()  # nobody writes before everybody has read
     jobs = [(clip, tuple(t for _, t in same)) for clip, same in itertools.groupby(missing, lambda job: job[0])]
     mine = jobs[ranks.rank :: ranks.world]
+    answering = engine.answers(mine) if engine else _own_answers(target, clips, config, positions, mine)
     count = sum(len(temperatures) for _, temperatures in mine)
-    groups: Iterable[list[Answer]]
-    if engine is None:
-        asked = prepared(clips, mine, config.ahead - config.ahead // 2, config.workers)
-        groups = ([_answered(target, clips, r) for r in made] for made in replies(target, config, positions, asked))
-    else:
-        groups = map(engine.answer, engine.groups([(clip, t) for clip, temperatures in mine for t in temperatures]))
     with Progress("answering", count, "answers", quiet=not ranks.main) as progress:
         start, tokens = time.perf_counter(), 0
-        for made in groups:
+        for made in answering:
             append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
             tokens += sum(len(answer.ids) for answer in made)
             speed, free = tokens / (time.perf_counter() - start), shutil.disk_usage(folder).free / 2**30
@@ -140,6 +135,14 @@ def write_answers(
     ranks.wait()
     del locked
     return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
+
+
+def _own_answers(
+    target: Target, clips: Clips, config: Answers, positions: str, jobs: Sequence[tuple[int, tuple[float, ...]]]
+) -> Iterator[list[Answer]]:
+    asked = prepared(clips, jobs, config.ahead - config.ahead // 2, config.workers)
+    for made in replies(target, config, positions, asked):
+        yield [_answered(target, clips, reply) for reply in made]
 
 
 def _answered(target: Target, clips: Clips, reply: Reply) -> Answer:

@@ -79,6 +79,19 @@ class FileClips:
         except (FileNotFoundError, VideoError) as error:
             raise type(error)(f"{self.places[clip]}: {error}") from None
 
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+        line, where = self.lines[clip], self.places[clip]
+        if "messages" in line:
+            raise ValueError(f"{where}: an engine takes a prompt with a video or images, not messages")
+        named = [line["image"]] if "image" in line else line.get("images", [])
+        try:
+            named_videos = [self.folder / line["video"]] if "video" in line else []
+            videos = [load_video(v, self.settings, num_frames=self.num_frames, fps=self.fps) for v in named_videos]
+            images = [read_image(self.folder / image, f"image {i}") for i, image in enumerate(named)]
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"{where}: {error}") from None
+        return str(line["prompt"]), videos, images
+
     def check(self) -> None:
         """Looks whether every file that a line names is there; nothing of it is read.
 
@@ -103,19 +116,6 @@ class FileClips:
                 flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
                 files += [pathlib.Path(x) for x in flat if isinstance(x, str) and not _is_address(x)]
         return files
-
-    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
-        line, where = self.lines[clip], self.places[clip]
-        if "messages" in line:
-            raise ValueError(f"{where}: an engine takes a prompt with a video or images, not messages")
-        named = [line["image"]] if "image" in line else line.get("images", [])
-        try:
-            named_videos = [self.folder / line["video"]] if "video" in line else []
-            videos = [load_video(v, self.settings, num_frames=self.num_frames, fps=self.fps) for v in named_videos]
-            images = [read_image(self.folder / image, f"image {i}") for i, image in enumerate(named)]
-        except (FileNotFoundError, VideoError) as error:
-            raise type(error)(f"{where}: {error}") from None
-        return str(line["prompt"]), videos, images
 
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])

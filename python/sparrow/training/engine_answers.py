@@ -14,7 +14,7 @@ KEPT = 8  # batches between two writes to the disk: at most so many are lost whe
 
 
 class EngineAnswers:
-    """Answers jobs (clip, temperature) in place of transformers' generate.
+    """Answers jobs (clip, temperature) in place of plain decoding.
 
     Args:
         engine: runs the target.
@@ -36,11 +36,11 @@ class EngineAnswers:
             raise ValueError(f"states.positions must be {own} for {family} in vLLM, which numbers so; got {positions}")
         self.engine, self.target, self.tokenizer, self.clips, self.config = engine, target, tokenizer, clips, config
 
-    def groups(self, jobs: Sequence[tuple[int, float]]) -> Iterator[Sequence[tuple[int, float]]]:
-        """The jobs, as many as are answered before they are written down."""
-        size = self.config.batch * KEPT
-        for first in range(0, len(jobs), size):
-            yield jobs[first : first + size]
+    def answers(self, jobs: Sequence[tuple[int, tuple[float, ...]]]) -> Iterator[list[Answer]]:
+        """Answers to (clip, temperatures), as many as are answered before they are written down."""
+        single, size = [(clip, t) for clip, temperatures in jobs for t in temperatures], self.config.batch * KEPT
+        for first in range(0, len(single), size):
+            yield self.answer(single[first : first + size])
 
     def answer(self, jobs: Sequence[tuple[int, float]]) -> list[Answer]:
         """At temperature 0 an answer depends on its clip alone but for rounding; else on clip and seed."""
