@@ -8,10 +8,12 @@ from torch import Tensor
 import sparrow_ext
 from bench.gpu_work import Case, Sizes, Work
 from sparrow_ext.ops import (
+    add_rms_norm,
     argmax_rows,
     gather_rows,
     repetition_penalty,
     rope_append,
+    silu_mul,
     text_compact,
     tree_expand,
     tree_mask,
@@ -42,6 +44,23 @@ def _tree(nodes: int, device: torch.device) -> Tensor:
 
 def _ints(*x: int, device: torch.device) -> Tensor:
     return torch.tensor(x, dtype=torch.int32, device=device)
+
+
+@case("add_rms_norm", "31 x {s.hidden}")
+def _add_norm(s: Sizes, device: torch.device, copies: int) -> Work:
+    weight = torch.ones(s.hidden, device=device).bfloat16()
+    rows = [torch.randn(2, 1, 31, s.hidden, device=device).bfloat16() for _ in range(copies)]
+    work = Work([lambda x=x: sparrow_ext.add_rms_norm(x[0], weight, 1e-6, x[1]) for x in rows], 2 * rows[0].nbytes)
+    work.peers["eager"] = [lambda x=x: add_rms_norm.eager(x[0], weight, 1e-6, x[1]) for x in rows]
+    return work
+
+
+@case("silu_mul", "31 x {s.ffn}")
+def _silu(s: Sizes, device: torch.device, copies: int) -> Work:
+    rows = [torch.randn(2, 1, 31, s.ffn, device=device).bfloat16() for _ in range(copies)]
+    work = Work([lambda x=x: sparrow_ext.silu_mul(x[0], x[1]) for x in rows], rows[0].nbytes * 3 // 2)
+    work.peers["eager"] = [lambda x=x: silu_mul.eager(x[0], x[1]) for x in rows]
+    return work
 
 
 @case("argmax_rows", "31 x {s.vocab}")

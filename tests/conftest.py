@@ -4,11 +4,37 @@ import functools
 import logging
 import os
 import warnings
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What one worker of pytest-xdist runs together: a file, and all of tests/hostsim, which counts its launches."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            file = item.path.relative_to(config.rootpath)
+            group = "tests/hostsim" if file.parts[:2] == ("tests", "hostsim") else file.as_posix()
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over which simulated kernels a worker of pytest-xdist has launched."""
+    from tests.hostsim.library import LAUNCHED
+
+    if names := getattr(node, "workeroutput", {}).get("launched"):
+        node.config.stash[LAUNCHED] = node.config.stash.get(LAUNCHED, set()) | set(names)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says how much of the CUDA source this run has executed, and where."""
+    from tests.hostsim.library import LAUNCHED, declared_kernels, launched_line
+
+    terminalreporter.write_line(launched_line(declared_kernels(), config.stash.get(LAUNCHED, None)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,33 +3,12 @@
 #include "bindings/checks.h"
 #include "bindings/cuda.h"
 #include "bindings/linear.h"
+#include "bindings/rows.h"
 
 namespace sparrow {
 namespace {
 
 constexpr const char* kOp = "skinny_linear";
-
-// The step from row to row of [..., columns] seen as [rows, columns]; -1 where rows are not dense or no single step
-// leads through all of them.
-int64_t row_step(const Tensor& t) {
-  const int64_t last = t.dim() - 1;
-  if (t.size(last) > 1 && t.stride(last) != 1) return -1;
-  int64_t step = t.size(last), next = -1;  // `next`: the stride a further dimension must have
-  for (int64_t d = last; d-- > 0;) {
-    if (t.size(d) == 0) return t.size(last);
-    if (t.size(d) == 1) continue;
-    if (next >= 0 && t.stride(d) != next) return -1;
-    if (next < 0) step = t.stride(d);
-    next = t.stride(d) * t.size(d);
-  }
-  return step;
-}
-
-int64_t rows_in(const Tensor& x) {
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
-  return rows;
-}
 
 struct LinearArgs {
   const Tensor& x;
@@ -41,7 +20,7 @@ void check_arguments(const LinearArgs& a) {
   const Arg x{kOp, "x", a.x}, weight{kOp, "weight", a.weight};
   x.floating();
   weight.same_dtype(x).dim(2);
-  if (a.x.dim() < 1 || a.x.dim() > 8) refuse(kOp, "x must have 1 to 8 dimensions, got shape ", shape_of(a.x));
+  check_rows(x);
   weight.size(1, a.x.size(a.x.dim() - 1), "K, the last dimension of x").last_dense();
   if (!a.bias) return;
   const Arg bias{kOp, "bias", *a.bias};
@@ -81,8 +60,6 @@ SkinnyLinearParams make_params(const LinearArgs& a, const Tensor& x, const Tenso
   p.partial = static_cast<float*>(p.packed);
   return p;
 }
-
-Tensor with_even_rows(const Tensor& x) { return row_step(x) < 0 ? torch::stable::contiguous(x) : x; }
 
 void run(const LinearArgs& a, const Tensor& out, int64_t out_step, void* scratch) {
   const Tensor x = with_even_rows(a.x);

@@ -16,7 +16,6 @@
 #include "ops/skinny.h"
 
 #define SPARROW_MEMBER static inline __attribute__((always_inline))
-#define SPARROW_UNROLL _Pragma("GCC unroll 16")
 
 namespace sparrow {
 namespace SPARROW_ISA {

@@ -13,6 +13,7 @@
 #include "ops/common.h"
 
 #define SPARROW_INLINE static inline __attribute__((always_inline))
+#define SPARROW_UNROLL _Pragma("GCC unroll 16")
 
 namespace sparrow {
 namespace SPARROW_ISA {
@@ -160,6 +161,14 @@ SPARROW_INLINE void store(f16_t* p, vf v) {
 template <class T>
 SPARROW_INLINE void store_n(T* p, vf v, int n) {
   for (int i = 0; i < n; ++i) p[i] = from_f32<T>(v[i]);
+}
+// What storing v as T and loading it again leaves of it.
+template <class T>
+SPARROW_INLINE vf rounded(vf v) {
+  if constexpr (sizeof(T) == 4) return v;
+  T as_stored[kLanes];
+  store(as_stored, v);
+  return load(as_stored);
 }
 
 // ---- across lanes, always in the same order ----

@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "ops/add_rms_norm.h"
 #include "ops/argmax_rows.h"
 #include "ops/draft_attention.h"
 #include "ops/gather_rows.h"
@@ -13,6 +14,7 @@
 #include "ops/repetition_penalty.h"
 #include "ops/rope_append.h"
 #include "ops/sample_rows.h"
+#include "ops/silu_mul.h"
 #include "ops/skinny_linear.h"
 #include "ops/text_compact.h"
 #include "ops/topk_lse.h"
@@ -22,6 +24,9 @@
 #include "ops/tree_rerank.h"
 
 namespace sparrow {
+
+cudaError_t add_rms_norm_cuda(const AddRmsNormParams& p, cudaStream_t stream);
+cudaError_t silu_mul_cuda(const SiluMulParams& p, cudaStream_t stream);
 
 // partial: scratch, rows * argmax_chunks(V) integers.
 cudaError_t argmax_rows_cuda(const ArgmaxRowsParams& p, uint64_t* partial, cudaStream_t stream);

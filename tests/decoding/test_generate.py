@@ -72,6 +72,10 @@ def test_unsupported_models_are_refused(tiny):
     model.config.get_text_config().layer_types = ["full_attention"] * 3 + ["sliding_attention"]
     with pytest.raises(ValueError, match="sliding_attention"):
         Target(model)
+    mistral = tiny("llava_next_video", 17)
+    mistral.config.get_text_config().sliding_window = 4096
+    with pytest.raises(ValueError, match="full attention only; this llava_next_video config has sliding_window=4096"):
+        Target(mistral)
 
 
 def test_wrong_drafter_is_refused(tiny):

@@ -23,6 +23,16 @@ from tests.videos import FAMILIES, sample_inputs
 ROOT = torch.tensor([[-1]], dtype=torch.int32)
 
 
+@contextlib.contextmanager
+def through_modules(model):
+    """A hook that does nothing: verify passes run through transformers' modules inside."""
+    hook = model.model.language_model.norm.register_forward_hook(lambda *args: None)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class Text:
     """A text prompt in a target, from which trees and paths are verified, by default as sparrow.generate does."""
 
@@ -92,6 +102,15 @@ def differing_rows(text, nodes=26):
 def test_tree_rows_are_path_rows(family, dtype):
     text = Text(tiny_target(family, 0, dtype=dtype), 37)
     assert differing_rows(text) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+def test_through_the_modules(family, dtype):
+    text = Text(tiny_target(family, 0, dtype=dtype), 37)
+    with through_modules(text.target.model):
+        assert differing_rows(text) == 0
 
 
 # A prefix that is whole blocks (64), one that ends inside one, paths that cross a block, a split (1024), or both.
@@ -188,7 +207,7 @@ def test_autocast_leaves_all_alone():
 def test_layers_are_replaced_inside_and_restored(tiny, error):
     target = Target(tiny("qwen2_5_vl"))
     layers = [m for m in target.model.modules() if type(m) is nn.Linear]
-    with contextlib.suppress(KeyboardInterrupt), target.verifying():
+    with through_modules(target.model), contextlib.suppress(KeyboardInterrupt), target.verifying():
         with target.verifying():  # twice: the inner one finds nothing to replace
             pass
         replaced = {m for m in layers if "forward" in vars(m)}

@@ -16,6 +16,8 @@ from sparrow.targets.adapter import Target
 from sparrow.targets.borrow import lock_of
 from sparrow.targets.teacher import teacher_states
 from sparrow.targets.tiny import tiny_target
+from sparrow.targets.versions import cache_argument
+from tests.decoding.test_path_invariance import through_modules
 from tests.videos import sample_inputs
 
 
@@ -92,13 +94,32 @@ def test_all_that_runs_a_model_waits(tiny, greedy):
     assert together(*calls, *calls) == [*[answer] * 4, True, True] * 2
 
 
-def test_a_call_inside_a_call_is_an_error_not_a_wait(tiny):
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_a_call_inside_a_call(tiny, family):
+    """It answers another prompt; the outer call, and what goes on from its cache, are what they would be alone."""
+    model, inputs, other = tiny(family), sample_inputs(family), sample_inputs(family, seed=1, videos=2)
+    options = {"max_new_tokens": 6, "eos_token_id": None}
+    expected, inner = (sparrow.generate(model, None, **given, **options).sequences for given in (inputs, other))
+    inside = []
+
+    def again(*args):
+        inside.append(sparrow.generate(model, None, **other, **options).sequences)
+
+    out = sparrow.generate(model, None, **inputs, **options, on_round=again)
+    assert torch.equal(out.sequences, expected) and all(torch.equal(tokens, inner) for tokens in inside)
+    with_cache = {cache_argument(model): out.cache}
+    on = model.generate(out.sequences, **with_cache, do_sample=False, **options)
+    fresh = model.generate(**inputs, do_sample=False, max_new_tokens=12, eos_token_id=None)
+    assert torch.equal(on, fresh)
+
+
+def test_a_call_inside_a_call_of_a_changed_model_is_an_error_not_a_wait(tiny):
     model, inputs = tiny("llava_onevision"), sample_inputs("llava_onevision")
 
     def again(*args):
         sparrow.generate(model, None, **inputs, max_new_tokens=2)
 
-    with pytest.raises(RuntimeError, match="only sparrow's decode loop may call it now"):
+    with through_modules(model), pytest.raises(RuntimeError, match="only sparrow's decode loop may call it now"):
         sparrow.generate(model, None, **inputs, max_new_tokens=4, eos_token_id=None, on_round=again)
 
 

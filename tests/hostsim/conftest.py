@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.hostsim import cuda
-from tests.hostsim.library import MODES, Simulator, build_library, cuda_include, declared_kernels
+from tests.hostsim.library import LAUNCHED, MODES, Simulator, build_library, cuda_include
 
 HERE = pathlib.Path(__file__).parent
 MODE = os.environ.get("SPARROW_HOSTSIM_MODE", "value")
@@ -28,18 +28,12 @@ def simulator(pytestconfig: pytest.Config) -> Simulator:
     return loaded
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Says how much of the CUDA source this run has executed, and where."""
-    loaded = config.stash.get(SIMULATED, None)
-    terminalreporter.write_line(launched_line(declared_kernels(), None if loaded is None else loaded.launched()))
-
-
-def launched_line(declared: set[str], launched: set[str] | None) -> str:
-    """One line on the kernels the simulator has run; launched = None where it was not loaded."""
-    if launched is None:
-        return f"simulated CUDA kernels: none of {len(declared)} __global__ functions (the simulator was not loaded)"
-    ran = len(declared & launched)
-    return f"simulated CUDA kernels: {ran} of {len(declared)} __global__ functions launched, on the CPU"
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What was launched, for the summary; a worker of pytest-xdist hands it on."""
+    if (loaded := session.config.stash.get(SIMULATED, None)) is not None:
+        session.config.stash[LAUNCHED] = loaded.launched()
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["launched"] = sorted(loaded.launched())
 
 
 @pytest.fixture(params=[*SEEDS, *([pytest.param(cuda.PARAMETER, id="cuda")] if cuda.available() else [])])

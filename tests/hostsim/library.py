@@ -3,6 +3,7 @@
 A pass here says that the kernel's source is right under every schedule tried. It is never a GPU pass.
 """
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import sys
 import sysconfig
 
 import pybind11
+import pytest
 import torch
 
 HERE = pathlib.Path(__file__).parent
@@ -34,6 +36,7 @@ def cuda_include() -> pathlib.Path | None:
 
 
 MODES = ("value", "race", "asan")
+LAUNCHED = pytest.StashKey[set[str]]()  # names of the kernels that a session has executed
 
 
 @functools.cache
@@ -53,10 +56,13 @@ def build(target: str) -> pathlib.Path:
         "PYTHON_INCLUDE_DIRS": f"{sysconfig.get_paths()['include']};{pybind11.get_include()}",
     }
     configure = ["cmake", "-G", "Ninja", "-S", HERE, "-B", out, *(f"-D{k}={v}" for k, v in settings.items())]
-    for command in (configure, ["cmake", "--build", out, "--target", target, "-j", str(os.cpu_count())]):
-        done = subprocess.run(command, capture_output=True, text=True, env=tools, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the simulated build failed:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "a") as lock:  # of another run, or another worker of this one
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ["cmake", "--build", out, "--target", target, "-j", str(os.cpu_count())]):
+            done = subprocess.run(command, capture_output=True, text=True, env=tools, check=False)
+            if done.returncode:
+                raise RuntimeError(f"the simulated build failed:\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
     return out
 
 
@@ -114,3 +120,11 @@ class Simulator:
     def launched(self) -> set[str]:
         """Names of the kernels launched so far, without template arguments."""
         return {re.split(r"[<(]", name.strip("() "))[0].split("::")[-1] for name in self.module.launched()}
+
+
+def launched_line(declared: set[str], launched: set[str] | None) -> str:
+    """One line on the kernels the simulator has run; launched = None where it was not loaded."""
+    if launched is None:
+        return f"simulated CUDA kernels: none of {len(declared)} __global__ functions (the simulator was not loaded)"
+    ran = len(declared & launched)
+    return f"simulated CUDA kernels: {ran} of {len(declared)} __global__ functions launched, on the CPU"

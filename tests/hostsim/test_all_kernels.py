@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from tests.hostsim.conftest import launched_line
-from tests.hostsim.library import declared_kernels
+from tests.hostsim.library import declared_kernels, launched_line
 
 HERE = pathlib.Path(__file__).parent
 

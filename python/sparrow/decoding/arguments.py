@@ -31,11 +31,13 @@ def check_arguments(target: Target, seed: object, streamer: object, on_round: ob
 
 
 def _check_seed(seed: object, sequences: int) -> None:
-    several = isinstance(seed, Sequence) and not isinstance(seed, str)
-    for value in seed if several else [] if seed is None else [seed]:  # type: ignore[attr-defined]
+    seeds = seed if isinstance(seed, Sequence) and not isinstance(seed, str) else None
+    if seed is None:
+        return
+    for value in (seed,) if seeds is None else seeds:
         if not (isinstance(value, Integral) and -(2**63) <= int(value) < 2**63):
             raise ValueError(f"seed must be an integer of 64 bits, got {value!r}")
-    if several and len(seed) != sequences:  # type: ignore[arg-type]
+    if seeds is not None and len(seeds) != sequences:
         raise ValueError(f"seed must be an integer, or one for each of the {sequences} prompts, got {seed!r}")
 
 

@@ -1,7 +1,5 @@
 """The drafter's one decoder layer, pre-norm with rotary grouped-query attention and a gated MLP, as in Qwen2."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +16,15 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        """In plain PyTorch where gradients flow or autocast mixes dtypes, else the operator."""
+        wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if wanted or x.dtype != self.weight.dtype:
+            return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        return sparrow_ext.add_rms_norm(x, self.weight, self.eps)[0]
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and that sum, through the operator."""
+        return sparrow_ext.add_rms_norm(x, self.weight, self.eps, residual)
 
 
 class Attention(nn.Module):
@@ -36,9 +42,13 @@ class MLP(nn.Module):
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, product: Callable[[nn.Linear, Tensor], Tensor] = nn.Linear.__call__) -> Tensor:
-        gate, up = product(self.gate_up_proj, x).chunk(2, dim=-1)
-        return product(self.down_proj, F.silu(gate) * up)
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+    def by_operators(self, x: Tensor) -> Tensor:
+        """As `forward`, through the operators."""
+        return _skinny(self.down_proj, sparrow_ext.silu_mul(*_skinny(self.gate_up_proj, x).chunk(2, dim=-1)))
 
 
 class Layer(nn.Module):
@@ -127,8 +137,9 @@ class Layer(nn.Module):
                 )
             )
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        x = self.residual(x) + _skinny(self.self_attn.o_proj, attended.flatten(2))
-        return x + self.mlp(self.post_attention_layernorm(x), _skinny)
+        attended = _skinny(self.self_attn.o_proj, attended.flatten(2))
+        normed, x = self.post_attention_layernorm.of_sum(self.residual(x), attended)
+        return x + self.mlp.by_operators(normed)
 
     def append(self, x: Tensor, cos_sin: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Keys and values of rows x [R, W] alone, the same bits as `extend`'s; see `SparrowDrafter.append`."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparrow.targets.attention import NAME, RANKING, attention_in
+from sparrow.targets.blocks import Blocks, runs_through_blocks
 from sparrow.targets.cache import TargetCache
-from sparrow.targets.linear import DTYPES, skinny_linear_in
+from sparrow.targets.linear import DTYPES, skinny_linear_in, untouched
 from sparrow.targets.prefilling import WHOLE, Portions, Prefill, PromptPass
 from sparrow.targets.versions import cache_argument, warn_outside_tested
 
@@ -55,6 +56,7 @@ class Target:
         self.decoder = model.model.language_model
         self.cache_argument = cache_argument(model)
         self.num_layers = int(self.config.num_hidden_layers)
+        self._blocks: Blocks | None = None  # inside `verifying`
         self.vocab_size = int(self.embedding.shape[0])
 
     @property
@@ -126,10 +128,13 @@ class Target:
         None where the pass is more than operators: modules with hooks or a forward of their own, autocast, rotary
         frequencies that depend on the positions. Ask outside `verifying`.
         """
-        outer, inner = (self.model, self.model.model), [*self.decoder.modules(), self.head]
+        modules = (self.model, self.model.model, *self.decoder.modules(), self.head)
         rope = (getattr(self.config, "rope_parameters", None) or {}).get("rope_type", "default")
-        hooked = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (*outer, *inner))
-        if hooked or rope in ("dynamic", "longrope") or torch.is_autocast_enabled(self.device.type):
+        if (
+            not all(map(untouched, modules))
+            or rope in ("dynamic", "longrope")
+            or torch.is_autocast_enabled(self.device.type)
+        ):
             return None
         tensors = [t for m in (self.decoder, self.head) for t in (*m.parameters(), *m.buffers())]
         return str(self.embedding.dtype), *(t.data_ptr() for t in tensors)
@@ -198,7 +203,6 @@ class Target:
         cache: TargetCache,
         hidden_layer: Layers,
         error: Tensor | None = None,
-        **attention: object,
     ) -> tuple[Tensor, Tensor]:
         """One forward pass over the root and the drafted nodes; call it inside `verifying`.
 
@@ -209,11 +213,22 @@ class Target:
             cache: its rows behind the committed ones receive the nodes' keys and values, uncommitted.
             hidden_layer: as in prefill.
             error: the operators' error word; rows beyond the cache set a bit of it.
-            attention: more arguments for the decoder's attention.
 
         Returns:
             logits float32 [B, N, V] and that layer's states [B, N, E].
         """
+        if self._blocks is None:
+            return self._by_modules(tokens, anc, position_ids, cache, hidden_layer, error)
+        layers = () if hidden_layer is None else hidden_layer if isinstance(hidden_layer, tuple) else (hidden_layer,)
+        with cache.appending(tokens.shape[1], error):
+            logits, states = self._blocks(tokens, anc, position_ids, cache, error, layers)
+        return logits.float(), torch.cat(states, dim=-1) if states else logits.new_empty(*tokens.shape, 0)
+
+    def _by_modules(
+        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, hidden_layer: Layers,
+        error: Tensor | None = None, **attention: object,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As `verify`, through the model's own modules; attention: more arguments for the decoder's attention."""
         with cache.appending(tokens.shape[1], error), self._states(hidden_layer) as states:
             out = self.model(
                 input_ids=tokens,
@@ -222,16 +237,32 @@ class Target:
                 use_cache=True,
                 return_dict=True,
                 sparrow_lengths=cache.layer_lengths,
+                sparrow_error=error,
                 **{self.cache_argument: cache, **attention},
             )
         return out.logits.float(), states[0] if states else out.logits.new_empty(*tokens.shape, 0)
 
     @contextlib.contextmanager
     def verifying(self) -> Iterator[None]:
-        """The decoder's attention is tree_attention inside, its plain linear layers and the head skinny_linear."""
-        modules = dict.fromkeys([*self.decoder.modules(), self.head])
-        with attention_in(self.model, NAME), skinny_linear_in(modules, self.device):
-            yield
+        """Verify passes run inside: through Blocks, where the model is one of those that they know as it is; else
+        through its modules, the decoder's attention being tree_attention, its plain linear layers and the head
+        skinny_linear. Callbacks may run other prompts through an untouched model: M-RoPE's offset is put back.
+        """
+        before, inner = self._blocks, self.model.model
+        offset = getattr(inner, "rope_deltas", None)
+        with contextlib.ExitStack() as stack:
+            if before is None and runs_through_blocks(self.model, self.device):
+                self._blocks = Blocks(self.model)
+            elif before is None:
+                modules = dict.fromkeys([*self.decoder.modules(), self.head])
+                stack.enter_context(attention_in(self.model, NAME))
+                stack.enter_context(skinny_linear_in(modules, self.device))
+            try:
+                yield
+            finally:
+                self._blocks = before
+                if offset is not None:
+                    inner.rope_deltas = offset
 
     def attention_from(self, prompt: Tensor, first: int, prefill: Prefill, cache: TargetCache) -> Tensor:
         """How much the prompt's rows from place `first` on attend to each of its rows: float32 [B, P], summed over
@@ -247,7 +278,7 @@ class Target:
                 tokens, position = prompt[:, rows], prefill.text_position[:, rows]
                 position = position.expand(*prefill.next_position.shape[:-1], -1)
                 anc = torch.zeros(b, tokens.shape[1], 1, dtype=torch.int64, device=prompt.device)
-                self.verify(tokens, anc, position, cache, None, sparrow_first=start, sparrow_sums=sums)
+                self._by_modules(tokens, anc, position, cache, None, sparrow_first=start, sparrow_sums=sums)
         return sums
 
     @contextlib.contextmanager
@@ -312,6 +343,10 @@ def _refuse_what_is_not_modelled(model: PreTrainedModel, family: str) -> None:
     other = {t for t in getattr(text, "layer_types", None) or [] if t != "full_attention"}
     if other:
         raise ValueError(f"tree_attention models full attention only; {family} has layers of type {sorted(other)}")
+    if getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None):  # Mistral's: of every layer
+        raise ValueError(
+            f"tree_attention models full attention only; this {family} config has sliding_window={text.sliding_window}"
+        )
     for name in ("attn_logit_softcapping", "final_logit_softcapping", "attention_sinks", "attention_chunk_size"):
         if getattr(text, name, None):
             raise ValueError(f"tree_attention does not model {name}={getattr(text, name)!r} of this {family} config")

@@ -35,6 +35,7 @@ def _tree_attention(
         anc=attention_mask.squeeze(1),
         scale=scaling,
         max_prefix_len=key.shape[2] - query.shape[2],
+        error=kwargs.get("sparrow_error"),
     )
     return out, None
 

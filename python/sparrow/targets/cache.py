@@ -84,7 +84,7 @@ class TargetCache(Cache):
         super().__init__(layers=[TargetLayer(self, i) for i in range(num_layers)])
         self.capacity, self.fixed = capacity, False
         self.buffer, self.lengths = storage or (torch.empty(0), torch.empty(0, dtype=torch.int32))
-        self._slots: Tensor | None = None  # of the verify pass that runs: int64 [B, N], the cache rows of its nodes
+        self._slots: Tensor | None = None
         self._host_lengths = [0] * num_layers
         self._rows: list[int] = []  # of each sequence, those that ended included
         self._aside: dict[int, tuple[Tensor, Tensor]] = {}  # by sequence: places and rows
@@ -116,14 +116,25 @@ class TargetCache(Cache):
         self.lengths = self.lengths.copy_(lengths) if len(self.lengths) == len(rows) else lengths
 
     @property
+    def parts(self) -> "list[TargetCache]":
+        """The caches of its layers, from the first on: itself, see SplitCache."""
+        return [self]
+
+    @property
     def layer_lengths(self) -> list[Tensor]:
         """`lengths` of each layer."""
-        return [self.lengths] * len(self._host_lengths)
+        return [part.lengths for part in self.parts for _ in part._host_lengths]
 
     @property
     def rows(self) -> list[int]:
         """Committed rows of each sequence."""
         return list(self._rows)
+
+    @property
+    def slots(self) -> Tensor:
+        """int64 [B, N], the rows of the nodes of the verify pass that runs, see `appending`."""
+        assert self._slots is not None, "no verify pass is running"
+        return self._slots
 
     @property
     def by_row(self) -> Tensor:

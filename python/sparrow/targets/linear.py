@@ -12,19 +12,22 @@ import sparrow_ext
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def untouched(module: nn.Module) -> bool:
+    """True where a call of the module runs its class' forward and no hook."""
+    return not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
+
+
 def is_plain(module: nn.Module, device: torch.device) -> bool:
     """True where the module computes F.linear of its parameters on `device` and nothing else.
 
     Subclasses (quantised, LoRA, parametrised layers), layers with hooks or a forward of their own (offloading), weights
     that are no plain tensors and unsupported dtypes are not plain. Under autocast no layer is: F.linear would cast.
     """
-    if type(module) is not nn.Linear or "forward" in vars(module) or torch.is_autocast_enabled(device.type):
+    if type(module) is not nn.Linear or not untouched(module) or torch.is_autocast_enabled(device.type):
         return False
     weight, bias = module.weight, module.bias
     return (
-        not module._forward_hooks
-        and not module._forward_pre_hooks
-        and type(weight) is nn.Parameter
+        type(weight) is nn.Parameter
         and weight.dtype in DTYPES
         and weight.device == device
         and (weight.shape[1] <= 1 or weight.stride(1) == 1)

@@ -25,8 +25,8 @@ class SplitCache(TargetCache):
         self.layers += self.upper.layers
 
     @property
-    def layer_lengths(self) -> list[Tensor]:
-        return super().layer_lengths + self.upper.layer_lengths
+    def parts(self) -> list[TargetCache]:
+        return [self, self.upper]
 
     @contextlib.contextmanager
     def appending(self, nodes: int, error: Tensor | None = None) -> Iterator[None]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import sparrow_ext
 from sparrow_ext.ops import (
+    add_rms_norm,
     argmax_rows,
     draft_attention,
     gather_rows,
@@ -17,6 +18,7 @@ from sparrow_ext.ops import (
     repetition_penalty,
     rope_append,
     sample_rows,
+    silu_mul,
     skinny_linear,
     text_compact,
     topk_lse,
@@ -115,6 +117,28 @@ def lead(draw: Draw, most: int = 6) -> list[int]:
 def _argmax_rows(draw: Draw) -> Call:
     x = draw.layout(logits(draw, *lead(draw), draw.integer(1, 9000)).to(draw.dtype()))
     return Call("argmax_rows", {"logits": x}, lambda got: equal(got, argmax_rows.reference(x)))
+
+
+def _add_rms_norm(draw: Draw) -> Call:
+    g, dtype, shape = draw.generator(), draw.dtype(), [*lead(draw), draw.integer(0, 300)]
+    x = torch.randn(shape, generator=g) * draw.choice([1e-4, 1.0, 100.0])
+    residual = draw.layout(torch.randn(shape, generator=g).to(dtype)) if draw.flag() else None
+    weight = torch.rand(shape[-1], generator=g).to(dtype)
+    arguments = {"x": draw.layout(x.to(dtype)), "weight": weight, "eps": 1e-6, "residual": residual}
+
+    def check(got) -> None:
+        eager = add_rms_norm.eager(**arguments)
+        equal(got[1], eager[1], "total")
+        assert_close64(got[0], eager[0], add_rms_norm.reference(**doubles(arguments))[0])
+
+    return Call("add_rms_norm", arguments, check)
+
+
+def _silu_mul(draw: Draw) -> Call:
+    g, dtype, shape = draw.generator(), draw.dtype(), [*lead(draw), draw.integer(0, 5000)]
+    gate, up = (draw.layout((torch.randn(shape, generator=g) * 5).to(dtype)) for _ in range(2))
+    eager, exact = silu_mul.eager(gate, up), silu_mul.reference(gate.double(), up.double())
+    return Call("silu_mul", {"gate": gate, "up": up}, lambda got: assert_close64(got, eager, exact))
 
 
 def _topk(draw: Draw, vocab: int) -> dict[str, object]:

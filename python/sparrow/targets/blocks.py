@@ -1,0 +1,149 @@
+"""A verify pass through our own operators: the decoder layers of the Qwen2, Qwen3 and Llama models, with their weights.
+
+transformers' modules compute the same in four times as many operators, behind wrappers that cost as much again for a
+few tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sparrow_ext
+from sparrow.targets.cache import TargetCache
+from sparrow.targets.linear import is_plain, untouched
+
+LAYERS = frozenset(
+    {"Qwen2DecoderLayer", "Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3DecoderLayer",
+     "Qwen3VLTextDecoderLayer", "LlamaDecoderLayer"}
+)  # fmt: skip
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A root mean square norm, by itself or of a sum."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: Any) -> "Norm":
+        return cls(module.weight, module.variance_epsilon)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The norm of x + residual, and that sum."""
+        return sparrow_ext.add_rms_norm(x, self.weight, self.eps, residual)
+
+
+class Block:
+    """One decoder layer's weights."""
+
+    def __init__(self, layer: Any):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.q, self.k, self.v, self.o = (getattr(attention, f"{name}_proj") for name in "qkvo")
+        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        self.before, self.between = Norm.of(layer.input_layernorm), Norm.of(layer.post_attention_layernorm)
+        named = dict(attention.named_children())
+        self.of_q, self.of_k = (Norm.of(named[name]) if name in named else None for name in ("q_norm", "k_norm"))
+        self.scale, self.head_dim = float(attention.scaling), int(attention.head_dim)
+
+    def attend(self, x: Tensor, cos_sin: Tensor, anc: Tensor, keys: Tensor, values: Tensor, rows: "Rows") -> Tensor:
+        """Attention's output for normalised rows x [B, N, E]; their keys and values go to the cache."""
+        q, k, v = (_linear(x, layer).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
+        q, k = q if self.of_q is None else self.of_q(q)[0], k if self.of_k is None else self.of_k(k)[0]
+        sparrow_ext.rope_append(q, k, v, cos_sin, rows.slots, keys, values)
+        out, _ = sparrow_ext.tree_attention(
+            q, keys, values, rows.lengths, anc=anc, scale=self.scale, max_prefix_len=rows.most, error=rows.error
+        )
+        return _linear(out.flatten(2), self.o)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The MLP's output for normalised rows x [B, N, E]."""
+        return _linear(sparrow_ext.silu_mul(_linear(x, self.gate), _linear(x, self.up)), self.down)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a pass' keys and values go: cache rows int32 [B, N], behind those committed, int32 [B], at most `most`."""
+
+    slots: Tensor
+    lengths: Tensor
+    most: int
+    error: Tensor | None
+
+
+class Blocks:
+    """All layers of a decoder, its embedding, its last norm and the head.
+
+    Args:
+        model: a transformers video LLM whose `runs_through_blocks`.
+    """
+
+    def __init__(self, model: Any):
+        decoder = model.model.language_model
+        self.embedding, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
+        self.blocks, self.norm = [Block(layer) for layer in decoder.layers], Norm.of(decoder.norm)
+        self.head = model.get_output_embeddings()
+        self.axes = 3 if model.config.get_text_config().rope_parameters.get("mrope_section") else 1
+
+    def __call__(
+        self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, error: Tensor | None,
+        layers: tuple[int, ...],
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """Logits [B, N, V] and the states [B, N, E] of `layers` of tokens int64 [B, N]; inside `cache.appending`.
+
+        anc, position_ids, cache, error: as for Target.verify; layers: indices into transformers' hidden_states.
+        """
+        places = [place for part in cache.parts for place in _places(part, tokens.shape[1], error)]
+        total, more = F.embedding(tokens, self.embedding), None
+        cos_sin, states = self._cos_sin(total, position_ids), []
+        for block, (keys, values, rows) in zip(self.blocks, places, strict=True):
+            normed, total = block.before(total, more)
+            states.append(total)
+            normed, total = block.between(total, block.attend(normed, cos_sin, anc, keys, values, rows))
+            more = block.feed(normed)
+        states.append(self.norm(total, more)[0])
+        return _linear(states[-1], self.head), [states[layer] for layer in layers]
+
+    def _cos_sin(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """float32 [B, N, D], as rope_append takes it, of positions int64 [..., B, N]."""
+        if self.axes > 1:
+            position_ids = position_ids.expand(self.axes, *x.shape[:2]) if position_ids.dim() == 2 else position_ids
+            position_ids = position_ids[-self.axes :]
+        cos, sin = self.rotary(x, position_ids)
+        half = cos.shape[-1] // 2
+        return torch.cat([cos[..., :half], sin[..., :half]], dim=-1).float()
+
+
+def runs_through_blocks(model: Any, device: torch.device) -> bool:
+    """Whether the decoder and the head are of the known kind, and nobody has changed what they do.
+
+    Hooks, forwards of their own (offloading), quantised or LoRA layers, weights elsewhere: then transformers' modules
+    run, with our attention and with our linear layers where those are plain.
+    """
+    decoder, config = model.model.language_model, model.config.get_text_config()
+    layers, head = list(decoder.layers), model.get_output_embeddings()
+    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    return (
+        all(type(layer).__name__ in LAYERS and type(layer).__module__.startswith("transformers.") for layer in layers)
+        and config.hidden_act == "silu"
+        and {name.rsplit(".")[-1] for name, m in layers[0].named_modules() if isinstance(m, nn.Linear)} == set(LINEARS)
+        and all(is_plain(m, device) for m in (*linears, head))
+        and all(untouched(m) for m in (model, model.model, *decoder.modules(), head))
+        and all(p.device == device for p in decoder.parameters())
+        and 2 * decoder.rotary_emb.inv_freq.numel() == layers[0].self_attn.head_dim
+    )
+
+
+def _places(cache: TargetCache, nodes: int, error: Tensor | None) -> list[tuple[Tensor, Tensor, Rows]]:
+    """Of each layer of the cache its keys, its values, and where a pass of so many nodes goes."""
+    rows = Rows(cache.slots.int(), cache.lengths, cache.capacity - nodes, error)
+    both = cache.by_row.flatten(0, 1).unbind()
+    return [(keys, values, rows) for keys, values in zip(both[::2], both[1::2], strict=True)]
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return sparrow_ext.skinny_linear(x, layer.weight, layer.bias)
