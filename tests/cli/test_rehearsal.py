@@ -7,6 +7,7 @@ small vocabulary, 12 GB of memory, an hour of one core.
 import json
 import pathlib
 import re
+import shlex
 import shutil
 
 import pytest
@@ -22,6 +23,7 @@ from sparrow.training.run import Run
 from sparrow.video import FAMILIES, save_settings
 from tests.drafters.checkpoints import make
 
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "seven_b.md"
 SMALL = TinySize(hidden_size=64, num_layers=4)
 
 
@@ -43,7 +45,7 @@ def hub_folder(folder: pathlib.Path, size: TinySize, shard: str) -> transformers
     return model
 
 
-def walk(folder: pathlib.Path, capsys, monkeypatch, size: TinySize, shard: str, steps: int, rows: int) -> str:
+def walk(folder, capsys, monkeypatch, size: TinySize, shard: str, steps: int, rows: int, save: int, parts: int) -> str:
     """Every command of the document, in its order; what they printed."""
     monkeypatch.setenv("SPARROW_CACHE", str(folder / "cache"))
     target, told = folder / "target", []
@@ -58,8 +60,8 @@ def walk(folder: pathlib.Path, capsys, monkeypatch, size: TinySize, shard: str, 
     settings = [
         f"target={target}", f"run={folder / 'run'}", f"data.clips={folder / 'clips.jsonl'}", "data.validation=1",
         "data.num_frames=4", "answers.max_new_tokens=8", f"optimisation.steps={steps}",
-        f"optimisation.batch_rows={rows}", "optimisation.warmup=2", "optimisation.save_every=2",
-        "optimisation.log_every=1", "optimisation.checkpointing=true", "optimisation.accumulate=2",
+        f"optimisation.batch_rows={rows}", "optimisation.warmup=2", f"optimisation.save_every={save}",
+        "optimisation.log_every=1", "optimisation.checkpointing=true", f"optimisation.accumulate={parts}",
         "drafter.draft_vocab=100", "optimisation.optimiser=adamw", "optimisation.learning_rate=1.0e-4",
         "recipe.mtp_depth=1",
     ]  # fmt: skip
@@ -68,6 +70,7 @@ def walk(folder: pathlib.Path, capsys, monkeypatch, size: TinySize, shard: str, 
         assert cli.main(list(argv)) == code, argv
         captured = capsys.readouterr()
         told.append(f"$ sparrow {' '.join(argv)}\n{captured.out}{captured.err}".replace(str(folder) + "/", ""))
+        (folder / "walk.txt").write_text("\n".join(told))  # what a walk that is stopped has come to
         return captured.out
 
     asked = ["--video", str(folder / "clip.mp4"), "--prompt", "What moves?", "--num-frames", "4"]
@@ -83,7 +86,7 @@ def walk(folder: pathlib.Path, capsys, monkeypatch, size: TinySize, shard: str, 
 
     def dies(self, **values):
         plain(self, **values)
-        if values.get("step") == 3:
+        if values.get("step") == save + 1:
             raise InterruptedError("killed")
 
     monkeypatch.setattr(Run, "log", dies)
@@ -92,18 +95,27 @@ def walk(folder: pathlib.Path, capsys, monkeypatch, size: TinySize, shard: str, 
     run(*train)
     logged = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in logged if "loss" in line] == [*range(1, steps + 1)]
-    run("generate", "--target", str(target), "--drafter", str(folder / "run" / "drafter"), *short)
-    (folder / "walk.txt").write_text("\n".join(told))
+    mine = ["--target", str(target), "--drafter", str(folder / "run" / "drafter"), "--dtype", "float32"]
+    run("generate", *mine, *short, "--compare")
+    of_clips = ["--clips", str(folder / "clips.jsonl"), "--num-frames", "4", "--max-new-tokens", "8"]
+    run("eval", *mine, *of_clips, "--out", str(folder / "run" / "eval"))
     return "\n".join(told)
 
 
 def test_rehearsal_small(tmp_path, capsys, monkeypatch):
-    told = walk(tmp_path, capsys, monkeypatch, SMALL, "300KB", steps=5, rows=200)
+    told = walk(tmp_path, capsys, monkeypatch, SMALL, "300KB", steps=5, rows=80, save=2, parts=2)
     assert "EAGLE-3" in told and re.search(r"new tokens\W+8 in", told)
+    walked = [shlex.split(line) for line in told.splitlines() if line.startswith("$ sparrow")]
+    for line in DOCUMENT.read_text().splitlines():
+        if line.startswith("    sparrow "):
+            words = line.split()
+            options = {word for word in words if word.startswith("--")}
+            same = [own for own in walked if own[2:3] == words[1:2] and options <= set(own)]
+            assert same, f"the rehearsal has no command such as {line.strip()}"
 
 
 @pytest.mark.slow
 def test_rehearsal_at_the_shape_of_a_7b(tmp_path, capsys, monkeypatch):
     size = TinySize(vocab_size=8192, hidden_size=3584, num_layers=2, num_heads=28, num_kv_heads=4,
                     intermediate_size=18_944)  # fmt: skip
-    walk(tmp_path, capsys, monkeypatch, size, "1GB", steps=20, rows=200)
+    walk(tmp_path, capsys, monkeypatch, size, "1GB", steps=20, rows=80, save=10, parts=1)

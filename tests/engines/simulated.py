@@ -143,7 +143,13 @@ class Engine:
         step = Step(*columns[:4], columns[4].bool())
         rubbish = torch.full((3, E), torch.nan)  # engines pad their batches
         who, drafts, confidence = self.chain.after(
-            step, table, torch.cat([states, rubbish]), self.store, kv, kv_slots_of, self.length
+            step,
+            lambda request, position: table[request, position],
+            torch.cat([states, rubbish]),
+            self.store,
+            kv,
+            kv_slots_of,
+            self.length,
         )
         assert confidence.shape == drafts.shape == (len(who), self.length)
         for name in names:

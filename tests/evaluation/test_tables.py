@@ -41,6 +41,8 @@ def small(tmp_path_factory) -> pathlib.Path:
         file = folder / "arms" / name / "config.json"
         more = {"positions": "sequence", "visual": "rows" if name.startswith("msd") else "none"}
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    eagle3 = {"layer": "eagle3", "visual": "states", "positions": "sequence"}
+    SparrowDrafter.from_target(Target(miniature_pair()[0]), **eagle3).save_pretrained(folder / "arms" / "eagle3")
     record = {"overrides": "recipe.mtp_depth=3", "seconds": 12.6, "steps": 40, "seed": 7}
     (folder / "arms" / "mtp3_tree" / "training.json").write_text(json.dumps(record))
     return folder
@@ -278,7 +280,7 @@ def test_a_drafter_of_ones_own_in_every_table(small, tmp_path, capsys):
 def test_what_is_not_there(small, tmp_path, capsys, monkeypatch):
     argv = ["eval", "--out", str(tmp_path), *SIZES]
     fails(capsys, [*argv, "--table", "figures"], "--table must be one of main, length", "'figures'")
-    fails(capsys, [*argv, "--drafter", "mine=/no/where"], "no drafter '/no/where'", "an arm (msd, ")
+    fails(capsys, [*argv, "--drafter", "mine=/no/where"], "no drafter '/no/where'", "an arm (eagle3, msd, ")
     shutil.copytree(small / "arms", tmp_path / "arms")
     shutil.rmtree(tmp_path / "arms" / "vispec")
     monkeypatch.setattr(miniature, "ARMS", tmp_path / "arms")

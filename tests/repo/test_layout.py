@@ -155,9 +155,12 @@ def test_transformers_stays_in_its_rooms():
     assert not faults, faults
 
 
+VLLM = ("vllm_cache", "vllm_contract", "vllm_drafting", "vllm_plugin", "vllm_v2", "vllm_worker")
+
+
 def test_vllm_stays_in_engines():
     users = {name(p) for p in files("python/sparrow", ".py") if "vllm" in roots(p)}
-    assert users == {f"python/sparrow/engines/{n}.py" for n in ("vllm", "vllm_cache", "vllm_contract")}
+    assert users == {f"python/sparrow/engines/{n}.py" for n in VLLM}
 
 
 # --- operators ---

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import sparrow
 from sparrow.files import lock
@@ -18,6 +18,8 @@ from sparrow.training.recipe import Recipe
 from sparrow.training.states import CachedStates
 from tests.training.cases import RandomClips, log, settings
 from tests.videos import FAMILIES, sample_inputs
+
+ONE_BY_ONE = {"batch": 1, "ahead": 1, "workers": 1}
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
@@ -46,6 +48,29 @@ def test_answers_about_images(tiny, tmp_path, family, videos):
         want = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
         assert list(answer.ids) == want.tolist()
         assert answer.text_tokens == int(Target(model).is_text(inputs["input_ids"]).sum()) > 0
+
+
+class MixedClips(RandomClips):
+    """Prompts of many lengths about nothing, an image, a video and both, in turn."""
+
+    def inputs(self, clip: int):
+        videos, images, text = clip % 2, clip // 2 % 2, 5 + 11 * (clip % 5)
+        return sample_inputs(self.family, seed=clip, videos=videos, text=text, images=images)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_batches_answer_as_one_by_one(tiny, tmp_path, family):
+    """Greedy and sampled, text, images and videos in one batch: a prompt's answer does not depend on its batch."""
+    model, found = tiny(family), []
+    for name, more in (("together", {"batch": 8}), ("alone", ONE_BY_ONE), ("budget", {"batch": 8, "batch_tokens": 90})):
+        config = settings(tmp_path / name, answers={"max_new_tokens": 8, "temperatures": [0.0, 1.0], **more})
+        clips = MixedClips(family, 8)
+        found.append(training.prepare_answers(Target(model), clips, config, training.Ranks()))
+    assert found[0] == found[1] == found[2] and len({a.ids for a in found[0]}) > 12
+    for answer in found[0][::2]:
+        inputs = clips.inputs(answer.clip)
+        want = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        assert list(answer.ids) == want.tolist()
 
 
 def test_answers_end_where_the_target_ends(tiny, tmp_path, monkeypatch):
@@ -90,7 +115,7 @@ def test_sampled_answers(tiny, tmp_path):
 
 def test_answers_and_states_go_on(tiny, tmp_path):
     """Interrupted stages keep what they have; a torn line or file is made again; other settings are refused."""
-    target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, answers={"batch": 1})
+    target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, answers=ONE_BY_ONE)
     for fail_at in (3, 4 + 2):  # in the answers; then, two answers being there, in the states
         with pytest.raises(KeyboardInterrupt):
             training.train(target, RandomClips("qwen2_5_vl", 4, fail_at=fail_at), config)
@@ -208,6 +233,22 @@ def test_states_of_another_answer_are_named(copy):
     save_file({"tokens": torch.arange(3)}, file)
     with pytest.raises(ValueError, match=rf"^{file} is damaged: .first.\. Remove this file"):
         states.load(answers[1])
+
+
+def test_kept_states_are_compared_with_the_targets(copy):
+    """A sample is computed again whenever a run starts; states of other weights are named."""
+    target, clips, config, run = copy
+    files = sorted((run / "states").rglob("*.safetensors"))
+    kept = load_file(files[1])
+    save_file(kept | {"hidden": kept["hidden"] * (1 + 1e-5)}, files[1])
+    training.train(target, clips, config)
+    save_file(kept | {"hidden": kept["hidden"].roll(1, dims=0)}, files[1])
+    training.train(target, clips, replace(config, states=replace(config.states, check=0)))
+    with pytest.raises(ValueError, match=rf"^{files[1]}: hidden is not what the target says now \(.* of its norm away"):
+        training.train(target, clips, replace(config, states=replace(config.states, check=4)))
+    save_file({k: v for k, v in kept.items() if k != "visual"}, files[1])
+    with pytest.raises(ValueError, match=r": visual is not what the target says now \(none, now torch.float32"):
+        training.train(target, clips, replace(config, states=replace(config.states, check=4)))
 
 
 @pytest.mark.parametrize("name", ["answers", "states"])

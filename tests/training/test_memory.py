@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from torch import nn
 
 import sparrow
 from sparrow.targets.adapter import Target
-from sparrow.training import losses
+from sparrow.training import losses, states
+from sparrow.training.answers import Answer
 from sparrow.training.distributed import Ranks
 from sparrow.training.passes import Passes
-from sparrow.training.recipe import Recipe
+from sparrow.training.recipe import Recipe, States
 from sparrow.training.run import Run
 from sparrow.training.sequences import collate, sequence, stored
 from sparrow.training.trainer import Trainer
@@ -95,12 +97,73 @@ def test_steps_on_parts_are_steps_on_the_whole(tiny, tmp_path):
     assert moved >= 8
 
 
+class Counted:
+    """States of 10,000 answers; how many are in memory at once is counted."""
+
+    config = States(check=0)
+
+    def __init__(self):
+        self.alive = self.most = self.loads = 0
+
+    def load(self, answer):
+        text = answer.text_tokens + len(answer.ids)
+        hidden = torch.ones(text, 1, 4)
+        self.alive += 1
+        self.loads += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(hidden, self.gone)
+        rows = torch.arange(text)
+        return {"tokens": rows, "index": rows, "position": rows, "first": torch.tensor([answer.text_tokens]),
+                "hidden": hidden}  # fmt: skip
+
+    def gone(self) -> None:
+        self.alive -= 1
+
+
+def ten_thousand() -> list[Answer]:
+    return [Answer(i, 0.0, (3,) * (2 + i % 7), 5 + i % 11, 0, {}) for i in range(10_000)]
+
+
+def test_the_states_of_ten_thousand_clips_are_written_one_by_one(tmp_path, monkeypatch):
+    live, folders = Counted(), set()
+
+    def write(file, kept):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        folders.add(file.parent.name)
+
+    monkeypatch.setattr(states, "write_tensors", write)
+    cached = states.CachedStates(tmp_path)
+    assert cached.fill(live, ten_thousand(), {}, Ranks()) == 0
+    assert (live.loads, live.most, live.alive) == (10_000, 1, 0) and len(folders) == 10
+
+
+def test_training_on_ten_thousand_clips_holds_a_step(tiny, tmp_path):
+    """Whatever the number of clips: the batches of one step, and what one of them is collated from."""
+    live, each, alive, held = Counted(), 2, weakref.WeakValueDictionary(), []
+    more = {"batch_rows": 120, "steps": 300, "accumulate": each}
+    config = settings(tmp_path, recipe={"visual": False, "noise": 0.0}, optimisation=more)
+    trainer = Trainer(a_drafter(tiny, False, False), config, Ranks(), Run(tmp_path / "run", config))
+
+    def step(parts):
+        assert all(part.tokens.numel() <= 120 for part in parts) and len(parts) == each
+        for part in parts:
+            alive[id(part)] = part
+        held.append(len(alive))
+        trainer.step += 1
+
+    trainer._step, trainer._validate, trainer._save = step, lambda *_: None, lambda: None
+    trainer.run_to_the_end(states.Sequences(live, ten_thousand(), config), None, None, None)
+    assert len(held) == 300 and live.loads > 4000
+    assert max(held) == each and live.most <= 120 // 7  # the shortest sequence has 7 rows
+
+
 PEAK = """
 import resource, sys, types, torch
 torch.set_num_threads(1)
 from torch import nn
 from sparrow.training.losses import distribution_losses
-from sparrow.training.recipe import Recipe
+from sparrow.training.recipe import Recipe, States
 rows, vocabulary, size, passes = map(int, sys.argv[1:])
 g = torch.Generator().manual_seed(0)
 head = nn.Linear(size, vocabulary, bias=False).requires_grad_(False)

@@ -1,5 +1,6 @@
 """Training runs: they learn, decode as they were trained, resume exactly, and split over processes."""
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -340,47 +341,53 @@ def test_low_precision_targets_need_autocast(tiny, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def _process(rank: int, port: int, folder: str, sharding: str, model) -> None:
+def _process(rank: int, world: int, port: int, folder: str, sharding: str, model, last: int) -> None:
+    """One of `world` processes on the run in the folder; killed behind step `last`, if it is not 0."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     plain = Run.log
 
     def dies(self, **values):
         plain(self, **values)
-        if values.get("step") == 5:
+        if values.get("step") == last:
             raise InterruptedError
 
+    Run.log = dies  # type: ignore[method-assign]
     with ranks(torch.device("cpu")) as here:
         clips, config = RandomClips("qwen2_5_vl", 7), _two(pathlib.Path(folder), sharding)
-        Run.log = dies  # type: ignore[method-assign]
-        with pytest.raises(InterruptedError):
+        with pytest.raises(InterruptedError) if last else contextlib.nullcontext():
             training.train(Target(model), clips, config, here)
-        Run.log = plain  # type: ignore[method-assign]
-        training.train(Target(model), clips, config, here)
 
 
 def _two(folder, sharding):
-    return settings(folder, drafter={"draft_vocab": 60}, optimisation={"sharding": sharding, "clip_norm": 1.0})
+    more = {"sharding": sharding, "clip_norm": 1.0, "accumulate": 2, "batch_rows": 80}
+    return settings(folder, drafter={"draft_vocab": 60}, optimisation=more)
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(tiny, tmp_path, sharding):
-    """Each with its share of every stage, killed once on the way: the same losses, the same drafter."""
-    model = tiny("qwen2_5_vl")
-    training.train(Target(model), RandomClips("qwen2_5_vl", 7), _two(tmp_path / "one", "ddp"))
+def _processes(world: int, *arguments) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (port, str(tmp_path / "two"), sharding, model)
     method = "spawn" if torch.cuda.is_initialized() else "fork"  # fork is quick, and not for CUDA
-    torch.multiprocessing.start_processes(_process, arguments, nprocs=2, start_method=method)
+    torch.multiprocessing.start_processes(_process, (world, port, *arguments), nprocs=world, start_method=method)
+
+
+@pytest.mark.parametrize(("sharding", "first", "then"), [("ddp", 2, 1), ("ddp", 1, 2), ("fsdp", 2, 3)])
+def test_several_processes_train_as_one(tiny, tmp_path, sharding, first, then):
+    """Each with its share of every stage, steps of two batches; killed on the way, it goes on with another number of
+    processes: the same losses, the same drafter.
+    """
+    model = tiny("qwen2_5_vl")
+    training.train(Target(model), RandomClips("qwen2_5_vl", 7), _two(tmp_path / "one", "ddp"))
+    for world, last in ((first, 5), (then, 0)):
+        _processes(world, str(tmp_path / "two"), sharding, model, last)
     a, b = (log(tmp_path / name / "run", "step", "loss", "rows") for name in ("one", "two"))
     assert [x[0::2] for x in a] == [x[0::2] for x in b] and len(a) == 6
     assert [x[1] for x in b] == pytest.approx([x[1] for x in a], rel=1e-4)
-    first, second = weights(tmp_path / "one/run"), weights(tmp_path / "two/run")
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-3)
-    assert len(list((tmp_path / "two/answers").glob("answers-*.jsonl"))) == 2
+    one, several = weights(tmp_path / "one/run"), weights(tmp_path / "two/run")
+    for name in one:
+        torch.testing.assert_close(one[name], several[name], atol=1e-4, rtol=1e-3)
+    assert len(list((tmp_path / "two/answers").glob("answers-*.jsonl"))) == first
     assert json.loads((tmp_path / "two/run/log.jsonl").read_text().splitlines()[0])["training"] == 6
 
 

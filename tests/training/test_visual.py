@@ -62,12 +62,18 @@ def decoded(drafter, teacher, prompt: int, chunks) -> tuple[torch.Tensor, torch.
     return torch.cat(outs), torch.cat(deeper)
 
 
-@pytest.mark.parametrize("rival", VISUAL)
+EAGLE3 = {"layer": "eagle3", "visual": "states", "positions": "sequence"}
+
+
+@pytest.mark.parametrize("rival", [*VISUAL, "EAGLE-3"])
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
 def test_training_forward_equals_decoding(tiny, family, rival):
     """A padded batch of one and two videos: outputs at the answer, of both passes, are those of decoding."""
     target = Target(tiny(family))
-    drafter = random_drafter(target, rival, hidden_norm=True)
+    more = {"seed": 1, **EAGLE3} if rival == "EAGLE-3" else {}
+    drafter = (
+        sparrow.SparrowDrafter.from_target(target, **more) if more else random_drafter(target, rival, hidden_norm=True)
+    )
     layer = drafter.config.hidden_layer
     visual_layer = drafter.config.seen_layer
     g, made, teachers = torch.Generator().manual_seed(2), [], []
@@ -75,7 +81,7 @@ def test_training_forward_equals_decoding(tiny, family, rival):
         inputs = sample_inputs(family, videos=videos, seed=videos)
         answer = torch.randint(3, 280, (9,), generator=g)
         teacher = teacher_states(target, inputs, answer, [layer, drafter.config.visual_layer])
-        made.append(sequence(stored(teacher, 9, (layer,), visual_layer), "sequence", "before", None))
+        made.append(sequence(stored(teacher, 9, (layer,), visual_layer, bool(more)), "sequence", "before", None))
         teachers.append((teacher, inputs["input_ids"].shape[1]))
     with torch.no_grad():
         outs = list(Passes(drafter, Recipe(mtp_depth=1, mtp_attention="tree")).outputs(collate(made)))
@@ -89,6 +95,10 @@ def test_training_forward_equals_decoding(tiny, family, rival):
 TRAINED = {
     "MSD": ({"visual_layer": 0, "mtp_depth": 0}, RIVALS["MSD"]),
     "ViSpec": ({"visual_layer": 0, "mtp_depth": 1}, {**RIVALS["ViSpec"], "grouped_heads": False}),
+    "EAGLE-3": (
+        {"visual_layer": 0, "mtp_depth": 1, "feature": 0.0},
+        {**EAGLE3, "hidden_layer": 1, "fused_layers": [2, 3], "own_head": True, "hidden_norm": False},
+    ),
     "IVSB without VATA": ({"visual_layer": 2, "mtp_depth": 0}, {"visual": "rows", "positions": "sequence"}),
 }
 

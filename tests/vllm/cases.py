@@ -1,5 +1,6 @@
 """Prompts, engines and their options for the tests inside vLLM; imported with and without vLLM."""
 
+import base64
 import functools
 import json
 import os
@@ -9,6 +10,8 @@ import sys
 
 from transformers import AutoTokenizer
 
+from sparrow.engines.vllm_prompts import vllm_prompt
+from sparrow.engines.vllm_worker import speculating
 from sparrow.miniature.shipped import DEMO, pair
 from sparrow.video import load_settings, load_video
 
@@ -21,17 +24,32 @@ CASES = [
     {"prompt": "List the shapes.", "frames": 12},
     {"prompt": "What is a green diamond?", "frames": 0},
     {"prompt": DESCRIBE, "frames": 14},
-    {"prompt": "Where does the yellow triangle go?", "frames": [8, 4]},
+    {"prompt": "Where does the yellow triangle go?", "frames": [8, 4], "images": 2},
 ]
+QUESTIONS = [DESCRIBE, "List the shapes.", "Where does the yellow triangle go?"]
+VIDEO = "data:video/mp4;base64," + base64.b64encode(DEMO.read_bytes()).decode()
 ON_A_CPU = {
     "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }  # fmt: skip
 GREEDY = {"temperature": 0, "max_tokens": 160}
+SINGLE = {"cases": CASES, "sampling": GREEDY}
+BATCH = {"cases": [*CASES, *CASES[::-1]], "sampling": GREEDY, "together": True}
+SHORT = {"cases": CASES[1:5], "sampling": {"temperature": 0, "max_tokens": 60}, "together": True}
 OPTIONS = {
     "dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_batched_tokens": 2048, "max_num_seqs": 4,
-    "limit_mm_per_prompt": {"video": 2, "image": 0}, "block_size": 32, "seed": 0, "disable_log_stats": False,
+    "limit_mm_per_prompt": {"video": 2, "image": 2}, "block_size": 32, "seed": 0, "disable_log_stats": False,
     "enable_prefix_caching": False,
 }  # fmt: skip
+
+
+def content(question: str) -> list[dict]:
+    """A question about the demo's clip, as OpenAI's protocol has it."""
+    return [{"role": "user", "content": [
+        {"type": "video_url", "video_url": {"url": VIDEO}}, {"type": "text", "text": question},
+    ]}]  # fmt: skip
+
+
+CHATS = [{"messages": content(question), "sampling": {"temperature": 0, "max_tokens": 120}} for question in QUESTIONS]
 
 
 def asked() -> bool:
@@ -39,31 +57,31 @@ def asked() -> bool:
     return os.environ.get("SPARROW_VLLM") == "1"
 
 
-def speculating(drafter: str = DRAFTER, length: int = 4, **own) -> dict:
+def on_a_cpu(monkeypatch) -> None:
+    """This process' environment, for an engine's process that it starts."""
+    for name, value in (ON_A_CPU | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}"}).items():
+        monkeypatch.setenv(name, value)
+
+
+def drafting(drafter: str = DRAFTER, **own) -> dict:
     """The options that put sparrow into an engine."""
-    method = {"method": "custom_class", "model": "sparrow.engines.vllm.SparrowProposer"}
-    return {
-        "speculative_config": method | {"num_speculative_tokens": length},
-        "additional_config": {"sparrow": {"drafter": drafter, **own}},
-    }
+    return speculating(drafter, 4, **own)
 
 
 @functools.cache
 def clip(target: str, frames: int):
-    """(frames, what is known of them) of the demo's clip, as vLLM takes a video."""
-    pictures, info = load_video(DEMO, load_settings(target), num_frames=frames)
-    return pictures, {
-        "total_num_frames": info.total_frames, "fps": info.fps, "frames_indices": list(info.indices),
-        "duration": info.total_frames / info.fps, "height": info.height, "width": info.width, "video_backend": "pyav",
-        "do_sample_frames": False,
-    }  # fmt: skip
+    """(frames, what is known of them) of the demo's clip."""
+    return load_video(DEMO, load_settings(target), num_frames=frames)
 
 
-def chat_text(target: str, prompt: str, videos: int) -> str:
-    content = [{"type": "video"}] * videos + [{"type": "text", "text": prompt}]
-    return AutoTokenizer.from_pretrained(target).apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+def prompt_of(case: dict, target: str) -> dict:
+    """A case {"prompt", "frames": of the demo's clip; 0 = no video; several = several videos; "images": how many frames
+    of the clip stand before them as images} as vLLM takes it.
+    """
+    frames = case["frames"] if isinstance(case["frames"], list) else [case["frames"]] if case["frames"] else []
+    images = list(clip(target, 8)[0][: case.get("images", 0)])
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    return vllm_prompt(tokenizer, case["prompt"], [clip(target, n) for n in frames], images)
 
 
 def run(folder: pathlib.Path, passes: list[dict], target: str = TARGET, env: dict | None = None, **options) -> list:

@@ -17,7 +17,7 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from sparrow.engines import vllm_contract
-from sparrow.engines.vllm import Options, _whole
+from sparrow.engines.vllm_drafting import Options, _whole
 
 OWN = rejection_sampler.expand_batch_to_tokens  # before anything is installed
 
@@ -39,7 +39,7 @@ def config(**changes):
 
 
 def test_this_vllm_fits():
-    vllm_contract.check()
+    assert not vllm_contract.faults() and not vllm_contract.faults_v2()
     assert vllm_contract.version() in vllm_contract.TESTED
 
 
@@ -47,7 +47,7 @@ def test_another_one_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(GPUModelRunner, vllm_contract.WRAPPED, lambda self, hidden_states: None)
     monkeypatch.setattr(vllm_contract, "SPEC", ("block_size", "colour"))
     with pytest.raises(RuntimeError) as caught:
-        vllm_contract.check()
+        vllm_contract.check(vllm_contract.faults())
     (line,) = str(caught.value).splitlines()
     assert "propose_draft_token_ids takes ('self', 'hidden_states')" in line
     assert "FullAttentionSpec has no colour" in line and "tested: 0.32.0" in line

@@ -1,6 +1,5 @@
 """`sparrow serve` on the CPU with the shipped pair: OpenAI's protocol by OpenAI's client, a video in the request."""
 
-import base64
 import concurrent.futures
 import contextlib
 import json
@@ -15,20 +14,11 @@ import urllib.request
 
 import pytest
 
-from sparrow.miniature.shipped import DEMO
-from tests.vllm.cases import DESCRIBE, DRAFTER, ON_A_CPU, ROOT, TARGET, asked, run
+from tests.vllm.cases import DRAFTER, ON_A_CPU, QUESTIONS, ROOT, TARGET, asked, content
 
 pytestmark = pytest.mark.skipif(not asked(), reason="vLLM has an environment of its own: `make test-vllm`")
 ARGS = "--dtype float32 --enforce-eager --max-model-len 2048 --max-num-seqs 8 --served-model-name miniature"
 START = 500  # seconds, on a busy machine
-VIDEO = "data:video/mp4;base64," + base64.b64encode(DEMO.read_bytes()).decode()
-QUESTIONS = [DESCRIBE, "List the shapes.", "Where does the yellow triangle go?"]
-
-
-def content(question: str) -> list[dict]:
-    return [{"role": "user", "content": [
-        {"type": "video_url", "video_url": {"url": VIDEO}}, {"type": "text", "text": question},
-    ]}]  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -80,17 +70,8 @@ def metrics(address: str) -> dict[str, float]:
     }
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """vLLM's answers without speculation; offline, which spares a server."""
-    chats = [
-        {"messages": content(question), "sampling": {"temperature": 0, "max_tokens": 120}} for question in QUESTIONS
-    ]
-    options = {"max_num_seqs": 8, "max_num_batched_tokens": 2048}
-    return [one["text"] for one in run(tmp_path_factory.mktemp("plain"), chats, **options)]
-
-
-def test_the_same_answers_streamed_aborted_and_many_at_once(plain, tmp_path):
+def test_the_same_answers_streamed_aborted_and_many_at_once(without, tmp_path):
+    plain = without[1]
     assert len(plain[0].split()) > 15
     words = ("-m", "sparrow", "serve", TARGET, "--drafter", DRAFTER, "--vllm-args", f"--port PORT {ARGS}")
     with server(tmp_path, *words) as (client, address):

@@ -10,32 +10,28 @@ may be a chat, too: {"messages": [...], "sampling": {...}} gives {"text": ...}.
 import json
 import os
 import sys
+import types
 
-from tests.vllm.cases import chat_text, clip
-
-COUNTERS = {
-    "vllm:spec_decode_num_drafts": "drafts",
-    "vllm:spec_decode_num_draft_tokens": "drafted",
-    "vllm:spec_decode_num_accepted_tokens": "accepted",
-    "vllm:num_preemptions": "preemptions",
-}
+from sparrow.engines.vllm_worker import counters
+from tests.vllm.cases import prompt_of
 
 
-def counters(llm) -> dict[str, int]:
-    return {COUNTERS[m.name]: m.value for m in llm.get_metrics() if m.name in COUNTERS}
+def interpreted() -> None:
+    """Triton's kernels, which the V2 runner is made of, by Triton's interpreter: vLLM looks for a driver of the CPU."""
+    from triton.backends import backends
 
+    class Driver:
+        @staticmethod
+        def is_active() -> bool:
+            return True
 
-def prompt_of(case: dict, target: str) -> dict:
-    """A case {"prompt", "frames": of the demo's clip; 0 = no video; several = several videos} as vLLM takes it."""
-    frames = case["frames"] if isinstance(case["frames"], list) else [case["frames"]] if case["frames"] else []
-    prompt = {"prompt": chat_text(target, case["prompt"], len(frames))}
-    if frames:
-        prompt["multi_modal_data"] = {"video": [clip(target, n) for n in frames]}
-    return prompt
+    backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
 
 
 def main() -> None:
     job = json.load(sys.stdin)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpreted()
     from vllm import LLM, SamplingParams
 
     llm = LLM(job["target"], **job["options"])

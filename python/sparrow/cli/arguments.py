@@ -11,6 +11,7 @@ from sparrow.cli.options import (
     MAX_INT32,
     check_seed,
     check_temperature,
+    count_or_file,
     option,
     positive,
     shape,
@@ -130,15 +131,17 @@ class Demo(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Command):
-    """Measures the tables of the comparison on held-out synthetic clips: tau, speed and losslessness, with intervals.
+    """Measures the tables of the comparison on held-out synthetic clips, or every system on prompts of your own
+    (--clips FILE.jsonl): tau, speed and losslessness, with intervals.
 
     Each table becomes NAME.json, NAME.md and pictures in --out; what is there is not measured again. Exit code 1 where
     an output of ours is not the reference's.
     """
 
     RUN = "sparrow.cli.eval:run"
-    ABOUT = "tau, speed and losslessness on held-out synthetic clips"
-    EXAMPLE = "sparrow eval --quick --table main"
+    ABOUT = "tau, speed and losslessness, on synthetic clips or your own"
+    EXAMPLE = """sparrow eval --quick --table main
+      sparrow eval --target FOLDER --drafter FOLDER --clips clips.jsonl"""
 
     table: tuple[str, ...] = option(
         "may be repeated (default: main; with --quick all): " + "; ".join(f"{n}: {what}" for n, what in TABLES.items()),
@@ -161,7 +164,12 @@ class Eval(Command):
     lengths: tuple[int, ...] | None = option("visual tokens", default=None, nargs="+", type=positive)
     temperature: tuple[float, ...] | None = option("0 = greedy", default=None, nargs="+", type=float)
     split: str = option("dev is for choosing (default: %(default)s)", default="test", choices=["test", "dev"])
-    clips: int | None = option("clips for tau", default=None, type=positive)
+    clips: int | str | None = option(
+        "clips for tau; or prompts of your own, for any family: lines as of `sparrow train`'s data.clips",
+        default=None, type=count_or_file, metavar="N|FILE.jsonl",
+    )  # fmt: skip
+    num_frames: int | None = option("frames to sample of your own videos", default=None, type=positive)
+    fps: float | None = option("frames per second to sample of them", default=None, type=float)
     live: int | None = option("of these, decoded live by every system", default=None, type=positive)
     live_others: int | None = option("the same for SpecVLM and prompt lookup", default=None, type=positive)
     timed: int | None = option("of these, timed; 0: no times", default=None, type=int)
@@ -179,6 +187,11 @@ class Eval(Command):
     )  # fmt: skip
     tapes: str | None = option("recorded target runs (default: tapes/ in --out)", default=None, metavar="FOLDER")
     render: str | None = option("only draw this JSON, or those in this folder", default=None, metavar="PATH")
+    engine: str | None = option(
+        "instead: the pair inside vLLM at 1, 4, 16 and 32 requests at a time, beside vLLM alone, into serving.json "
+        "(docs/engines.md)", default=None, choices=["vllm"],
+    )  # fmt: skip
+    engine_options: str = option("arguments of vLLM's LLM beside it, JSON", default="{}", metavar="JSON")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +200,8 @@ class Eval(Command):
         for value in self.temperature or ():
             check_temperature(value)
         check_seed(self.seed)
+        if (self.num_frames or self.fps) and not isinstance(self.clips, str):
+            raise ValueError("--num-frames and --fps need --clips FILE.jsonl: synthetic clips are taken whole")
         if self.timed is not None and not 0 <= self.timed <= MAX_INT32:
             raise ValueError(f"--timed must be at least 0 (0 = no times), got {self.timed}")
 

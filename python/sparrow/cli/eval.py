@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sparrow.cli import eval_visual, places
+from sparrow.cli import eval_clips, eval_engine, eval_visual, places
 from sparrow.cli.arguments import Eval as EvalArguments
 from sparrow.cli.loading import load_drafter, load_target, pick_device, quiet
 from sparrow.cli.tables import print_markdown
@@ -17,6 +17,7 @@ from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.storage import CONFIG_FILE
 from sparrow.evaluation.cells import faults
 from sparrow.evaluation.evaluate import Evaluation, Known, measured
+from sparrow.evaluation.own import TABLE as CLIPS
 from sparrow.evaluation.questions import form_of
 from sparrow.evaluation.report.render import render
 from sparrow.evaluation.tables import TABLES, Arm, Plan, Table, grid, systems, table_of
@@ -42,11 +43,17 @@ OF_SYSTEMS = ("drafter", "tree", "systems", "temperature", "live", "live_others"
 
 def run(arguments: EvalArguments) -> int:
     """Exit code 1 where a live output of ours is not the reference's, or not what was replayed."""
+    if arguments.engine:
+        return eval_engine.run(arguments, folder_of_target(arguments), target)
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("sparrow eval draws with matplotlib: pip install 'sparrow-decoding[train]'")
     if arguments.render:
         return show(pathlib.Path(arguments.render))
+    if isinstance(arguments.clips, str):
+        eval_clips.check(arguments)
     arguments = with_drafters(arguments)
+    if isinstance(arguments.clips, str):
+        return own_clips(arguments)
     names = arguments.table or (list(TABLES) if arguments.quick else ["main"])
     tables = [changed(table_of(name, arguments.quick), arguments) for name in dict.fromkeys(names)]
     check(tables, arguments)
@@ -57,6 +64,18 @@ def run(arguments: EvalArguments) -> int:
     wrong = [fault for of in zip(tables, plans, strict=True) for fault in measure(*of, loaded, arguments)]
     for fault in wrong:
         console.print(fault, style="red", markup=False)
+    return 1 if wrong else 0
+
+
+def own_clips(arguments: EvalArguments) -> int:
+    """--clips FILE."""
+    check_out(arguments)
+    made = provenance("sparrow " + shlex.join(sys.argv[1:]))
+    drafters = [_named(text) for text in arguments.drafter]
+    if not drafters and arguments.target is None:
+        drafters = [("shipped", "shipped")]
+    file, wrong = eval_clips.measure(arguments, folder_of_target(arguments), drafters, made)
+    show(file)
     return 1 if wrong else 0
 
 
@@ -116,8 +135,7 @@ def changed(table: Table, arguments: EvalArguments) -> Table:
 
 def check(tables: list[Table], arguments: EvalArguments) -> None:
     """What can be known to fail before anything is loaded."""
-    if pathlib.Path(arguments.out).is_file():
-        raise ValueError(f"--out must be a folder, {arguments.out} is a file")
+    check_out(arguments)
     if arguments.timed == 0 and any(table.name == "stages" for table in tables):
         raise ValueError("table stages is of times: --timed must be at least 1, got 0")
     given = [name for name in OF_SYSTEMS if getattr(arguments, name) not in (None, ())]
@@ -127,7 +145,7 @@ def check(tables: list[Table], arguments: EvalArguments) -> None:
     for table in tables:
         if table.name == "layer_cut" and len(table.lengths) > 1:
             raise ValueError(f"table layer_cut takes one of --lengths, got {len(table.lengths)}")
-        if table.visual and (arguments.clips or table.clips) < 2:
+        if table.visual and clips_of(arguments, table) < 2:
             raise ValueError(f"--clips must be at least 2 for table {table.name}: videos are exchanged, got 1")
         for length in table.lengths:
             form_of(length, 0)  # raises
@@ -136,6 +154,17 @@ def check(tables: list[Table], arguments: EvalArguments) -> None:
                 drafter_folder(arm.drafter)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"table {table.name}, {arm.label}: {error}") from None
+
+
+def clips_of(arguments: EvalArguments, table: Table) -> int:
+    """Clips of the synthetic world."""
+    return arguments.clips if isinstance(arguments.clips, int) else table.clips
+
+
+def check_out(arguments: EvalArguments) -> None:
+    """Raises ValueError where --out is a file."""
+    if pathlib.Path(arguments.out).is_file():
+        raise ValueError(f"--out must be a folder, {arguments.out} is a file")
 
 
 def drafter_of(arm: Arm, model: Any) -> Any:
@@ -147,7 +176,7 @@ def plan_of(table: Table, arguments: EvalArguments) -> Plan:
     """The table's systems and counts, where the options name no others; of fewer clips fewer are live and timed."""
     texts = {arm.label: ((drafter_folder(arm.drafter) / CONFIG_FILE).read_text(), arm.overrides) for arm in table.arms}
     compared = systems(table, {arm: DrafterConfig.from_json(text, **more).tree for arm, (text, more) in texts.items()})
-    clips = arguments.clips or table.clips
+    clips = clips_of(arguments, table)
     live = arguments.live or min(table.live, clips)
     others = arguments.live_others or (table.live_others and max(live, min(table.live_others, clips)))
     return Plan(
@@ -202,7 +231,9 @@ def _named(text: str) -> tuple[str, str]:
 
 def show(path: pathlib.Path) -> int:
     """Prints the table of a JSON, or of every one in a folder; writes it as Markdown and pictures beside it."""
-    files = [path] if path.is_file() else [f for f in (path / f"{name}.json" for name in TABLES) if f.is_file()]
+    files = (
+        [path] if path.is_file() else [f for f in (path / f"{name}.json" for name in (*TABLES, CLIPS)) if f.is_file()]
+    )
     if not files:
         raise FileNotFoundError(f"--render: neither a file nor a folder with a table's JSON: {path}")
     for file in files:

@@ -24,6 +24,11 @@ def positive(text: str) -> int:
     return value
 
 
+def count_or_file(text: str) -> int | str:
+    """A number of things, or a file that holds them."""
+    return positive(text) if text.lstrip("+-").isdigit() else text
+
+
 def shape(text: str) -> TreeConfig:
     """A tree."""
     try:

@@ -134,7 +134,7 @@ def _show(found: list[Need], hours: list[float | None], memory: int, disk: int, 
                 advice = f"; try {', or '.join(mend)}" if mend else "; it needs a larger machine"
                 faults.append(f"{need.stage} does not fit: {_size(wanted)} of {what}, {_size(free)} are free{advice}")
     Console().print(table)
-    print(f"Free: {_size(memory)} of memory, {_size(disk)} of disk. Hours are of this machine, one clip at a time.")
+    print(f"Free: {_size(memory)} of memory, {_size(disk)} of disk. Hours: of this machine, one prompt at a time.")
     return faults
 
 

@@ -1,16 +1,22 @@
 """`sparrow train`: drafters, and the answers they are trained on."""
 
 import pathlib
+from contextlib import contextmanager, nullcontext
+
+import torch
 
 from sparrow.cli import plan
+from sparrow.cli.engine_options import engine_options
 from sparrow.cli.loading import load_model, load_tokenizer, pick_device, quiet
 from sparrow.cli.places import target_folder
-from sparrow.cli.train_arguments import TrainDrafter
+from sparrow.cli.train_arguments import TrainAnswers, TrainDrafter
+from sparrow.engines.vllm_worker import Engine
 from sparrow.progress import console
 from sparrow.targets.adapter import Target
 from sparrow.training.clips import Clips, FileClips, SyntheticClips
 from sparrow.training.config import load_config
 from sparrow.training.distributed import local_device, ranks
+from sparrow.training.engine_answers import EngineAnswers
 from sparrow.training.recipe import DrafterTraining
 from sparrow.training.stages import prepare_answers, train
 from sparrow.video import load_settings
@@ -22,7 +28,7 @@ def run_drafter(arguments: TrainDrafter) -> int:
 
 
 def run_answers(arguments: TrainDrafter) -> int:
-    """The first stage of `sparrow train drafter` alone: the target's answers."""
+    """The first stage of `sparrow train drafter` alone: the target's answers, by our decoding or by vLLM."""
     return _run(arguments, only_answers=True)
 
 
@@ -35,9 +41,11 @@ def _run(arguments: TrainDrafter, only_answers: bool) -> int:
         clips = clips_of(config, folder, load_tokenizer(folder, False))
         if arguments.plan:
             return plan.run(config, folder, clips, device)
-        model = load_model(folder, config.dtype, device, False)
+        by_vllm = arguments if isinstance(arguments, TrainAnswers) and arguments.engine == "vllm" else None
+        model = load_model(folder, config.dtype, torch.device("cpu") if by_vllm else device, False)
         if only_answers:
-            answers = prepare_answers(Target(model), clips, config, here)
+            with engine_of(by_vllm, folder, Target(model), clips, config) if by_vllm else nullcontext() as engine:
+                answers = prepare_answers(Target(model), clips, config, here, engine)
             tokens = sum(len(a.ids) for a in answers)
             if here.main:
                 console.print(f"{len(answers)} answers, {tokens} tokens")
@@ -52,11 +60,23 @@ def _run(arguments: TrainDrafter, only_answers: bool) -> int:
     return 0
 
 
+@contextmanager
+def engine_of(arguments: TrainAnswers, folder: pathlib.Path, target: Target, clips: Clips, config: DrafterTraining):
+    """vLLM with the target, which answers in place of our own decoding."""
+    given = engine_options(arguments.engine_options)
+    options = {"dtype": str(target.embedding.dtype).removeprefix("torch."), "max_num_seqs": config.answers.batch}
+    tokenizer = load_tokenizer(folder, False)
+    with Engine(str(folder), options | given) as engine:
+        yield EngineAnswers(engine, target, tokenizer, clips, config.answers, config.states.positions)
+
+
 def clips_of(config: DrafterTraining, target: pathlib.Path, tokenizer) -> Clips:
     """The clips the configuration names."""
     settings, data = load_settings(target), config.data
     if data.clips is not None:
-        return FileClips(data.clips, settings, tokenizer, data.num_frames, data.fps)
+        clips = FileClips(data.clips, settings, tokenizer, data.num_frames, data.fps)
+        clips.check()  # before the target's weights are read
+        return clips
     from sparrow.miniature.world import Format, sample
 
     def draw(number: int):

@@ -40,6 +40,14 @@ class TrainAnswers(TrainDrafter):
     ABOUT = "the target's answers only, the first stage of `train drafter`"
     EXAMPLE = "sparrow train answers target=FOLDER data.clips=clips.jsonl run=runs/mine"
 
+    engine: str = option(
+        "vllm: answers.batch answers at a time, as one ends the next one starts (docs/engines.md); default: own",
+        default="own", choices=["own", "vllm"],
+    )  # fmt: skip
+    engine_options: str = option(
+        "arguments of vLLM's LLM beside it, JSON", default="{}", metavar="JSON"
+    )  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTarget(Command):

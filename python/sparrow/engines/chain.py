@@ -41,7 +41,7 @@ class ChainDrafter:
     def after(
         self,
         step: Step,
-        token_ids: Tensor,
+        tokens_at: Callable[[Tensor, Tensor], Tensor],
         states: Tensor,
         store: RowStore,
         kv_slots: Tensor,
@@ -52,7 +52,8 @@ class ChainDrafter:
 
         Args:
             step: what the engine ran.
-            token_ids: integer [B, L], on the host: every request's tokens, the drawn ones included.
+            tokens_at: (requests, positions), int64 [n] on the host -> the tokens there, integer [n] on any device; the
+                drawn ones are among them.
             states: [T, E] of the positions that were run, in the order of the step's requests; rows may follow.
             store: where rows outlive their request.
             kv_slots: int64 [T], the target's KV slots of these positions.
@@ -73,7 +74,7 @@ class ChainDrafter:
         if len(rows.request):
             slots = (step.slots[rows.request] * self.book.stride + rows.index).int()
             self.drafter.append(
-                token_ids[rows.request, rows.position].long().to(device), *source(rows),
+                tokens_at(rows.request, rows.position).long().to(device), *source(rows),
                 rows.place.to(device), slots.to(device), self.keys, self.values,
             )  # fmt: skip
         pool = self.keys.flatten(0, 1), self.values.flatten(0, 1)
@@ -88,7 +89,8 @@ class ChainDrafter:
         who = plan.draft.request
         if not len(who):
             return who, torch.empty(0, length, dtype=torch.int64), torch.empty(0, length)
-        return who, *self._chain(step, plan.draft, token_ids, source(plan.draft), length)
+        chosen = tokens_at(who, plan.draft.position).long().to(device)
+        return who, *self._chain(step, plan.draft, chosen, source(plan.draft), length)
 
     def _states(
         self, step: Step, plan: Plan, states: Tensor, store: RowStore, kv_slots_of: Callable[[int, Tensor], Tensor]
@@ -107,16 +109,16 @@ class ChainDrafter:
         return of
 
     def _chain(
-        self, step: Step, rows: Rows, token_ids: Tensor, source: tuple[Tensor, Tensor], length: int
+        self, step: Step, rows: Rows, chosen: Tensor, source: tuple[Tensor, Tensor], length: int
     ) -> tuple[Tensor, Tensor]:
         slots, device = step.slots[rows.request], self.keys.device
         size = int(slots.max()) + 1
-        table = torch.zeros(4, size, dtype=torch.int64)
-        table[:, slots] = torch.stack(
-            [token_ids[rows.request, rows.position].long(), rows.place, rows.index, torch.ones_like(slots)]
-        )
-        tokens, place, lengths, active = table.to(device).unbind(0)
+        table = torch.zeros(3, size, dtype=torch.int64)
+        table[:, slots] = torch.stack([rows.place, rows.index, torch.ones_like(slots)])
+        place, lengths, active = table.to(device).unbind(0)
         slots, lengths, active = slots.to(device), lengths.int(), active.int()
+        tokens = torch.zeros(size, dtype=torch.int64, device=device)
+        tokens[slots] = chosen
         index = torch.full((size,), -1, dtype=torch.int32, device=device)
         index[slots] = source[0]
         every = torch.arange(size, dtype=torch.int32, device=device)

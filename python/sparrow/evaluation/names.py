@@ -7,6 +7,7 @@ TABLES = {
     "stages": "where the time goes, and what a round costs in plain steps",
     "trees": "tau and acceptance by depth of chains and trees",
     "options": "tau of every training option beside the paper's recipe",
+    "imported": "tau of the kinds that `sparrow import` makes, as trained here, with and without VATA",
     "layer_cut": "where in its layers the target takes the video in",
     "watch": "whether the target watches: the true, another and a black video",
 }

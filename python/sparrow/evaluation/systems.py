@@ -97,6 +97,11 @@ class Run:
     arrivals: list[tuple[float, int]] = field(default_factory=list)
 
 
+def drafter_of(system: System, drafter: SparrowDrafter | None) -> SparrowDrafter | SpecVLM | None:
+    """What drafts for one of OURS: its own drafter, or the target itself."""
+    return SpecVLM() if system.kind == "specvlm" else drafter
+
+
 @torch.no_grad()
 def run(
     system: System, model: Any, drafter: SparrowDrafter | None, inputs: dict[str, Any], options: dict, seed: int,
@@ -125,7 +130,7 @@ def _run(
         tree = system.tree if system.tree in (None, AUTO) else TreeConfig.parse(str(system.tree))
         out = generate(
             model,
-            SpecVLM() if system.kind == "specvlm" else drafter,
+            drafter_of(system, drafter),
             **inputs,
             **options,
             seed=seed,

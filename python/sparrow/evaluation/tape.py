@@ -8,7 +8,7 @@ import hashlib
 import pathlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import Pending, Prompt
 from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_rows
-from sparrow.drafters.visual import prompt_cache
+from sparrow.drafters.visual import prompt_cache, state_before
 from sparrow.evaluation.questions import sampling
 from sparrow.files import write_tensors
 from sparrow.targets.adapter import Layers
@@ -42,6 +42,7 @@ class Tape:
         prompt_positions: int64 [T], the target's position ids.
         is_text: bool [P], the prompt.
         visual: [V, E], the states of the drafter's seen_layer at visual tokens; [0, E] for drafters that see no video.
+        visual_before: [V, E], the states before each visual token, for drafters with visual=states; else empty.
     """
 
     tokens: Tensor
@@ -51,6 +52,7 @@ class Tape:
     prompt_positions: Tensor
     is_text: Tensor
     visual: Tensor
+    visual_before: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Recorder(NoDrafter):
@@ -60,7 +62,7 @@ class Recorder(NoDrafter):
         self.hidden_layer, self.visual_layer = hidden_layer, visual_layer
         self.rows: list[Tensor] = []
         self.prompt: Pending | None = None
-        self.is_text = self.visual = torch.empty(0)
+        self.is_text = self.visual = self.before = torch.empty(0)
 
     def identity(self) -> None:
         """Its rounds are run one by one: accept() keeps a copy of each."""
@@ -72,6 +74,8 @@ class Recorder(NoDrafter):
         )
         self.is_text = is_text[0]
         self.visual = prefill.hidden[0, :0] if prefill.visual is None else prefill.visual[~is_text]
+        which, place = (~is_text).nonzero(as_tuple=True)
+        self.before = state_before(prefill.hidden, which, place) if len(self.visual) else self.visual
 
     def accept(self, draft: None, accepted: Pending) -> None:
         self.rows.append(accepted.hidden.clone())
@@ -84,7 +88,7 @@ class Recorder(NoDrafter):
         states = torch.where(before[:, None] >= 0, first.hidden[before.clamp(min=0)], 0)
         rows = self.rows[:-1]  # nothing is drafted behind the last round
         hidden = torch.cat(rows) if rows else states.new_empty(0, states.shape[1])
-        return Tape(tokens, hidden, first.tokens[0], states, first.positions[0], self.is_text, self.visual)
+        return Tape(tokens, hidden, first.tokens[0], states, first.positions[0], self.is_text, self.visual, self.before)
 
 
 def record(
@@ -139,12 +143,13 @@ def _begin(tape: Tape, drafter: SparrowDrafter) -> tuple[DraftCache, Pending]:
     p, text = len(tape.is_text), tape.is_text.nonzero()[:, 0]
     if drafter.config.visual != "none" and len(tape.visual) + len(text) != p:
         raise ValueError(f"a drafter with visual={drafter.config.visual} needs a tape recorded with its visual_layer")
-    if drafter.config.visual == "states":
-        raise ValueError("visual=states cannot be replayed from a tape, which has no states of visual tokens")
     prompt = torch.zeros(1, p, dtype=torch.int64, device=device)
     prompt[0, text] = tape.prompt_tokens[:-1]
     hidden = tape.prompt_hidden.new_zeros(1, p, tape.prompt_hidden.shape[1])
     hidden[0, text[text > 0] - 1] = tape.prompt_hidden[:-1][text > 0]
+    if drafter.config.visual == "states":
+        seen = (~tape.is_text).nonzero()[:, 0]
+        hidden[0, seen[seen > 0] - 1] = tape.visual_before[seen > 0]
     given = tape.visual.new_zeros(1, p, tape.visual.shape[1])
     if drafter.config.visual != "none":
         given[0, ~tape.is_text] = tape.visual
@@ -200,16 +205,24 @@ class Tapes:
         options, seed = sampling(key.temperature, self.max_new_tokens), self.seed + key.number
         make = lambda: vars(record(self.model, inputs(), config.state_layers, options, seed))  # noqa: E731
         tape = Tape(**cached(self.folder / self.name(key, config), make))
-        return tape if config.seen_layer is None else replace(tape, visual=self._visual(key, config, inputs))
+        if config.seen_layer is None:
+            return replace(tape, visual_before=tape.hidden[:0])
+        kept = self._visual(key, config, inputs)
+        return replace(tape, visual=kept["rows"], visual_before=kept.get("before", kept["rows"][:0]))
 
-    def _visual(self, key: Key, config: DrafterConfig, inputs: Inputs) -> Tensor:
-        """The clip's visual rows [V, E] of the layer that the drafter sees."""
+    def _visual(self, key: Key, config: DrafterConfig, inputs: Inputs) -> dict[str, Tensor]:
+        """The clip's visual rows [V, E] of the layer that the drafter sees; the states before them where it asks."""
+        states = config.visual == "states"
+        reused = config.state_layers if states else None
 
         def make() -> dict[str, Tensor]:  # one token: only the prompt matters
-            return {"rows": record(self.model, inputs(), None, sampling(0.0, 1), 0, config.seen_layer).visual}
+            made = record(self.model, inputs(), reused, sampling(0.0, 1), 0, config.seen_layer)
+            return {"rows": made.visual, **({"before": made.visual_before} if states else {})}
 
-        name = f"{key.split}-{key.length}-{key.number}-visual{config.seen_layer}.safetensors"
-        return cached(self.folder / name, make)["rows"]
+        more = f"-before{'-'.join(map(str, config.state_layers))}" if states else ""
+        return cached(
+            self.folder / f"{key.split}-{key.length}-{key.number}-visual{config.seen_layer}{more}.safetensors", make
+        )
 
 
 def cached(file: pathlib.Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sparrow_ext
-from sparrow.targets.cache import TargetCache
+from sparrow.targets.cache import Place, TargetCache
 from sparrow.targets.linear import is_plain, untouched
 
 LAYERS = frozenset(
@@ -50,29 +50,19 @@ class Block:
         self.of_q, self.of_k = (Norm.of(named[name]) if name in named else None for name in ("q_norm", "k_norm"))
         self.scale, self.head_dim = float(attention.scaling), int(attention.head_dim)
 
-    def attend(self, x: Tensor, cos_sin: Tensor, anc: Tensor, keys: Tensor, values: Tensor, rows: "Rows") -> Tensor:
+    def attend(self, x: Tensor, cos_sin: Tensor, anc: Tensor, at: Place, error: Tensor | None) -> Tensor:
         """Attention's output for normalised rows x [B, N, E]; their keys and values go to the cache."""
         q, k, v = (_linear(x, layer).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
         q, k = q if self.of_q is None else self.of_q(q)[0], k if self.of_k is None else self.of_k(k)[0]
-        sparrow_ext.rope_append(q, k, v, cos_sin, rows.slots, keys, values)
+        sparrow_ext.rope_append(q, k, v, cos_sin, at.slots, at.keys, at.values)
         out, _ = sparrow_ext.tree_attention(
-            q, keys, values, rows.lengths, anc=anc, scale=self.scale, max_prefix_len=rows.most, error=rows.error
+            q, at.keys, at.values, at.lengths, anc=anc, scale=self.scale, max_prefix_len=at.most, error=error
         )
         return _linear(out.flatten(2), self.o)
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP's output for normalised rows x [B, N, E]."""
         return _linear(sparrow_ext.silu_mul(_linear(x, self.gate), _linear(x, self.up)), self.down)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where a pass' keys and values go: cache rows int32 [B, N], behind those committed, int32 [B], at most `most`."""
-
-    slots: Tensor
-    lengths: Tensor
-    most: int
-    error: Tensor | None
 
 
 class Blocks:
@@ -87,7 +77,8 @@ class Blocks:
         self.embedding, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
         self.blocks, self.norm = [Block(layer) for layer in decoder.layers], Norm.of(decoder.norm)
         self.head = model.get_output_embeddings()
-        self.axes = 3 if model.config.get_text_config().rope_parameters.get("mrope_section") else 1
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        self.axes = 3 if rope.get("mrope_section") else 1
 
     def __call__(
         self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, error: Tensor | None,
@@ -97,13 +88,12 @@ class Blocks:
 
         anc, position_ids, cache, error: as for Target.verify; layers: indices into transformers' hidden_states.
         """
-        places = [place for part in cache.parts for place in _places(part, tokens.shape[1], error)]
         total, more = F.embedding(tokens, self.embedding), None
         cos_sin, states = self._cos_sin(total, position_ids), []
-        for block, (keys, values, rows) in zip(self.blocks, places, strict=True):
+        for block, place in zip(self.blocks, cache.places, strict=True):
             normed, total = block.before(total, more)
             states.append(total)
-            normed, total = block.between(total, block.attend(normed, cos_sin, anc, keys, values, rows))
+            normed, total = block.between(total, block.attend(normed, cos_sin, anc, place, error))
             more = block.feed(normed)
         states.append(self.norm(total, more)[0])
         return _linear(states[-1], self.head), [states[layer] for layer in layers]
@@ -136,13 +126,6 @@ def runs_through_blocks(model: Any, device: torch.device) -> bool:
         and all(p.device == device for p in decoder.parameters())
         and 2 * decoder.rotary_emb.inv_freq.numel() == layers[0].self_attn.head_dim
     )
-
-
-def _places(cache: TargetCache, nodes: int, error: Tensor | None) -> list[tuple[Tensor, Tensor, Rows]]:
-    """Of each layer of the cache its keys, its values, and where a pass of so many nodes goes."""
-    rows = Rows(cache.slots.int(), cache.lengths, cache.capacity - nodes, error)
-    both = cache.by_row.flatten(0, 1).unbind()
-    return [(keys, values, rows) for keys, values in zip(both[::2], both[1::2], strict=True)]
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,6 +68,17 @@ class TargetLayer(CacheLayerMixin):
         self.cache.set_length(0, self._index)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A layer's rows [B, capacity, K, D], and where new ones go: `slots`, int32 [B, N], behind `lengths`, int32 [B]."""
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    lengths: Tensor
+    most: int
+
+
 class TargetCache(Cache):
     """Preallocated keys and values of every layer, [L, 2, B, K, capacity, D].
 
@@ -116,14 +128,9 @@ class TargetCache(Cache):
         self.lengths = self.lengths.copy_(lengths) if len(self.lengths) == len(rows) else lengths
 
     @property
-    def parts(self) -> "list[TargetCache]":
-        """The caches of its layers, from the first on: itself, see SplitCache."""
-        return [self]
-
-    @property
     def layer_lengths(self) -> list[Tensor]:
         """`lengths` of each layer."""
-        return [part.lengths for part in self.parts for _ in part._host_lengths]
+        return [self.lengths] * len(self._host_lengths)
 
     @property
     def rows(self) -> list[int]:
@@ -131,10 +138,12 @@ class TargetCache(Cache):
         return list(self._rows)
 
     @property
-    def slots(self) -> Tensor:
-        """int64 [B, N], the rows of the nodes of the verify pass that runs, see `appending`."""
+    def places(self) -> list["Place"]:
+        """Of each layer, where the nodes of the verify pass that runs go, see `appending`."""
         assert self._slots is not None, "no verify pass is running"
-        return self._slots
+        slots, most = self._slots.int(), self.capacity - self._slots.shape[1]
+        rows = self.by_row.flatten(0, 1).unbind()
+        return [Place(*both, slots, self.lengths, most) for both in zip(rows[::2], rows[1::2], strict=True)]
 
     @property
     def by_row(self) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from sparrow.targets.cache import TargetCache
+from sparrow.targets.cache import Place, TargetCache
 
 
 class SplitCache(TargetCache):
@@ -25,8 +25,12 @@ class SplitCache(TargetCache):
         self.layers += self.upper.layers
 
     @property
-    def parts(self) -> list[TargetCache]:
-        return [self, self.upper]
+    def layer_lengths(self) -> list[Tensor]:
+        return super().layer_lengths + self.upper.layer_lengths
+
+    @property
+    def places(self) -> list[Place]:
+        return super().places + self.upper.places
 
     @contextlib.contextmanager
     def appending(self, nodes: int, error: Tensor | None = None) -> Iterator[None]:

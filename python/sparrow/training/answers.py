@@ -1,30 +1,25 @@
 """The target's own answers, generated once and kept as JSONL: the text a drafter learns to foresee."""
 
-import collections
 import itertools
 import json
 import pathlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from sparrow.files import append_lines, lock, read_json, read_json_lines, write_json
 from sparrow.progress import Progress
 from sparrow.targets.adapter import Target
-from sparrow.targets.borrow import lock_of
-from sparrow.targets.positions import prompt_positions
+from sparrow.training.asking import Reply, prepared, replies
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
 from sparrow.training.recipe import Answers
 
 SETTINGS = "settings.json"
-PLACES = ("folder", "batch", "ahead")  # settings that do not change an answer, but for rounding
+# settings that do not change an answer, but for rounding
+PLACES = ("folder", "batch", "batch_tokens", "ahead", "workers")
 OTHER = "choose another folder, or remove it to start again"
 
 
@@ -97,24 +92,26 @@ def _answer(values: dict[str, Any], where: str) -> Answer:
 
 def write_answers(
     target: Target, clips: Clips, config: Answers, positions: str, data: Mapping[str, object],
-    folder: pathlib.Path, ranks: Ranks,
+    folder: pathlib.Path, ranks: Ranks, engine: Any = None,
 ) -> list[Answer]:  # fmt: skip
     """Generates what is missing, each process its share, and returns the answers to all clips.
 
     Args:
-        target: answers by transformers' own generate, with its generation config but for the temperature.
+        target: answers by plain decoding, with its generation config but for the temperature.
         clips: the questions.
         config: see Answers.
         positions: how prompts are numbered, "hf" or "reference".
         data: what the clips were made with, to be kept beside the answers.
         folder: where they go: answers-<rank>.jsonl.
         ranks: this process.
+        engine: answers in place of plain decoding, see EngineAnswers.
 
     Raises:
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
         BlockingIOError: answers are missing, and another process is writing them.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in PLACES}
+    settings |= {} if engine is None else {"engine": engine.name}
     locked = None
     if ranks.main:
         keep_settings(folder, settings | {"target": target.fingerprint(), "positions": positions, "data": dict(data)})
@@ -123,19 +120,35 @@ def write_answers(
     ranks.wait()  # what is missing stays so while everybody looks
     missing = _missing(folder, clips, config)
     ranks.wait()  # nobody writes before everybody has read
-    mine = missing[ranks.rank :: ranks.world]
-    with Progress("answering", len(mine), "answers", quiet=not ranks.main) as progress:
+    jobs = [(clip, tuple(t for _, t in same)) for clip, same in itertools.groupby(missing, lambda job: job[0])]
+    mine = jobs[ranks.rank :: ranks.world]
+    answering = engine.answers(mine) if engine else _own_answers(target, clips, config, positions, mine)
+    count = sum(len(temperatures) for _, temperatures in mine)
+    with Progress("answering", count, "answers", quiet=not ranks.main) as progress:
         start, tokens = time.perf_counter(), 0
-        for group in batches_of(clips, mine, config.batch, config.ahead):
-            made = generate_answers(target, clips, group, config, positions)
+        for made in answering:
             append_lines(folder / f"answers-{ranks.rank}.jsonl", [json.dumps(asdict(answer)) for answer in made])
             tokens += sum(len(answer.ids) for answer in made)
             speed, free = tokens / (time.perf_counter() - start), shutil.disk_usage(folder).free / 2**30
             progress.update(text=f"answering, {speed:.1f} tokens/s, {free:.1f} GiB of disk free")
-            progress.advance(len(group))
+            progress.advance(len(made))
     ranks.wait()
     del locked
     return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
+
+
+def _own_answers(
+    target: Target, clips: Clips, config: Answers, positions: str, jobs: Sequence[tuple[int, tuple[float, ...]]]
+) -> Iterator[list[Answer]]:
+    asked = prepared(clips, jobs, config.ahead - config.ahead // 2, config.workers)
+    for made in replies(target, config, positions, asked):
+        yield [_answered(target, clips, reply) for reply in made]
+
+
+def _answered(target: Target, clips: Clips, reply: Reply) -> Answer:
+    clip, is_text = reply.asked.clip, target.is_text(reply.asked.inputs["input_ids"])
+    text, visual = int(is_text.sum()), int((~is_text).sum())
+    return Answer(clip, reply.temperature, tuple(reply.ids), text, visual, clips.describe(clip))
 
 
 def _missing(folder: pathlib.Path, clips: Clips, config: Answers) -> list[tuple[int, float]]:
@@ -145,79 +158,3 @@ def _missing(folder: pathlib.Path, clips: Clips, config: Answers) -> list[tuple[
         if answer.asked != clips.describe(clip):
             raise ValueError(f"clip {clip} was answered as {answer.asked}, now it is {clips.describe(clip)}: {OTHER}")
     return [(c, t) for c in range(len(clips)) for t in config.temperatures if (c, t) not in done]
-
-
-Job = tuple[int, float, dict[str, Tensor]]
-
-
-def batches_of(clips: Clips, jobs: Sequence[tuple[int, float]], size: int, ahead: int) -> Iterator[list[Job]]:
-    """Jobs of one temperature and of equal input shapes, `size` at a time.
-
-    A thread decodes clips ahead. At most `ahead` of them, or one batch where that is more, are decoded and not yet
-    answered: where as many wait for others of their shape, the largest group goes as it is.
-    """
-    waiting: dict[object, list[Job]] = {}
-    coming: collections.deque[tuple[int, float, Future[dict[str, Tensor]]]] = collections.deque()
-    todo, bound, held = iter(jobs), max(ahead, size), 0
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            while True:
-                for clip, temperature in itertools.islice(todo, bound - held - len(coming)):
-                    coming.append((clip, temperature, pool.submit(clips.inputs, clip)))
-                if not coming:
-                    break
-                clip, temperature, future = coming.popleft()
-                inputs = future.result()
-                del future
-                key: object = (temperature, tuple((k, tuple(v.shape)) for k, v in sorted(inputs.items())))
-                waiting.setdefault(key, []).append((clip, temperature, inputs))
-                held += 1
-                if len(waiting[key]) < size:
-                    if held < bound:
-                        continue
-                    key = max(waiting, key=lambda k: len(waiting[k]))
-                held -= len(waiting[key])
-                del inputs
-                yield waiting.pop(key)
-        finally:
-            pool.shutdown(cancel_futures=True)
-        while waiting:
-            yield waiting.pop(next(iter(waiting)))
-
-
-@torch.no_grad()
-def generate_answers(
-    target: Target, clips: Clips, jobs: Sequence[Job], config: Answers, positions: str
-) -> list[Answer]:
-    """Answers a group of equal shapes and one temperature by transformers' generate, as one batch.
-
-    At temperature 0 a row does not depend on its group but for rounding; sampled rows depend on the seed and the group.
-    """
-    temperature = jobs[0][1]
-    options: dict[str, object] = {"do_sample": False}
-    if temperature > 0:
-        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    inputs: dict[str, object] = {k: torch.cat([job[2][k] for job in jobs]) for k in jobs[0][2]}
-    ids = [prompt_positions(target, dict(job[2]), positions) for job in jobs]
-    inputs = target.inputs(inputs)
-    if ids[0] is not None:
-        inputs["position_ids"] = torch.cat([x for x in ids if x is not None], dim=1).to(target.device)
-    devices = [target.device] if target.device.type == "cuda" else []
-    with lock_of(target.model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(config.seed * 1_000_003 + jobs[0][0])
-        out = target.model.generate(**inputs, **options, max_new_tokens=config.max_new_tokens)
-    prompt = jobs[0][2]["input_ids"]
-    is_text = target.is_text(prompt[0])
-    ends = target.model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
-    text, visual = int(is_text.sum()), int((~is_text).sum())
-    return [
-        Answer(clip, temperature, _until_end(row, ends), text, visual, clips.describe(clip))
-        for (clip, _, _), row in zip(jobs, out[:, prompt.shape[1] :].tolist(), strict=True)
-    ]
-
-
-def _until_end(ids: list[int], ends: set[int]) -> tuple[int, ...]:
-    """Up to the first end of sequence, included; generate() pads a batch behind it."""
-    stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return tuple(ids[: stop + 1])

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
-from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, prepare
+from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, load_video, prepare, read_image
 
 Settings = FrameSettings | PatchSettings
 FORMS = (
@@ -25,6 +26,9 @@ class Clips(Protocol):
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
         """The model's inputs, as sparrow.video.prepare returns them. The same whenever it is called."""
+
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+        """The question, its videos (frames uint8 [T, H, W, 3], and where they lie) and images (uint8 [H, W, 3])."""
 
     def describe(self, clip: int) -> dict[str, object]:
         """What to write beside the answer."""
@@ -75,6 +79,44 @@ class FileClips:
         except (FileNotFoundError, VideoError) as error:
             raise type(error)(f"{self.places[clip]}: {error}") from None
 
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+        line, where = self.lines[clip], self.places[clip]
+        if "messages" in line:
+            raise ValueError(f"{where}: an engine takes a prompt with a video or images, not messages")
+        named = [line["image"]] if "image" in line else line.get("images", [])
+        try:
+            named_videos = [self.folder / line["video"]] if "video" in line else []
+            videos = [load_video(v, self.settings, num_frames=self.num_frames, fps=self.fps) for v in named_videos]
+            images = [read_image(self.folder / image, f"image {i}") for i, image in enumerate(named)]
+        except (FileNotFoundError, VideoError) as error:
+            raise type(error)(f"{where}: {error}") from None
+        return str(line["prompt"]), videos, images
+
+    def check(self) -> None:
+        """Looks whether every file that a line names is there; nothing of it is read.
+
+        Raises:
+            FileNotFoundError: one is not; the line is named, and how many more there are.
+        """
+        missing = [(at, file) for at in range(len(self)) for file in self._files(at) if not file.exists()]
+        if missing:
+            (at, file), more = missing[0], len(missing) - 1
+            others = f"; {more} more files that lines name are not there" if more else ""
+            raise FileNotFoundError(f"{self.places[at]}: no such file: {file}{others}")
+
+    def _files(self, clip: int) -> list[pathlib.Path]:
+        """The local files that a line names."""
+        line = self.lines[clip]
+        named = [line[name] for name in ("video", "image") if name in line] + line.get("images", [])
+        files = [self.folder / name for name in named]
+        for message in _placed(line.get("messages", []), self.folder):
+            parts = message.get("content")
+            for part in parts if isinstance(parts, list) else ():
+                values = [part[k] for k in SOURCES if k in part] if isinstance(part, dict) else []
+                flat = [x for value in values for x in (value if isinstance(value, list) else [value])]
+                files += [pathlib.Path(x) for x in flat if isinstance(x, str) and not _is_address(x)]
+        return files
+
     def describe(self, clip: int) -> dict[str, object]:
         return dict(self.lines[clip])
 
@@ -96,13 +138,20 @@ class SyntheticClips:
         return self.count
 
     def inputs(self, clip: int) -> dict[str, Tensor]:
+        prompt, videos, _ = self.shown(clip)
+        return prepare(self.settings, self.tokenizer, prompt, videos)
+
+    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
         drawn = self.draw(self.first + clip)
         length, height, width = drawn.frames.shape[:3]
-        info = VideoInfo(length, drawn.fps, tuple(range(length)), height, width)
-        return prepare(self.settings, self.tokenizer, drawn.prompt, [(drawn.frames, info)])
+        return drawn.prompt, [(drawn.frames, VideoInfo(length, drawn.fps, tuple(range(length)), height, width))], []
 
     def describe(self, clip: int) -> dict[str, object]:
         return {"number": self.first + clip}
+
+
+def _is_address(given: str) -> bool:
+    return re.match(r"(?i)[a-z][a-z0-9+.-]*://|data:", given) is not None
 
 
 def _placed(messages: list[dict[str, Any]], folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -111,8 +160,7 @@ def _placed(messages: list[dict[str, Any]], folder: pathlib.Path) -> list[dict[s
     def path(given: Any) -> Any:
         if isinstance(given, list):
             return [path(frame) for frame in given]
-        address = not isinstance(given, str) or re.match(r"(?i)[a-z][a-z0-9+.-]*://|data:", given)
-        return given if address else str(folder / given)
+        return given if not isinstance(given, str) or _is_address(given) else str(folder / given)
 
     def part(given: Any) -> Any:
         return {k: path(v) if k in SOURCES else v for k, v in given.items()} if isinstance(given, dict) else given

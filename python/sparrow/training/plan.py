@@ -28,11 +28,12 @@ SIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the longest of SAMPLE prompts, text and visual, and of an answer at most."""
+    """Tokens of the longest of SAMPLE prompts, text and visual, and of an answer at most; bytes of the largest."""
 
     text: int
     visual: int
     answer: int
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Need:
 def lengths_of(clips: Clips, visual_tokens: Any, answer: int) -> Lengths:
     """Of clips spread over all; visual_tokens: prompt ids -> bool, which are text."""
     numbers = sorted({round(i * (len(clips) - 1) / max(1, SAMPLE - 1)) for i in range(SAMPLE)})
-    ids = [clips.inputs(number)["input_ids"][0] for number in numbers]
+    inputs = [clips.inputs(number) for number in numbers]
+    ids = [x["input_ids"][0] for x in inputs]
     text = [int(visual_tokens(x).sum()) for x in ids]
-    return Lengths(max(text), max(len(x) - t for x, t in zip(ids, text, strict=True)), answer)
+    size = max(sum(value.nbytes for value in x.values()) for x in inputs)
+    return Lengths(max(text), max(len(x) - t for x, t in zip(ids, text, strict=True)), answer, size)
 
 
 def needs(
@@ -81,22 +84,25 @@ def needs(
     heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     kv = 2 * int(text.num_hidden_layers) * heads * drafter.head_dim * size
     running = (2 * int(text.intermediate_size) + 4 * int(text.hidden_size)) * size  # of a token in a layer
-    batch = config.answers.batch * (prompt + lengths.answer)
+    a, one = config.answers, prompt + lengths.answer
+    together = max(1, min(a.batch, a.batch_tokens // one))
+    batch, waiting = together * one, (a.batch + a.ahead) * lengths.bytes
+    mend = tuple(f"answers.{name}=1" for name, have in (("batch", together), ("ahead", a.ahead)) if have > 1)
     answers = Need(
-        "answers", {"target": weights, "its cache": kv * batch, "its layers": running * batch}, jobs * lengths.answer
-        * JSON_BYTES, jobs * lengths.answer, () if config.answers.batch == 1 else ("answers.batch=1",),
+        "answers", {"target": weights, "its cache": kv * batch, "its layers": running * batch, "decoded": waiting},
+        jobs * lengths.answer * JSON_BYTES, jobs * lengths.answer, mend,
     )  # fmt: skip
-    one = prompt + lengths.answer
     stored = size if config.states.dtype == "target" else SIZES[config.states.dtype]
     layers = len(drafter.state_layers) + int(drafter.hidden_layer != int(text.num_hidden_layers))
-    rows = (lengths.text + lengths.answer) * layers + (lengths.visual if config.recipe.visual else 0)
+    of_a_visual = (1 + len(drafter.state_layers) * (drafter.visual == "states")) if config.recipe.visual else 0
+    rows = (lengths.text + lengths.answer) * layers + lengths.visual * of_a_visual
     disk = jobs * rows * drafter.hidden_size * stored if config.states.cache else 0
     caught = (len(drafter.state_layers) + 2) * one * drafter.hidden_size * size
-    smaller = ("states.cache=false",) if config.states.cache else ()
+    mend = ("states.cache=false",) if config.states.cache else ()
     if config.recipe.visual and lengths.visual:
-        smaller = ("recipe.visual=false", *smaller)
+        mend = ("recipe.visual=false", *mend)
     states = Need("states", {"target": weights, "its cache": kv * one, "its layers": running * one, "states": caught},
-                  disk, jobs * one, smaller)  # fmt: skip
+                  disk, jobs * one, mend)  # fmt: skip
     kept = activations(drafter, config, lengths)
     number = sum(p.numel() for p in on_meta(drafter, int(text.vocab_size), config).parameters())
     moments = 4 if o.optimiser == "muon" else 8
@@ -108,13 +114,14 @@ def needs(
         "activations": kept,
         "losses": 28 * CHUNK,
     }
-    mend = [] if o.checkpointing else ["optimisation.checkpointing=true"]
+    smaller = [] if o.checkpointing else ["optimisation.checkpointing=true"]
     least = longest(config, lengths)
     if o.batch_rows > least:
         more = -(-o.batch_rows * o.accumulate // least)
-        mend.append(f"optimisation.batch_rows={least} optimisation.accumulate={more}")
-    mend.append("optimisation.sharding=fsdp optimisation.optimiser=adamw and torchrun on several GPUs")
-    return [answers, states, Need("training", parts, 12 * number, o.steps * o.batch_rows * o.accumulate, tuple(mend))]
+        smaller.append(f"optimisation.batch_rows={least} optimisation.accumulate={more}")
+    smaller.append("optimisation.sharding=fsdp optimisation.optimiser=adamw and torchrun on several GPUs")
+    training = Need("training", parts, 12 * number, o.steps * o.batch_rows * o.accumulate, tuple(smaller))
+    return [answers, states, training]
 
 
 def longest(config: DrafterTraining, lengths: Lengths) -> int:
@@ -187,9 +194,11 @@ def shaped(config: DrafterConfig, sequences: int, lengths: Lengths, visual: bool
     whole = lambda *shape: torch.zeros(sequences, *shape, dtype=torch.int64, device=device)  # noqa: E731
     real = lambda *shape: torch.randn(sequences, *shape, device=device)  # noqa: E731
     rows = torch.arange(t, device=device).expand(sequences, t)
+    width = e * len(config.state_layers) if config.visual == "states" else 0
     return Batch(
         tokens=whole(t), hidden=real(t, e * len(config.state_layers)), state=real(t, e), final=real(t, e),
-        positions=rows, follows_text=torch.ones(sequences, t, dtype=torch.bool, device=device),
+        positions=rows, visual_states=real(m, width),
+        follows_text=torch.ones(sequences, t, dtype=torch.bool, device=device),
         loss_pass=(rows - lengths.text + 1).clamp(min=0), visual=real(m, e), visual_positions=whole(m),
         visual_before=whole(t) + m, visual_block=whole(m) + 1,
     )  # fmt: skip

@@ -52,25 +52,29 @@ class Answers:
         folder: where they are kept, for any number of runs; None = <run>/answers.
         temperatures: each clip is answered once at each; 0 = greedy.
         max_new_tokens: longest answer.
-        batch: clips generated together; they are grouped by equal shapes.
-        ahead: clips that may be decoded and wait, for the target or for others of their shape; more memory, fuller
-            batches.
-        seed: of the sampling.
+        batch: prompts answered together at most; they are taken by length and padded.
+        batch_tokens: of a batch at most, padding and the longest answers included: what its cache takes. A prompt that
+            alone has more is answered alone.
+        ahead: prompts that may be decoded and wait beside a batch, for the target or for others of their length.
+        workers: threads that decode them.
+        seed: of the sampling; an answer depends on it and the clip's number, not on its batch.
     """
 
     folder: str | None = None
     temperatures: tuple[float, ...] = (0.0,)
     max_new_tokens: int = 256
-    batch: int = 1
+    batch: int = 16
+    batch_tokens: int = 16_384
     ahead: int = 32
+    workers: int = 2
     seed: int = 0
 
     def __post_init__(self):
         if not self.temperatures or min(self.temperatures) < 0 or len(set(self.temperatures)) < len(self.temperatures):
             raise ValueError(f"answers.temperatures must be distinct numbers >= 0, got {list(self.temperatures)}")
         _at_least("answers.max_new_tokens", self.max_new_tokens, 2)
-        _at_least("answers.batch", self.batch, 1)
-        _at_least("answers.ahead", self.ahead, 1)
+        for name in ("batch", "batch_tokens", "ahead", "workers"):
+            _at_least(f"answers.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,17 @@ class States:
         folder: where they are kept; None = <run>/states.
         dtype: "float32", "bfloat16", "float16"; "target" = the target's own.
         positions: how the target's prompt is numbered, as in sparrow.generate: "hf" or "reference".
+        check: so many of the answers, spread over all, have their states computed again and compared with what is kept.
     """
 
     cache: bool = True
     folder: str | None = None
     dtype: str = "target"
     positions: str = "hf"
+    check: int = 2
 
     def __post_init__(self):
+        _at_least("states.check", self.check, 0)
         _one_of("states.dtype", self.dtype, "target", "float32", "bfloat16", "float16")
         _one_of("states.positions", self.positions, "hf", "reference")
 
@@ -105,10 +112,12 @@ class Shape:
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
         positions: "text", "sequence" or "target".
-        layer: "eagle", or "eagle3": q, k and v read embedding and state side by side; needs recipe.visual=false.
+        layer: "eagle", or "eagle3": q, k and v read embedding and state side by side; it sees the video by
+            visual=states, or is trained on text alone (recipe.visual=false).
         own_head: a head of its own over the draft vocabulary, at first the target's; False = the target's, frozen.
-        visual: what it sees of the video when it drafts: "none", "rows" or "compressed". The last two see
-            what they are trained on: recipe.visual_layer (both papers: 0) and visual_positions=before.
+        visual: what it sees of the video when it drafts: "none", "rows", "compressed", or "states" (of layer=eagle3).
+            The last three see what they are trained on: recipe.visual_layer (all papers: 0) and
+            visual_positions=before.
         grouped_heads: keys and values are shared by query heads as in the target; False = one of each per query head.
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
@@ -258,8 +267,11 @@ class DrafterTraining:
         _one_of("dtype", self.dtype, "auto", "float32", "bfloat16", "float16")
         if self.recipe.visual and self.recipe.visual_positions == "target" and self.drafter.positions != "target":
             raise ValueError("recipe.visual_positions=target needs drafter.positions=target")
-        if self.drafter.layer == "eagle3" and self.recipe.visual:
-            raise ValueError("drafter.layer=eagle3 needs recipe.visual=false: its visual rows are not trained here")
+        if self.recipe.visual and (self.drafter.layer == "eagle3") != (self.drafter.visual == "states"):
+            raise ValueError(
+                "drafter.layer=eagle3 and drafter.visual=states need each other where recipe.visual=true, got "
+                f"{self.drafter.layer} and {self.drafter.visual}"
+            )
         if self.drafter.fused_layers and self.recipe.feature:
             raise ValueError(f"recipe.feature must be 0 with drafter.fused_layers, got {self.recipe.feature}")
         seen = (self.recipe.visual, self.recipe.visual_positions)

@@ -11,7 +11,11 @@ from sparrow.targets.teacher import TeacherStates
 
 
 def stored(
-    teacher: TeacherStates, answer_length: int, hidden_layers: Sequence[int], visual_layer: int | None
+    teacher: TeacherStates,
+    answer_length: int,
+    hidden_layers: Sequence[int],
+    visual_layer: int | None,
+    visual_states: bool = False,
 ) -> dict[str, Tensor]:
     """What of a clip's states is kept: T text rows, M visual rows, N = T + M tokens.
 
@@ -20,23 +24,29 @@ def stored(
         first int64 [1], text rows of the prompt = the first answer token's row;
         hidden [T, layers, E], the states of the previous place (zeros at place 0);
         final [T, E], after the final norm at the row itself, where hidden_layers does not begin with that;
-        visual [M, E], where visual_layer is given.
+        visual [M, E], where visual_layer is given; visual_states [M, layers, E], the states of the places before them,
+        where asked.
     """
     index = teacher.is_text.nonzero()[:, 0]
     states = torch.stack([teacher.states[layer] for layer in hidden_layers], dim=1)
-    hidden = torch.where((index > 0)[:, None, None], states[index - 1], torch.zeros_like(states[:1]))
+
+    def before(places: Tensor) -> Tensor:
+        return torch.where((places > 0)[:, None, None], states[places - 1], torch.zeros_like(states[:1]))
+
     kept = {
         "tokens": teacher.tokens[index],
         "index": index,
         "position": teacher.position,
         "first": (teacher.is_text.sum() - answer_length)[None],
-        "hidden": hidden,
+        "hidden": before(index),
     }
     final = max(teacher.states)
     if final != hidden_layers[0]:
         kept["final"] = teacher.states[final][index]
     if visual_layer is not None:
         kept["visual"] = teacher.states[visual_layer][~teacher.is_text]
+    if visual_states:
+        kept["visual_states"] = before((~teacher.is_text).nonzero()[:, 0])
     return {name: value.contiguous() for name, value in kept.items()}
 
 
@@ -54,6 +64,7 @@ class Batch:
         loss_pass: int64 [B, T], passes with a loss at this row: 0 in the prompt, at the last row and at padding; n at
             the n-th answer token, whose chain of own outputs starts at the first answer token at the earliest.
         visual: [B, M, E], the target's states at visual rows.
+        visual_states: [B, M, layers * E], h_{t-1} of visual rows (EAGLE-3); [B, M, 0] where they have none.
         visual_positions: int64 [B, M].
         visual_before: int64 [B, T], visual rows before each text row.
         visual_block: int64 [B, M], the block of contiguous visual rows each belongs to, from 1; 0 = padding.
@@ -67,6 +78,7 @@ class Batch:
     follows_text: Tensor
     loss_pass: Tensor
     visual: Tensor
+    visual_states: Tensor
     visual_positions: Tensor
     visual_before: Tensor
     visual_block: Tensor
@@ -115,6 +127,7 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
         follows_text=torch.cat([torch.zeros(1, dtype=torch.bool), index.diff() == 1]),
         loss_pass=loss_pass,
         visual=kept.get("visual", state[:0]),
+        visual_states=kept["visual_states"].flatten(1) if "visual_states" in kept else hidden.new_empty(len(at), 0),
         visual_positions=numbers,
         visual_before=(index - row) if "visual" in kept else torch.zeros_like(row),
         visual_block=torch.cat([at[:1] >= 0, at.diff() > 1]).cumsum(0),

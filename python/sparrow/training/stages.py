@@ -2,11 +2,13 @@
 
 import pathlib
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from sparrow.progress import console
 from sparrow.targets.adapter import Target
+from sparrow.training.answers import PLACES as ANSWERS
 from sparrow.training.answers import Answer, write_answers
 from sparrow.training.clips import Clips
 from sparrow.training.distributed import Ranks
@@ -17,13 +19,15 @@ from sparrow.training.states import CachedStates, LiveStates, Sequences
 from sparrow.training.trainer import Trainer
 
 # Settings of a run that may change with the folders' places; what is in them is compared by their own settings.json.
-PLACES = ("run", "target", "data.clips", "answers.folder", "states.folder")
+PLACES = ("run", "target", "data.clips", "states.folder", "states.check", *(f"answers.{name}" for name in ANSWERS))
 
 
-def prepare_answers(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks) -> list[Answer]:
-    """The target's answers to all clips, in <answers.folder>."""
+def prepare_answers(
+    target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks, engine: Any = None
+) -> list[Answer]:
+    """The target's answers to all clips, in <answers.folder>; engine: see write_answers."""
     folder = pathlib.Path(config.answers.folder or pathlib.Path(config.run) / "answers")
-    return write_answers(target, clips, config.answers, config.states.positions, _data(config), folder, ranks)
+    return write_answers(target, clips, config.answers, config.states.positions, _data(config), folder, ranks, engine)
 
 
 def train(target: Target, clips: Clips, config: DrafterTraining, ranks: Ranks | None = None) -> pathlib.Path:
@@ -83,7 +87,7 @@ def _data(config: DrafterTraining) -> dict[str, object]:
 
 
 def states_of(target: Target, clips: Clips, config: DrafterTraining, answers: list[Answer], ranks: Ranks):
-    live = LiveStates(target, clips, config.states, *layers(target, config))
+    live = LiveStates(target, clips, config.states, *layers(target, config), config.drafter.visual == "states")
     if not config.states.cache:
         return live
     cached = CachedStates(pathlib.Path(config.states.folder or pathlib.Path(config.run) / "states"))
@@ -92,7 +96,8 @@ def states_of(target: Target, clips: Clips, config: DrafterTraining, answers: li
         "visual_layer": live.visual_layer,
         "dtype": str(live.dtype),
     }
-    given = {k: v for k, v in asdict(config.answers).items() if k != "ahead"} | {"folder": "", "batch": 0}
+    given = {k: v for k, v in asdict(config.answers).items() if k not in ANSWERS} | {"folder": "", "batch": 0}
+    settings |= {"visual_states": True} if live.visual_states else {}
     settings |= {"positions": config.states.positions, "answers": given}
     size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
     if ranks.main:

@@ -20,6 +20,7 @@ from sparrow.training.recipe import DrafterTraining, States
 from sparrow.training.sequences import Batch, collate, sequence, stored
 
 AGAIN = "Remove this file: the states are computed again"
+NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}  # what rounding may make of states, relative
 
 
 class LiveStates:
@@ -29,13 +30,15 @@ class LiveStates:
         target, clips: what answered what.
         config: dtype and numbering.
         hidden_layers, visual_layer: indices into hidden_states; visual_layer None = no visual rows.
+        visual_states: whether visual rows have states of hidden_layers, too.
     """
 
     def __init__(
-        self, target: Target, clips: Clips, config: States, hidden_layers: Sequence[int], visual_layer: int | None
-    ):
+        self, target: Target, clips: Clips, config: States, hidden_layers: Sequence[int], visual_layer: int | None,
+        visual_states: bool = False,
+    ):  # fmt: skip
         self.target, self.clips, self.config = target, clips, config
-        self.hidden_layers, self.visual_layer = tuple(hidden_layers), visual_layer
+        self.hidden_layers, self.visual_layer, self.visual_states = tuple(hidden_layers), visual_layer, visual_states
         self.dtype = target.embedding.dtype if config.dtype == "target" else getattr(torch, config.dtype)
 
     def load(self, answer: Answer) -> dict[str, Tensor]:
@@ -54,7 +57,7 @@ class LiveStates:
         layers = [self.target.num_layers, *self.hidden_layers]
         layers += [] if self.visual_layer is None else [self.visual_layer]
         teacher = teacher_states(self.target, inputs, ids, layers, self.config.positions)
-        kept = stored(teacher, len(ids), self.hidden_layers, self.visual_layer)
+        kept = stored(teacher, len(ids), self.hidden_layers, self.visual_layer, self.visual_states)
         return {k: v.to("cpu", self.dtype if v.is_floating_point() else v.dtype) for k, v in kept.items()}
 
 
@@ -91,11 +94,29 @@ class CachedStates:
         except (FileNotFoundError, SafetensorError):
             return False
 
+    def check(self, live: LiveStates, answers: Sequence[Answer]) -> None:
+        """Computes the states of some answers again, live.config.check of them, spread over all.
+
+        Raises:
+            ValueError: what is kept is not what the target says now, but for rounding; the file is named.
+        """
+        number = min(live.config.check, len(answers))
+        for at in [round((i + 0.5) * len(answers) / number - 0.5) for i in range(number)]:
+            kept, new = self.load(answers[at]), live.load(answers[at])
+            for name in kept | new:
+                fault = _difference(kept.get(name), new.get(name))
+                if fault is not None:
+                    raise ValueError(
+                        f"{self.file(answers[at])}: {name} is not what the target says now ({fault}). Have its "
+                        f"weights, the clips or their settings changed? Remove {self.folder}, or set "
+                        "another states.folder"
+                    )
+
     def fill(self, live: LiveStates, answers: Sequence[Answer], settings: Mapping[str, object], ranks: Ranks) -> int:
         """Computes what is missing or damaged, each process its share. Returns the bytes on disk.
 
         Raises:
-            ValueError: the folder was made with other settings.
+            ValueError: the folder was made with other settings, or states in it are not the target's, see check.
             BlockingIOError: states are missing, and another process is writing them.
         """
         locked = None
@@ -114,8 +135,22 @@ class CachedStates:
                 console.print(f"{self.file(answer)} is damaged: computed again")
             write_tensors(self.file(answer), live.load(answer))
         ranks.wait()
+        if ranks.main:
+            self.check(live, answers)
         del locked
         return sum(self.file(a).stat().st_size for a in answers)
+
+
+def _difference(kept: Tensor | None, new: Tensor | None) -> str | None:
+    """What of a value is not the same, but for rounding; None = nothing."""
+    if kept is None or new is None or kept.shape != new.shape or kept.dtype != new.dtype:
+        words = ["none" if x is None else f"{x.dtype} {list(x.shape)}" for x in (kept, new)]
+        return f"{words[0]}, now {words[1]}"
+    if not kept.is_floating_point():
+        return None if torch.equal(kept, new) else "other numbers"
+    norm = float(new.double().norm())
+    away = float((kept.double() - new.double()).norm())
+    return None if away <= NEAR[new.dtype] * norm else f"{away / norm if norm else away:.2g} of its norm away"
 
 
 class Sequences(Dataset):

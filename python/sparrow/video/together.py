@@ -28,15 +28,25 @@ def together(prompts: Sequence[Mapping[str, Tensor]], pad_token_id: int) -> dict
     most = max(shape[1] for shape in shapes)
     made: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for one in prompts for name in one):
-        filler = {"input_ids": pad_token_id, "attention_mask": 0}.get(name)
-        if filler is None and name.endswith("token_type_ids"):
-            filler = 0
-        if filler is None:
+        if not _is_of_tokens(name):
             made[name] = _joined(name, [one[name] for one in prompts if name in one])
         else:
-            rows = [_of(one, name) for one in prompts]
+            filler, rows = pad_token_id if name == "input_ids" else 0, [_of(one, name) for one in prompts]
             made[name] = torch.cat([F.pad(row, (most - row.shape[1], 0), value=filler) for row in rows])
     return made
+
+
+def agreeing(prompt: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """By name, the shapes that prompts joined by `together` must share where both have such a value."""
+    shapes = {name: tuple(v.shape[1:]) for name, v in prompt.items() if not _is_of_tokens(name)}
+    if len(shapes.get("pixel_values", ())) == 4:
+        shapes["pixel_values"] = shapes["pixel_values"][1:]  # LLaVA's tiles are padded
+    return shapes
+
+
+def _is_of_tokens(name: str) -> bool:
+    """Whether it has a value for each token."""
+    return name in ("input_ids", "attention_mask") or name.endswith("token_type_ids")
 
 
 def _of(prompt: Mapping[str, Tensor], name: str) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from sparrow.evaluation.hidden import hidden_table, settled_layer
 from sparrow.evaluation.report.curves import acceptance, hidden, layer_cut, over_length, tau_by_tree, watching
 from sparrow.evaluation.report.options import options_picture, options_table
+from sparrow.evaluation.report.own import clips_view
 from sparrow.evaluation.report.pivots import by_length, by_tree, figure, grid, header, tree_of
 from sparrow.evaluation.report.speed import speed_picture
 from sparrow.evaluation.report.stages import stage_picture, stage_tables
@@ -128,6 +129,6 @@ def hidden_view(result: Result, folder: pathlib.Path, stem: str) -> str:
 
 VIEWS = {
     "main": main_view, "length": length_view, "ablation": length_view, "stages": stages_view, "trees": trees_view,
-    "options": options_view, "watch": watch_view, "layer_cut": layer_cut_view,
-    "hidden": hidden_view,
+    "options": options_view, "imported": length_view, "watch": watch_view, "layer_cut": layer_cut_view,
+    "hidden": hidden_view, "clips": clips_view,
 }  # fmt: skip

@@ -56,8 +56,11 @@ def _per_second(cell: Cell) -> float:
     return sum(per_clip["tokens"][:timed]) / sum(per_clip["decode_seconds"][:timed])
 
 
-def speed_picture(result: Result, file: pathlib.Path) -> None:
-    """A row of panels per visual length: times as fast as transformers' generate, and tokens per second."""
+def speed_picture(result: Result, file: pathlib.Path, title: str | None = None) -> None:
+    """A row of panels per visual length: times as fast as transformers' generate, and tokens per second.
+
+    title: of a row, in place of its visual length.
+    """
     made = speeds(result)
     rows = max(map(len, made.values()))
     drawn, axes = panels(len(made), 2, 0.7 + 0.24 * rows, sharex="col", sharey="row")
@@ -66,7 +69,7 @@ def speed_picture(result: Result, file: pathlib.Path) -> None:
         whole = [s.whole["value"] for s in shown]
         _bars(row[0], shown, [s.decoding["value"] for s in shown], "{:.2f}", whole)
         _bars(row[1], shown, [s.tokens_per_second for s in shown], "{:.0f}", [0.0] * len(shown))
-        row[0].set_title(words, loc="left")
+        row[0].set_title(title or words, loc="left")
         at = range(len(shown))
         row[0].plot(whole, at, "kD", ms=4.5, mfc="white", label="whole call, prefill included")
         row[0].axvline(1, color=GREY, lw=1)

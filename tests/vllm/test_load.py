@@ -1,0 +1,44 @@
+"""Two minutes of 32 requests at a time: nothing is lost, nothing grows."""
+
+import itertools
+import pathlib
+import time
+
+import pytest
+
+from sparrow.engines.vllm_worker import Engine
+from tests.vllm.cases import CASES, OPTIONS, TARGET, asked, drafting, on_a_cpu, prompt_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not asked(), reason="vLLM has an environment of its own: `make test-vllm`"),
+]
+SECONDS, AT_A_TIME, REQUESTS = 120, 32, 96
+
+
+def resident(process: int) -> int:
+    """KiB of memory a process holds."""
+    lines = pathlib.Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def test_two_minutes_of_32_at_a_time(monkeypatch):
+    """Prompts with videos, images and text alone, of lengths that differ, and more of them than the cache's blocks."""
+    on_a_cpu(monkeypatch)
+    prompts = [prompt_of(case, TARGET) for case in CASES]
+    sampling = [{"temperature": 0, "max_tokens": 20 + 7 * (i % 10)} for i in range(REQUESTS)]
+    asked_for = [prompts[i % len(prompts)] for i in range(REQUESTS)]
+    options = {k: v for k, v in OPTIONS.items() if k != "disable_log_stats"} | {"max_num_seqs": AT_A_TIME}
+    options |= {"enable_prefix_caching": True, "num_gpu_blocks_override": 400}
+    with Engine(TARGET, options | drafting(adaptive=True)) as engine:
+        first = engine.run(asked_for, sampling, AT_A_TIME)
+        assert len(first.done) == REQUESTS and first.counters["accepted"] > 0
+        want, held, start = [one.ids for one in first.done], [], time.monotonic()
+        for turn in itertools.count():
+            again = engine.run(asked_for, sampling, AT_A_TIME)
+            assert [one.ids for one in again.done] == want, turn
+            held.append(resident(engine.process.pid))
+            if time.monotonic() - start > SECONDS and turn >= 3:
+                break
+    print(f"{turn + 1} passes of {REQUESTS} requests, {AT_A_TIME} at a time; MiB held: {[kib >> 10 for kib in held]}")
+    assert held[-1] < 1.02 * held[0] + 8 * 1024
