@@ -8,22 +8,17 @@ batches of prompts of equal length, as the stage worked before it padded; 32 pro
 The three take turns; times are this process' CPU seconds, and each answer is compared with that of the prompt alone.
 """
 
-import argparse
-import json
-import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 
-from sparrow.cli.loading import load_target, quiet
-from sparrow.files import write_json
+from bench.measured import program
+from sparrow.cli.loading import load_target
 from sparrow.progress import Progress
-from sparrow.provenance import provenance
 from sparrow.smollm2.fetch import fetch
-from sparrow.smollm2.prompts import prompts
+from sparrow.smollm2.prompts import prompts as instructions
 from sparrow.targets.adapter import Target
 from sparrow.training.asking import Asked, replies, until_end
 from sparrow.training.recipe import Answers
@@ -56,12 +51,15 @@ def by_budget(target: Target, asked: list[Asked], config: Answers) -> Found:
         yield from ((reply.asked.clip, reply.ids) for reply in made)
 
 
-def measure(count: int, new: int, batch: int, turns: int) -> dict[str, object]:
+def measure(prompts: int, new: int, batch: int, turns: int) -> dict[str, object]:
     """CPU seconds of each way, by turn, and how many answers are those of the prompt alone."""
     place = fetch()
     model, tokenizer = load_target(place, "float32", torch.device("cpu"), False)
     target, settings = Target(model), load_settings(place)
-    asked = [Asked(i, (0.0,), prepare(settings, tokenizer, text, [])) for i, text in enumerate(prompts("train", count))]
+    asked = [
+        Asked(i, (0.0,), prepare(settings, tokenizer, text, []))
+        for i, text in enumerate(instructions("train", prompts))
+    ]
     ways: dict[str, tuple[Callable[[Target, list[Asked], Answers], Found], Answers]] = {
         "one by one": (by_budget, Answers(max_new_tokens=new, batch=1)),
         "one length": (by_length, Answers(max_new_tokens=new, batch=batch)),
@@ -79,7 +77,7 @@ def measure(count: int, new: int, batch: int, turns: int) -> dict[str, object]:
     alone = texts["one by one"]
     same = {name: sum(found[i] == ids for i, ids in alone.items()) for name, found in texts.items()}
     tokens = sum(map(len, alone.values()))
-    return {"prompts": count, "new_tokens": new, "batch": batch, "tokens": tokens, "seconds": seconds, "same": same,
+    return {"prompts": prompts, "new_tokens": new, "batch": batch, "tokens": tokens, "seconds": seconds, "same": same,
             "lengths": [one.length for one in asked]}  # fmt: skip
 
 
@@ -94,27 +92,6 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=96)
-    parser.add_argument("--new", type=int, default=64, help="tokens at most")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--save", type=pathlib.Path)
-    parser.add_argument("--table", type=pathlib.Path, help="of a saved result")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text())))
-        return
-    quiet()
-    torch.set_num_threads(1)
-    made = provenance(f"python -m bench.answers {' '.join(sys.argv[1:])}")  # of the code that runs
-    result = {"provenance": made, **measure(arguments.prompts, arguments.new, arguments.batch, arguments.turns)}
-    if arguments.save:
-        write_json(arguments.save, result, indent=1)
-    print(table(result))
-
-
 if __name__ == "__main__":
-    main()
+    options = {"prompts": 96, "new": {"type": int, "default": 64, "help": "tokens at most"}, "batch": 16, "turns": 3}
+    program("bench.answers", __doc__, options, measure, table)

@@ -9,24 +9,18 @@ weights, whose drafts are worth nothing. A fixed tree is chosen by hindsight: pe
 one with the greatest mean.
 """
 
-import argparse
-import json
-import pathlib
 import statistics
-import sys
-import time
 
 import torch
 
-from sparrow.cli.loading import load_drafter, load_target, quiet
+from bench.measured import Stamps, program
+from sparrow.cli.loading import load_drafter, load_target
 from sparrow.decoding.generate import generate
 from sparrow.decoding.policy import MENU
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation.questions import question, sampling
-from sparrow.files import write_json
 from sparrow.miniature.shipped import drafter_folder, pair
 from sparrow.progress import Progress
-from sparrow.provenance import provenance
 from sparrow.targets.adapter import Target
 from sparrow.video import load_settings
 
@@ -36,21 +30,8 @@ NEW = 128  # tokens at most
 
 def timed(run) -> tuple[list[int], float]:
     """Tokens, and tokens per second behind the first; `run` gets a streamer."""
-
-    class Stamps:
-        def __init__(self):
-            self.at: list[float] = []
-
-        def put(self, value):
-            self.at.append(time.perf_counter())
-
-        def end(self):
-            pass
-
     stamps = Stamps()
-    tokens = run(stamps)
-    made = len(stamps.at) - 2  # the prompt, and the first token
-    return tokens, made / (stamps.at[-1] - stamps.at[1]) if made > 0 else float("nan")
+    return run(stamps), stamps.rate or float("nan")
 
 
 def systems_of(model, drafter, inputs, options):
@@ -71,7 +52,7 @@ def systems_of(model, drafter, inputs, options):
     return {"transformers": theirs, "plain": ours(None, None), "auto": ours(drafter, "auto"), **fixed}
 
 
-def measure(lengths: list[int], prompts: int, turns: int, temperatures: list[float]) -> list[dict[str, object]]:
+def measure(lengths: list[int], prompts: int, turns: int, temperatures: list[float]) -> dict[str, object]:
     """One row per drafter, length, temperature and prompt: tokens, and the rate of each system."""
     folder = pair()[0]
     model, tokenizer = load_target(folder, "float32", torch.device("cpu"), False)
@@ -99,7 +80,7 @@ def measure(lengths: list[int], prompts: int, turns: int, temperatures: list[flo
                  "tokens": len(texts["auto"]), "tokens_per_second": medians}
             )  # fmt: skip
             progress.advance()
-    return rows
+    return {"rows": rows}
 
 
 def table(result: dict) -> str:
@@ -126,28 +107,11 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 1024])
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--save", type=pathlib.Path)
-    parser.add_argument("--table", type=pathlib.Path, help="of a saved result")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text())))
-        return
-    quiet()
-    torch.set_num_threads(1)
-    made = provenance(f"python -m bench.auto_tree {' '.join(sys.argv[1:])}")  # of the code that runs
-    rows = measure(arguments.lengths, arguments.prompts, arguments.turns, arguments.temperatures)
-    result = {"provenance": made, "rows": rows}
-    if arguments.save:
-        write_json(arguments.save, result, indent=1)
-    print(table(result))
-
-
 if __name__ == "__main__":
-    main()
+    options = {
+        "lengths": {"type": int, "nargs": "+", "default": [64, 1024]},
+        "temperatures": {"type": float, "nargs": "+", "default": [0.0, 1.0]},
+        "prompts": 4,
+        "turns": 3,
+    }
+    program("bench.auto_tree", __doc__, options, measure, table)

@@ -8,22 +8,17 @@ is a whole pass over the prompts, prefill included, and figures are medians of t
 against transformers' own of that prompt alone.
 """
 
-import argparse
-import json
-import pathlib
 import statistics
-import sys
 import time
 
 import torch
 
-from sparrow.cli.loading import load_drafter, load_target, quiet
+from bench.measured import program
+from sparrow.cli.loading import load_drafter, load_target
 from sparrow.decoding.generate import generate
 from sparrow.evaluation.questions import question
-from sparrow.files import write_json
 from sparrow.miniature.shipped import pair
 from sparrow.progress import Progress
-from sparrow.provenance import provenance
 from sparrow.targets.adapter import Target
 from sparrow.video import load_settings, together
 
@@ -53,7 +48,7 @@ def systems_of(model, drafter, prompts, pad):
     return alone | {f"{name}, batch": lambda run=run: new(run(batch), batch) for name, run in runs.items()}
 
 
-def measure(sizes: list[int], turns: int) -> list[dict[str, object]]:
+def measure(sizes: list[int], turns: int) -> dict[str, object]:
     """One row per batch size: tokens per second of each system."""
     target, drafter_folder = pair()
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
@@ -75,7 +70,7 @@ def measure(sizes: list[int], turns: int) -> list[dict[str, object]]:
                 progress.advance()
             rates = {name: size * NEW / statistics.median(times) for name, times in seconds.items()}
             rows.append({"batch": size, "tokens_per_second": rates, "seconds": seconds})
-    return rows
+    return {"rows": rows}
 
 
 def table(result: dict) -> str:
@@ -90,26 +85,6 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--save", type=pathlib.Path)
-    parser.add_argument("--table", type=pathlib.Path, help="of a saved result")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text())))
-        return
-    quiet()
-    torch.set_num_threads(arguments.threads)
-    made = provenance(f"python -m bench.batches {' '.join(sys.argv[1:])}")  # of the code that runs
-    result = {"provenance": made, "threads": arguments.threads, "rows": measure(arguments.sizes, arguments.turns)}
-    if arguments.save:
-        write_json(arguments.save, result, indent=1)
-    print(table(result))
-
-
 if __name__ == "__main__":
-    main()
+    options = {"sizes": {"type": int, "nargs": "+", "default": [1, 2, 4, 8]}, "threads": 2, "turns": 5}
+    program("bench.batches", __doc__, options, measure, table)

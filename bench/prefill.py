@@ -31,12 +31,11 @@ from sparrow.miniature.shipped import pair
 from sparrow.provenance import provenance
 from sparrow.video import load_settings, prepare
 
-LENGTHS = {"miniature": {1024: 5}, "smollm2": {256: 3}}  # visual tokens: turns
-DROPS = {"miniature": (1024, (4, 6, 7)), "smollm2": (256, (24, 29))}
+LENGTHS = {"miniature": {1024: 3}, "smollm2": {256: 2}}  # visual tokens: turns
+DROPS = {"miniature": (1024, (6, 7)), "smollm2": (256, (24,))}
 NEW = {"miniature": 96, "smollm2": 16}
 CLIPS = 2
-WATCHED = 6  # clips of 64 visual tokens
-PIECES = (4096, (None, 1024, 256))
+PIECES = (4096, (None, 256))
 
 
 class Pair:
@@ -112,25 +111,6 @@ def dropped(made: Pair, length: int, layer: int) -> dict[str, Any]:
     }
     tau = {name: round(statistics.mean(row[f"{name} tau"] for row in rows), 3) for name in ("exact", "dropped")}
     return {"target": made.name, "visual_tokens": length, "layer": layer, "ratio": of, "tau": tau, "clips": rows}
-
-
-def watching(layers: tuple[int, ...]) -> list[dict[str, Any]]:
-    """SmolLM2's right words of the core classes on held-out clips, where layers from the k-th on see no video."""
-    from bench.smollm2_report import Loaded, shares
-    from sparrow.miniature.layer_cut import layer_cut
-    from sparrow.miniature.model import trainable
-    from sparrow.miniature.world import Format
-    from sparrow.smollm2.watching import hits
-
-    target, rows = Loaded(), []
-    with trainable(target.model):
-        for layer in layers:
-            with layer_cut(target.model, layer):
-                form = Format(8, 64)
-                counts = hits(target.collator, target.forward, form, video="true", split="test", clips=WATCHED)
-            rows.append({"layer": layer, "core": shares(counts)["core"]})
-            print(rows[-1], flush=True)
-    return rows
 
 
 def peak(length: int, chunk: int | None) -> dict[str, Any]:

@@ -8,48 +8,25 @@ turns, one run of each per prompt; times are this process' CPU seconds behind th
 texts are checked against transformers', sampled ones against plain decoding with the same seed.
 """
 
-import argparse
-import json
 import pathlib
-import sys
 import time
 
 import torch
 
-from sparrow.cli.loading import load_drafter, load_target, quiet
+from bench.measured import Stamps, program
+from sparrow.cli.loading import load_drafter, load_target
 from sparrow.decoding.generate import generate
 from sparrow.evaluation.cells import interval, quotient
 from sparrow.evaluation.questions import question, sampling
-from sparrow.files import write_json
 from sparrow.progress import Progress
-from sparrow.provenance import provenance
 from sparrow.smollm2.fetch import fetch
-from sparrow.smollm2.prompts import prompts
+from sparrow.smollm2.prompts import prompts as instructions
 from sparrow.targets.adapter import Target
 from sparrow.video import load_settings, prepare
 
 DRAFTER = pathlib.Path(__file__).parent / "smollm2" / "drafter"
 TREES = ("8-3-4", "25-5-8")
 CLIP_TOKENS = 64
-
-
-class Seconds:
-    """A streamer that remembers the CPU time of the first and the last token."""
-
-    def __init__(self):
-        self.at: list[float] = []
-
-    def put(self, value):
-        self.at.append(time.process_time())
-
-    def end(self):
-        pass
-
-    @property
-    def rate(self) -> float | None:
-        """Tokens per CPU second behind the first; None where there is none."""
-        made = len(self.at) - 2  # the prompt, and the first token
-        return made / (self.at[-1] - self.at[1]) if made > 0 else None
 
 
 def runs_of(model, drafter):
@@ -72,12 +49,12 @@ def runs_of(model, drafter):
     return [(0.0, name, run) for name, run in greedy.items()] + [(1.0, name, run) for name, run in sampled.items()]
 
 
-def measure(folder: str, count: int, clips: int, new: int) -> list[dict[str, object]]:
+def measure(drafter: str, prompts: int, clips: int, new: int) -> dict[str, object]:
     """One row per prompt: by temperature and system, tokens per second, emitted tokens and rounds."""
     place = fetch()
     model, tokenizer = load_target(place, "float32", torch.device("cpu"), False)
-    settings, drafter = load_settings(place), load_drafter(folder, model)
-    asked = [("text", prompt, prepare(settings, tokenizer, prompt, [])) for prompt in prompts("test", count)]
+    settings, own = load_settings(place), load_drafter(drafter, model)
+    asked = [("text", prompt, prepare(settings, tokenizer, prompt, [])) for prompt in instructions("test", prompts)]
     seen = [question(settings, tokenizer, CLIP_TOKENS, i, split="test") for i in range(clips)]
     asked += [("clip", one.clip.prompt, one.inputs) for one in seen]
     rows: list[dict[str, object]] = []
@@ -86,8 +63,8 @@ def measure(folder: str, count: int, clips: int, new: int) -> list[dict[str, obj
             inputs = Target(model).inputs(made_of)
             row: dict[str, object] = {"kind": kind, "prompt": prompt}
             texts: dict[float, list[int]] = {}
-            for temperature, name, run in runs_of(model, drafter):
-                stamps = Seconds()
+            for temperature, name, run in runs_of(model, own):
+                stamps = Stamps(time.process_time)
                 tokens, stats = run(inputs, sampling(temperature, new), stamps)
                 if tokens != texts.setdefault(temperature, tokens):
                     raise AssertionError(f"{prompt!r} at T = {temperature:g}, {name}: the texts differ")
@@ -95,7 +72,7 @@ def measure(folder: str, count: int, clips: int, new: int) -> list[dict[str, obj
                 row[f"{name}, T = {temperature:g}"] = {"rate": stamps.rate, **made}
             rows.append(row | {"tokens": len(texts[0.0])})
             progress.advance()
-    return rows
+    return {"new_tokens": new, "rows": rows}
 
 
 def table(result: dict) -> str:
@@ -117,28 +94,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--drafter", default=str(DRAFTER))
-    parser.add_argument("--prompts", type=int, default=60)
-    parser.add_argument("--clips", type=int, default=12)
-    parser.add_argument("--new", type=int, default=64, help="tokens at most")
-    parser.add_argument("--save", type=pathlib.Path)
-    parser.add_argument("--table", type=pathlib.Path, help="of a saved result")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(json.loads(arguments.table.read_text())))
-        return
-    quiet()
-    torch.set_num_threads(1)
-    made = provenance(f"python -m bench.real_text {' '.join(sys.argv[1:])}")  # of the code that runs
-    rows = measure(arguments.drafter, arguments.prompts, arguments.clips, arguments.new)
-    result = {"provenance": made, "new_tokens": arguments.new, "rows": rows}
-    if arguments.save:
-        write_json(arguments.save, result, indent=1)
-    print(table(result))
-
-
 if __name__ == "__main__":
-    main()
+    options = {"drafter": str(DRAFTER), "prompts": 60, "clips": 12,
+               "new": {"type": int, "default": 64, "help": "tokens at most"}}  # fmt: skip
+    program("bench.real_text", __doc__, options, measure, table)

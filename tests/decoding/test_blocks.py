@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import sparrow
+import sparrow_ext
 from sparrow.targets.adapter import Target
 from sparrow.targets.attention import NAME, attention_in
 from sparrow.targets.blocks import runs_through_blocks
@@ -81,6 +82,20 @@ def test_the_model_itself_is_not_called(tiny, monkeypatch):
     monkeypatch.setattr(type(model), "forward", counted)
     sparrow.generate(model, None, **inputs, max_new_tokens=6, eos_token_id=None)
     assert len(calls) == 1, "the prompt alone"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changed", [False, True])
+def test_attention_has_the_error_word(tiny, monkeypatch, changed):
+    """On a GPU it says of lengths beyond the cache what the CPU raises."""
+    text, given, real = Text(tiny("qwen2_5_vl"), 37), [], sparrow_ext.tree_attention
+    monkeypatch.setattr(sparrow_ext, "tree_attention", lambda *a, **k: (given.append(k["error"]), real(*a, **k))[1])
+    cache, position = text.start(1)
+    anc, _ = tree_mask(torch.tensor([[-1]], dtype=torch.int32))
+    word = sparrow_ext.error_word(CPU)
+    with through_modules(text.target.model) if changed else contextlib.nullcontext(), text.target.verifying():
+        text.target.verify(torch.tensor([[5]]), anc, position, cache, None, word)
+    assert len(given) == text.target.num_layers and all(error is word for error in given)
 
 
 # --- what was changed runs as it was changed ---

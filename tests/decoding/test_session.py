@@ -359,3 +359,13 @@ def test_images_in_turns(tiny, talk, family, tmp_path):
         talk(again, "Now?", images=pictures[2:]).output.sequences.shape
         == talk(session, "Now?", images=pictures[2:]).output.sequences.shape
     )
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_video_that_ran_is_not_run_again_for_an_image(tiny, greedy, family):
+    session = sparrow.Session(tiny(family), None, settings_of(family), Characters(family), max_new_tokens=4,
+                              eos_token_id=None)  # fmt: skip
+    ran = session.extend(frames_of(family, 0))
+    reply = session.send("what?", images=frames_of(family, 1)[0])
+    assert reply.stats.reused_tokens >= ran - 1
+    assert torch.equal(reply.output.sequences, greedy(session.model, whole(session), 4))

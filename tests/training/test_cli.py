@@ -56,10 +56,12 @@ def test_trains_and_generates(folder, capsys):
     assert "identical to plain decoding: yes" in capsys.readouterr().out
 
 
-def test_trains_on_texts_beside_videos(folder, tmp_path):
+@pytest.mark.parametrize("more", [(), ("drafter.layer=eagle3", "drafter.visual=states", "drafter.positions=sequence",
+                                      "recipe.visual_layer=0")])  # fmt: skip
+def test_trains_on_texts_beside_videos(folder, tmp_path, more):
     lines = [{"prompt": "Tell a story."}, {"video": str(DEMO), "prompt": "What moves?"}, {"prompt": "Why?"}]
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    overrides = [f"data.clips={tmp_path / 'mixed.jsonl'}", f"run={tmp_path / 'run'}"]
+    overrides = [f"data.clips={tmp_path / 'mixed.jsonl'}", f"run={tmp_path / 'run'}", *more]
     assert cli.main(["train", "drafter", "--config", str(folder / "train.yaml"), *overrides]) == 0
     answers = [json.loads(line) for line in (tmp_path / "run/answers/answers-0.jsonl").read_text().splitlines()]
     answers = sorted(answers, key=lambda a: a["clip"])

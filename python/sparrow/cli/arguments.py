@@ -140,8 +140,7 @@ class Eval(Command):
 
     RUN = "sparrow.cli.eval:run"
     ABOUT = "tau, speed and losslessness, on synthetic clips or your own"
-    EXAMPLE = """sparrow eval --quick --table main
-      sparrow eval --target FOLDER --drafter FOLDER --clips clips.jsonl"""
+    EXAMPLE = "sparrow eval --quick --table main"
 
     table: tuple[str, ...] = option(
         "may be repeated (default: main; with --quick all): " + "; ".join(f"{n}: {what}" for n, what in TABLES.items()),

@@ -60,11 +60,16 @@ class Kept:
 
     def names(self, visuals: Sequence[Visual]) -> list[bytes]:
         """The clips' names, with a number where one is several pictures for the target (InternVL)."""
-        each, rest = divmod(len(visuals), max(len(self.clips), 1))
+        videos = [visual for visual in visuals if "pixel_values_videos" in visual.inputs]
+        clips = [clip for clip in self.clips if clip.medium == "video"]
+        if not videos and len(clips) == len(self.clips):
+            videos = list(visuals)
+        each, rest = divmod(len(videos), max(len(clips), 1))
+        known = [] if rest else [clip.name + str(i).encode() for clip in clips for i in range(each)]
+        of_clips = iter(known if len(known) == len(videos) else [visual.digest() for visual in videos])
         # an image may be any number of pictures, and LLaVA-OneVision takes several of them for one
-        if rest or not self.clips or any(clip.medium == "image" for clip in self.clips):
-            return [visual.digest() for visual in visuals]
-        return [clip.name + str(i).encode() for clip in self.clips for i in range(each)]
+        ours = {id(visual) for visual in videos}
+        return [next(of_clips) if id(visual) in ours else visual.digest() for visual in visuals]
 
     def find(self, owner: Owner, head: Head) -> Prefix | None:
         """What is common; the rest is given up, as the run writes over it."""

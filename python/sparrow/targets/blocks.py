@@ -77,7 +77,8 @@ class Blocks:
         self.embedding, self.rotary = decoder.embed_tokens.weight, decoder.rotary_emb
         self.blocks, self.norm = [Block(layer) for layer in decoder.layers], Norm.of(decoder.norm)
         self.head = model.get_output_embeddings()
-        self.axes = 3 if model.config.get_text_config().rope_parameters.get("mrope_section") else 1
+        rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+        self.axes = 3 if rope.get("mrope_section") else 1
 
     def __call__(
         self, tokens: Tensor, anc: Tensor, position_ids: Tensor, cache: TargetCache, error: Tensor | None,

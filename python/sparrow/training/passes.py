@@ -34,8 +34,10 @@ class Passes(nn.Module):
         embedded = F.embedding(batch.tokens, d.embedding).to(dtype)
         true = hidden = d.reuse(batch.hidden.to(dtype), summary)
         visual = batch.visual.to(dtype)
-        if d.config.layer == "eagle3":
+        if d.config.visual == "states":
             visual = d.rows(visual, d.reuse(batch.visual_states.to(dtype)))
+        elif d.config.layer == "eagle3":
+            visual = d.rows(visual, visual)  # [B, 0, 2E]
         _, seen_keys, seen_values = d.project(visual, batch.visual_positions)
         chains: list[tuple[Tensor, Tensor]] = []
         for _ in range(1 + self.recipe.mtp_depth):

@@ -194,7 +194,7 @@ def shaped(config: DrafterConfig, sequences: int, lengths: Lengths, visual: bool
     whole = lambda *shape: torch.zeros(sequences, *shape, dtype=torch.int64, device=device)  # noqa: E731
     real = lambda *shape: torch.randn(sequences, *shape, device=device)  # noqa: E731
     rows = torch.arange(t, device=device).expand(sequences, t)
-    width = e * len(config.state_layers) if config.layer == "eagle3" else 0
+    width = e * len(config.state_layers) if config.visual == "states" else 0
     return Batch(
         tokens=whole(t), hidden=real(t, e * len(config.state_layers)), state=real(t, e), final=real(t, e),
         positions=rows, visual_states=real(m, width),

@@ -127,16 +127,11 @@ def sequence(kept: Mapping[str, Tensor], positions: str, visual_positions: str, 
         follows_text=torch.cat([torch.zeros(1, dtype=torch.bool), index.diff() == 1]),
         loss_pass=loss_pass,
         visual=kept.get("visual", state[:0]),
-        visual_states=kept["visual_states"].flatten(1) if "visual_states" in kept else _none(hidden, len(at)),
+        visual_states=kept["visual_states"].flatten(1) if "visual_states" in kept else hidden.new_empty(len(at), 0),
         visual_positions=numbers,
         visual_before=(index - row) if "visual" in kept else torch.zeros_like(row),
         visual_block=torch.cat([at[:1] >= 0, at.diff() > 1]).cumsum(0),
     )
-
-
-def _none(hidden: Tensor, rows: int) -> Tensor:
-    """No states [rows, 0] of visual rows; of no rows [0, layers * E], as wide as `hidden`'s."""
-    return hidden.flatten(1)[:0] if rows == 0 else hidden.new_empty(rows, 0)
 
 
 def collate(sequences: Sequence[Batch]) -> Batch:
