@@ -14,7 +14,6 @@ import subprocess
 import sys
 import sysconfig
 
-import pybind11
 import pytest
 import torch
 
@@ -45,6 +44,8 @@ def build(target: str) -> pathlib.Path:
 
     Raises RuntimeError with the compiler's words.
     """
+    import pybind11
+
     include, out = cuda_include(), ROOT / "build" / "hostsim"
     if include is None:
         raise RuntimeError("the simulated build needs the CUDA toolkit's headers: install nvcc or set CUDACXX")
