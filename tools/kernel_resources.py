@@ -1,8 +1,9 @@
 """Registers, shared memory and spills of every CUDA kernel, per architecture, as docs/kernel_resources.md.
 
-    python tools/kernel_resources.py [--check] [SOURCE ...]     (needs nvcc, no GPU)
+    python tools/kernel_resources.py [--check] [--build FOLDER] [SOURCE ...]     (needs nvcc, no GPU)
 
 Fails on a spill that EXPLAINED does not know. --check writes nothing and fails where the document is out of date.
+--build: reads what tools/nvcc_logged.sh kept of a build in that folder, and compiles nothing.
 SOURCE: names in csrc/kernels, as tree_mask.cu: compiles these alone; the other rows stay as the document has them.
 """
 
@@ -43,19 +44,21 @@ class Kernel(NamedTuple):
         return self.spill_stores + self.spill_loads
 
 
-def parse(said: str, arch: str) -> list[Kernel]:
-    """The kernels in the output of `ptxas -v`; names are still mangled."""
+def parse(said: str) -> list[Kernel]:
+    """The kernels in the output of `ptxas -v`."""
     kernels = []
     for part in re.split(r"Compiling entry function ", said)[1:]:
-        name = re.match(r"'(\w+)'", part)
+        name = re.match(r"'(\w+)' for 'sm_(\w+)'", part)
         stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         used = re.search(r"Used (\d+) registers([^\n]*)", part)
         if not (name and stack and used):
             raise ValueError(f"cannot read ptxas's words: {part[:500]}")
         shared = re.search(r"(\d+) bytes smem", used.group(2))
         sizes = [int(n) for n in stack.groups()]
-        kernels.append(Kernel(name.group(1), arch, int(used.group(1)), int(shared.group(1)) if shared else 0, *sizes))
-    return kernels
+        registers, static = int(used.group(1)), int(shared.group(1)) if shared else 0
+        kernels.append(Kernel(name.group(1), name.group(2), registers, static, *sizes))
+    names = demangled([k.name for k in kernels])
+    return [k._replace(name=name) for k, name in zip(kernels, names, strict=True)]
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -82,9 +85,16 @@ def compile_one(source: pathlib.Path, arch: str) -> list[Kernel]:
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    kernels = parse(done.stdout + done.stderr, arch)
-    names = demangled([k.name for k in kernels])
-    return [k._replace(name=name) for k, name in zip(kernels, names, strict=True)]
+    return parse(done.stdout + done.stderr)
+
+
+def built(folder: pathlib.Path, source: pathlib.Path) -> list[Kernel]:
+    """The kernels of one source in a build. Raises SystemExit where it is not there, or lacks an architecture."""
+    logs = list(folder.glob(f"**/{source.name}.o.ptxas"))
+    kernels = parse(logs[0].read_text()) if logs else []
+    if missing := set(ARCHITECTURES) - {k.arch for k in kernels}:
+        raise SystemExit(f"kernel_resources: {folder} has nothing of {source.name} for sm_{min(missing)}: make kernels")
+    return kernels
 
 
 def unexplained(kernels: list[Kernel]) -> list[str]:
@@ -139,6 +149,7 @@ def markdown(table: dict[str, list[Kernel]], arches: list[str], others: dict[str
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--check", action="store_true", help="compare with the document instead of writing it")
+    options.add_argument("--build", type=pathlib.Path, metavar="FOLDER")
     options.add_argument("-j", "--jobs", type=int, default=min(4, os.cpu_count() or 1))
     options.add_argument("sources", nargs="*", metavar="SOURCE")
     chosen = options.parse_args()
@@ -146,12 +157,15 @@ def main() -> int:
     if unknown := set(chosen.sources) - {source.name for source in sources}:
         options.error(f"no such source in csrc/kernels: {', '.join(sorted(unknown))}")
     sources = [source for source in sources if not chosen.sources or source.name in chosen.sources]
-    jobs = [(source, arch) for source in sources for arch in ARCHITECTURES]
-    with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
-        results = list(pool.map(lambda job: compile_one(*job), jobs))
     table: dict[str, list[Kernel]] = {}
-    for (source, _), kernels in zip(jobs, results, strict=True):
-        table.setdefault(source.name, []).extend(kernels)
+    if chosen.build:
+        table = {source.name: built(chosen.build, source) for source in sources}
+    else:
+        jobs = [(source, arch) for source in sources for arch in ARCHITECTURES]
+        with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
+            results = list(pool.map(lambda job: compile_one(*job), jobs))
+        for (source, _), kernels in zip(jobs, results, strict=True):
+            table.setdefault(source.name, []).extend(kernels)
     faults = unexplained([k for kernels in table.values() for k in kernels])
     others = rows_of_others(DOCUMENT.read_text(), set(table)) if chosen.sources else {}
     text = markdown(table, ARCHITECTURES, others)
