@@ -12,6 +12,7 @@ import pytest
 import torch
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What one worker of pytest-xdist runs together: a file, and all of tests/hostsim, which counts its launches."""
     if config.pluginmanager.hasplugin("xdist"):
