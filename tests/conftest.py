@@ -12,14 +12,16 @@ import pytest
 import torch
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What one worker of pytest-xdist runs together: a file, and all of tests/hostsim, which counts its launches."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            file = item.path.relative_to(config.rootpath)
-            group = "tests/hostsim" if file.parts[:2] == ("tests", "hostsim") else file.as_posix()
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker of pytest-xdist runs a file, or all of tests/hostsim, which counts its launches."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/hostsim" if nodeid.startswith("tests/hostsim/") else nodeid.split("::", maxsplit=1)[0]
+
+    return Files(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)
