@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench import auto_tree, batches, blocks
+from bench import auto_tree, blocks
 from bench import round as bench
 from sparrow.decoding.stats import NoClock
 from sparrow.targets.adapter import Target
@@ -27,7 +27,7 @@ def test_counts():
     two, three, four = (measured(layers) for layers in (2, 3, 4))
     for rounds in ("drafted", "plain"):
         a, b, c = (made[rounds]["operators"] for made in (two, three, four))
-        assert b["verify"] - a["verify"] == c["verify"] - b["verify"] >= 11
+        assert b["verify"] - a["verify"] == c["verify"] - b["verify"] == 12
         assert all(a[stage] == b[stage] == c[stage] for stage in ("draft", "sample", "commit"))
         assert two[rounds]["host_reads"] == {"draft": 0, "verify": 0, "sample": 0, "commit": 1}
         assert all(count > 0 for count in two[rounds]["allocations"].values())
@@ -86,7 +86,7 @@ def test_the_document_shows_what_auto_does():
     assert auto_tree.table(result) in (ROOT / "docs" / "round.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "module"), [("blocks", blocks), ("blocks_smollm2", blocks), ("batches", batches)])
+@pytest.mark.parametrize(("name", "module"), [("blocks", blocks), ("blocks_smollm2", blocks)])
 def test_the_document_shows_what_was_measured(name, module):
     result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
     assert module.table(result) in (ROOT / "docs" / "round.md").read_text()

@@ -76,7 +76,7 @@ def test_what_is_not_supported_is_named(changes, named):
     [
         (None, "additional_config must hold"),
         ({"sparrow": {"text_rows": 5}}, "additional_config must hold"),
-        ({"sparrow": {"drafter": DRAFTER, "txt_rows": 5}}, "no keys but drafter, least, text_rows"),
+        ({"sparrow": {"drafter": DRAFTER, "txt_rows": 5}}, "no keys but adaptive, drafter, least, text_rows"),
         ({"sparrow": {"drafter": DRAFTER, "least": 2}}, "least must lie in"),
         ({"sparrow": {"drafter": DRAFTER, "text_rows": -1}}, "text_rows must be an integer of at least 0"),
     ],
