@@ -90,9 +90,7 @@ std::tuple<Tensor, Tensor> add_rms_norm_op_cuda(const Tensor& x, const std::opti
 
 }  // namespace sparrow
 
-SPARROW_LIBRARY(m) {
-  m.def("add_rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor)");
-}
+SPARROW_LIBRARY(m) { m.def("add_rms_norm(Tensor x, Tensor? residual, Tensor weight, float eps) -> (Tensor, Tensor)"); }
 SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("add_rms_norm", &sparrow::add_rms_norm_op_cpu)); }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("add_rms_norm", &sparrow::add_rms_norm_op_cuda)); }

@@ -20,14 +20,8 @@ void check_arguments(const Tensor& gate, const Tensor& up) {
 
 // gate, up: with even rows.
 SiluMulParams make_params(const Tensor& gate, const Tensor& up, const Tensor& out) {
-  return {gate.const_data_ptr(),
-          up.const_data_ptr(),
-          out.mutable_data_ptr(),
-          rows_in(gate),
-          gate.size(gate.dim() - 1),
-          row_step(gate),
-          row_step(up),
-          dtype_of(gate)};
+  return {gate.const_data_ptr(),     up.const_data_ptr(), out.mutable_data_ptr(), rows_in(gate),
+          gate.size(gate.dim() - 1), row_step(gate),      row_step(up),           dtype_of(gate)};
 }
 
 }  // namespace

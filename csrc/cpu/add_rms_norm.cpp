@@ -24,8 +24,7 @@ void norm_row(const T* x, const T* residual, const T* weight, T* sum, T* out, in
   };
   vf squares[kSums] = {};
   int64_t i = 0;
-  for (; i + kSums * kLanes <= width; i += kSums * kLanes)
-    SPARROW_UNROLL for (int s = 0; s < kSums; ++s) {
+  for (; i + kSums * kLanes <= width; i += kSums * kLanes) SPARROW_UNROLL for (int s = 0; s < kSums; ++s) {
       const vf v = at(i + s * kLanes);
       squares[s] = fma(v, v, squares[s]);
     }
@@ -45,9 +44,9 @@ template <class T>
 void run(const AddRmsNormParams& p, int64_t begin, int64_t end) {
   const T *x = static_cast<const T*>(p.x), *residual = static_cast<const T*>(p.residual);
   for (int64_t m = begin; m < end; ++m)
-    norm_row(x + m * p.x_stride, residual ? residual + m * p.residual_stride : nullptr,
-             static_cast<const T*>(p.weight), static_cast<T*>(p.sum) + (residual ? m * p.width : 0),
-             static_cast<T*>(p.out) + m * p.width, p.width, p.eps);
+    norm_row(x + m * p.x_stride, residual ? residual + m * p.residual_stride : nullptr, static_cast<const T*>(p.weight),
+             static_cast<T*>(p.sum) + (residual ? m * p.width : 0), static_cast<T*>(p.out) + m * p.width, p.width,
+             p.eps);
 }
 
 }  // namespace
