@@ -258,7 +258,7 @@ def test_doctor_says_what_fits(checkpoint, capsys, monkeypatch):
     assert told["memory: cache of 25000 tokens"] == f"{2 * 4 * 2 * 32 * 4 * 25000 / 2**30:.2f} GiB"
     monkeypatch.setattr(fitting, "free_memory", lambda _: 2**20)
     assert cli.main(["doctor", *pair]) == 1
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())  # a cell may be broken
     assert "does not fit: " in out and "GiB too much" in out and "it does not fit" in out
     monkeypatch.undo()
     other = {"target": {"family": "llava_onevision"}}

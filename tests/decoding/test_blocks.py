@@ -148,6 +148,16 @@ def test_changed_models_run_through_their_modules(change):
     assert torch.equal(out, expected)
 
 
+def test_a_model_that_was_asked_for_its_hidden_states_is_not_changed():
+    """transformers hooks its layers for good then."""
+    model, inputs = tiny_target("qwen2_5_vl", 6), sample_inputs("qwen2_5_vl")
+    expected = sparrow.generate(model, None, **inputs, max_new_tokens=6, eos_token_id=None).sequences
+    model(**inputs, output_hidden_states=True)
+    assert runs_through_blocks(model, CPU) and Target(model).identity() is not None
+    again = sparrow.generate(model, None, **inputs, max_new_tokens=6, eos_token_id=None).sequences
+    assert torch.equal(again, expected)
+
+
 def test_autocast_is_left_to_the_modules(tiny):
     with torch.autocast("cpu", torch.bfloat16):
         assert not runs_through_blocks(tiny("qwen2_5_vl"), CPU)

@@ -134,7 +134,10 @@ def test_a_damaged_result_is_named(tmp_path, text):
 
 
 def test_one_tape_serves_drafters_with_and_without_video(pair, tmp_path):
-    """Visual rows are kept once per clip, length and layer, and are those of a whole recording, to the bit."""
+    """Visual rows are kept once per clip, length and layer, and are those of a whole recording.
+
+    But for rounding: the last layer runs text rows alone where no drafter sees the video.
+    """
     model, _, drafter = pair
     tapes, inputs = Tapes(tmp_path, model, 0, 12), lambda: ask(pair).inputs
     for temperature in (0.0, 1.0):
@@ -143,7 +146,8 @@ def test_one_tape_serves_drafters_with_and_without_video(pair, tmp_path):
             tape = tapes.load(Key("test", 64, 0, temperature), sees, inputs)
             whole = record(model, inputs(), sees.state_layers, sampling(temperature, 12), 0, layer)
             assert len(tape.visual) == 64
-            assert all(torch.equal(getattr(tape, name), value) for name, value in vars(whole).items())
+            for name, value in vars(whole).items():
+                torch.testing.assert_close(getattr(tape, name), value)
         blind = tapes.load(Key("test", 64, 0, temperature), drafter.config, lambda: pytest.fail("recorded again"))
         assert len(blind.visual) == 0
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4

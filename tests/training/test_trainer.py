@@ -212,7 +212,9 @@ def _train_until_killed(folder: pathlib.Path, model, at_sync: int | None, counte
 
 @pytest.mark.parametrize("moment", ["while a file is written", "at any time"])
 def test_a_run_killed_again_and_again_ends_as_if_it_never_was(tiny, tmp_path, moment):
-    model, context, rng = tiny("qwen2_5_vl"), multiprocessing.get_context("fork"), random.Random(moment)
+    """In children of a fresh process: a fork of this one could not start torch in the threads that decode clips."""
+    multiprocessing.set_forkserver_preload(["sparrow.training", "tests.training.test_trainer"])
+    model, context, rng = tiny("qwen2_5_vl"), multiprocessing.get_context("forkserver"), random.Random(moment)
     counted, kills, began = context.Value("i", 0), 0, time.monotonic()
 
     def start(*arguments):
@@ -323,7 +325,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
         ({"states": {"cache": False}, "optimisation": {"workers": 2}}, "workers must be 0 where states.cache is false"),
         ({"optimisation": {"batch_rows": 9}}, r"batch_rows must hold the longest sequence \(\d+ rows\), got 9"),
         ({"optimisation": {"sharding": "fsdp"}}, "fsdp needs several processes"),
-        ({"drafter": {"visual": "states"}, "recipe": {"visual": True}}, "visual=states needs positions=sequence"),
+        ({"drafter": {"visual": "states"}, "recipe": {"visual": True}}, "drafter.layer=eagle3 and drafter.visual=states need each other"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tiny, tmp_path, sections, message):

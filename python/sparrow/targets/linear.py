@@ -13,8 +13,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def untouched(module: nn.Module) -> bool:
-    """True where a call of the module runs its class' forward and no hook."""
-    return not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
+    """True where a call of the module runs its class' forward, and no hook but transformers' own recorders.
+
+    These stay for good on the layers of a model that was once asked for all its hidden states; they do nothing in a
+    pass that does not ask.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    recorders = all(getattr(hook, "__module__", "") == "transformers.utils.output_capturing" for hook in hooks)
+    return recorders and "forward" not in vars(module)
 
 
 def is_plain(module: nn.Module, device: torch.device) -> bool:
