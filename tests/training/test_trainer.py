@@ -325,7 +325,10 @@ def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
         ({"states": {"cache": False}, "optimisation": {"workers": 2}}, "workers must be 0 where states.cache is false"),
         ({"optimisation": {"batch_rows": 9}}, r"batch_rows must hold the longest sequence \(\d+ rows\), got 9"),
         ({"optimisation": {"sharding": "fsdp"}}, "fsdp needs several processes"),
-        ({"drafter": {"visual": "states"}, "recipe": {"visual": True}}, "drafter.layer=eagle3 and drafter.visual=states need each other"),
+        (
+            {"drafter": {"visual": "states"}, "recipe": {"visual": True}},
+            "drafter.layer=eagle3 and drafter.visual=states need each other",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tiny, tmp_path, sections, message):
