@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from bench import auto_tree, blocks
+from bench import auto_tree, batches, blocks
 from bench import round as bench
 from sparrow.decoding.stats import NoClock
 from sparrow.targets.adapter import Target
@@ -86,7 +86,7 @@ def test_the_document_shows_what_auto_does():
     assert auto_tree.table(result) in (ROOT / "docs" / "round.md").read_text()
 
 
-@pytest.mark.parametrize(("name", "module"), [("blocks", blocks), ("blocks_smollm2", blocks)])
+@pytest.mark.parametrize(("name", "module"), [("blocks", blocks), ("blocks_smollm2", blocks), ("batches", batches)])
 def test_the_document_shows_what_was_measured(name, module):
     result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
     assert module.table(result) in (ROOT / "docs" / "round.md").read_text()
