@@ -175,3 +175,16 @@ def test_only_inside(tiny, error):
     assert target._blocks is None
     with through_modules(target.model), target.verifying():
         assert target._blocks is None
+
+
+@torch.no_grad()
+def test_every_target_of_the_model_goes_that_way(tiny):
+    """A drafter may hold an adapter of its own over the same model."""
+    model = tiny("qwen2_5_vl")
+    text, other = Text(model, 37), Target(model)
+    cache, position = text.start(1)
+    anc, _ = tree_mask(torch.tensor([[-1]], dtype=torch.int32))
+    with text.target.verifying():
+        assert other._blocks is text.target._blocks is not None
+        logits, _ = other.verify(torch.tensor([[5]]), anc, position, cache, None)
+    assert logits.shape[1] == 1 and other._blocks is None

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import weakref
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ FAMILIES = {
     "llava_next_video": "LLaVA-NeXT-Video",
 }
 Layers: TypeAlias = int | tuple[int, ...] | None  # whose states are wanted
+_in_use: "weakref.WeakKeyDictionary[nn.Module, Blocks]" = weakref.WeakKeyDictionary()  # see Target.verifying
 MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -56,8 +58,12 @@ class Target:
         self.decoder = model.model.language_model
         self.cache_argument = cache_argument(model)
         self.num_layers = int(self.config.num_hidden_layers)
-        self._blocks: Blocks | None = None  # inside `verifying`
         self.vocab_size = int(self.embedding.shape[0])
+
+    @property
+    def _blocks(self) -> Blocks | None:
+        """What verify passes of this model run through now, whichever Target is `verifying`."""
+        return _in_use.get(self.model)
 
     @property
     def embedding(self) -> Tensor:
@@ -252,7 +258,7 @@ class Target:
         offset = getattr(inner, "rope_deltas", None)
         with contextlib.ExitStack() as stack:
             if before is None and runs_through_blocks(self.model, self.device):
-                self._blocks = Blocks(self.model)
+                _in_use[self.model] = Blocks(self.model)
             elif before is None:
                 modules = dict.fromkeys([*self.decoder.modules(), self.head])
                 stack.enter_context(attention_in(self.model, NAME))
@@ -260,7 +266,8 @@ class Target:
             try:
                 yield
             finally:
-                self._blocks = before
+                if before is None:
+                    _in_use.pop(self.model, None)
                 if offset is not None:
                     inner.rope_deltas = offset
 
