@@ -11,14 +11,15 @@ import resource
 import signal
 import socket
 import time
+from concurrent.futures import Future
 
 import pytest
 import torch
 
 import sparrow
 from sparrow.targets.adapter import Target
+from sparrow.training import asking, trainer
 from sparrow.training import stages as training
-from sparrow.training import trainer
 from sparrow.training.answers import read_answers
 from sparrow.training.distributed import ranks
 from sparrow.training.initial import frequent_tokens, new_drafter
@@ -194,6 +195,24 @@ def test_a_killed_run_goes_on_exactly(tiny, tmp_path, monkeypatch, recipe, optim
 KILLS = 5
 
 
+class Inline(contextlib.AbstractContextManager):
+    """In a thread pool's place: a forked process cannot start torch in new threads."""
+
+    def __init__(self, workers):
+        pass
+
+    def __exit__(self, *error):
+        pass
+
+    def shutdown(self, **how):
+        pass
+
+    def submit(self, function, *arguments):
+        done = Future()
+        done.set_result(function(*arguments))
+        return done
+
+
 def _train_until_killed(folder: pathlib.Path, model, at_sync: int | None, counted=None) -> None:
     """A run in a process of its own; at the given call of fsync, in the middle of writing a file, it kills itself."""
     calls, real = itertools.count(1), os.fsync
@@ -206,15 +225,13 @@ def _train_until_killed(folder: pathlib.Path, model, at_sync: int | None, counte
         if call == at_sync:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    os.fsync = sync
+    os.fsync, asking.ThreadPoolExecutor = sync, Inline
     training.train(Target(model), RandomClips("qwen2_5_vl", 4), settings(folder))
 
 
 @pytest.mark.parametrize("moment", ["while a file is written", "at any time"])
 def test_a_run_killed_again_and_again_ends_as_if_it_never_was(tiny, tmp_path, moment):
-    """In children of a fresh process: a fork of this one could not start torch in the threads that decode clips."""
-    multiprocessing.set_forkserver_preload(["sparrow.training", "tests.training.test_trainer"])
-    model, context, rng = tiny("qwen2_5_vl"), multiprocessing.get_context("forkserver"), random.Random(moment)
+    model, context, rng = tiny("qwen2_5_vl"), multiprocessing.get_context("fork"), random.Random(moment)
     counted, kills, began = context.Value("i", 0), 0, time.monotonic()
 
     def start(*arguments):
