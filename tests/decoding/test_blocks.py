@@ -112,6 +112,31 @@ def replaced(layer, name):
     setattr(layer.mlp, name, new)
 
 
+class Adapted(nn.Module):
+    """A linear layer inside another module, as LoRA's."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.more = base, nn.Linear(base.in_features, base.out_features, bias=False)
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.more(x)
+
+
+class Norm(nn.Module):
+    """A norm of another kind with the attributes of transformers' own."""
+
+    def __init__(self, old):
+        super().__init__()
+        self.weight, self.variance_epsilon = old.weight, old.variance_epsilon
+
+    def forward(self, x):
+        return x * (1 + self.weight)
+
+
 def doubled(layer):
     real = layer.mlp.forward
     layer.mlp.forward = lambda x: 2 * real(x)
@@ -126,7 +151,17 @@ CHANGES = {
     "linear of another kind": lambda m: replaced(m.model.language_model.layers[1], "up_proj"),
     "forward of its own": lambda m: doubled(m.model.language_model.layers[1]),
     "head of another kind": lambda m: setattr(m, "lm_head", Linear(*m.lm_head.weight.shape[::-1], bias=False)),
-    "activation": lambda m: setattr(m.config.get_text_config(), "hidden_act", "gelu"),
+    "activation": lambda m: setattr(m.model.language_model.layers[1].mlp, "act_fn", nn.GELU()),
+    "an adapter in one layer": lambda m: setattr(
+        m.model.language_model.layers[2].self_attn, "q_proj", Adapted(m.model.language_model.layers[2].self_attn.q_proj)
+    ),
+    "norm of another kind": lambda m: setattr(
+        m.model.language_model.layers[2], "input_layernorm", Norm(m.model.language_model.layers[2].input_layernorm)
+    ),
+    "torch's norm": lambda m: setattr(m.model.language_model, "norm", nn.LayerNorm(m.lm_head.in_features)),
+    "embedding of another kind": lambda m: setattr(
+        m.model.language_model, "embed_tokens", type("E", (nn.Embedding,), {})(*m.lm_head.weight.shape)
+    ),
     "one more linear": lambda m: m.model.language_model.layers[0].mlp.add_module("more", nn.Linear(2, 2)),
     "layer of another kind": lambda m: setattr(
         m.model.language_model.layers[0], "__class__", type("Other", (type(m.model.language_model.layers[0]),), {})
@@ -156,6 +191,15 @@ def test_a_model_that_was_asked_for_its_hidden_states_is_not_changed():
     assert runs_through_blocks(model, CPU) and Target(model).identity() is not None
     again = sparrow.generate(model, None, **inputs, max_new_tokens=6, eos_token_id=None).sequences
     assert torch.equal(again, expected)
+
+
+def test_a_norm_in_float32_runs_through_the_modules():
+    """As transformers keeps some of some models."""
+    model, inputs = tiny_target("llava_onevision", 7, dtype=torch.bfloat16), sample_inputs("llava_onevision")
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+    assert runs_through_blocks(model, CPU)
+    model.model.language_model.norm.float()
+    assert not runs_through_blocks(model, CPU)
 
 
 def test_autocast_is_left_to_the_modules(tiny):

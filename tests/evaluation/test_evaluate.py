@@ -134,10 +134,7 @@ def test_a_damaged_result_is_named(tmp_path, text):
 
 
 def test_one_tape_serves_drafters_with_and_without_video(pair, tmp_path):
-    """Visual rows are kept once per clip, length and layer, and are those of a whole recording.
-
-    But for rounding: the last layer runs text rows alone where no drafter sees the video.
-    """
+    """Visual rows are kept once per clip, length and layer, and are those of a whole recording, to the bit."""
     model, _, drafter = pair
     tapes, inputs = Tapes(tmp_path, model, 0, 12), lambda: ask(pair).inputs
     for temperature in (0.0, 1.0):
@@ -148,7 +145,7 @@ def test_one_tape_serves_drafters_with_and_without_video(pair, tmp_path):
             assert len(tape.visual) == 64
             assert len(tape.visual_before) == 0, "only drafters with visual=states ask for them"
             for name, value in vars(replace(whole, visual_before=tape.visual_before)).items():
-                torch.testing.assert_close(getattr(tape, name), value)
+                assert torch.equal(getattr(tape, name), value), name
         blind = tapes.load(Key("test", 64, 0, temperature), drafter.config, lambda: pytest.fail("recorded again"))
         assert len(blind.visual) == 0
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4

@@ -19,7 +19,11 @@ LAYERS = frozenset(
     {"Qwen2DecoderLayer", "Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3DecoderLayer",
      "Qwen3VLTextDecoderLayer", "LlamaDecoderLayer"}
 )  # fmt: skip
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = frozenset(
+    {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+)  # fmt: skip
+OURS = ("transformers.", "torch.nn.modules.")  # where classes of a model that nobody changed come from
 
 
 @dataclass(frozen=True)
@@ -111,21 +115,33 @@ class Blocks:
 def runs_through_blocks(model: Any, device: torch.device) -> bool:
     """Whether the decoder and the head are of the known kind, and nobody has changed what they do.
 
-    Hooks, forwards of their own (offloading), quantised or LoRA layers, weights elsewhere: then transformers' modules
-    run, with our attention and with our linear layers where those are plain.
+    Hooks, forwards of their own (offloading), modules of other classes (LoRA, quantised layers), weights elsewhere or
+    of several dtypes: then transformers' modules run, with our attention, and our linear layers where those are plain.
     """
-    decoder, config = model.model.language_model, model.config.get_text_config()
-    layers, head = list(decoder.layers), model.get_output_embeddings()
-    linears = [m for layer in layers for m in layer.modules() if isinstance(m, nn.Linear)]
+    decoder, head = model.model.language_model, model.get_output_embeddings()
+    inside = list(decoder.modules())
+    parameters = [*decoder.parameters(), *head.parameters()]
     return (
-        all(type(layer).__name__ in LAYERS and type(layer).__module__.startswith("transformers.") for layer in layers)
-        and config.hidden_act == "silu"
-        and {name.rsplit(".")[-1] for name, m in layers[0].named_modules() if isinstance(m, nn.Linear)} == set(LINEARS)
-        and all(is_plain(m, device) for m in (*linears, head))
-        and all(untouched(m) for m in (model, model.model, *decoder.modules(), head))
-        and all(p.device == device for p in decoder.parameters())
-        and 2 * decoder.rotary_emb.inv_freq.numel() == layers[0].self_attn.head_dim
+        all(type(m).__module__.startswith(OURS) for m in (*inside, head))
+        and type(decoder.embed_tokens) is nn.Embedding
+        and all(untouched(m) for m in (model, model.model, *inside, head))
+        and all(map(_is_known, decoder.layers))
+        and type(decoder.norm).__name__.endswith("RMSNorm")
+        and all(is_plain(m, device) for m in (*inside, head) if m is head or isinstance(m, nn.Linear))
+        and {(p.dtype, p.device) for p in parameters} == {(decoder.embed_tokens.weight.dtype, device)}
+        and 2 * decoder.rotary_emb.inv_freq.numel() == decoder.layers[0].self_attn.head_dim
     )
+
+
+def _is_known(layer: Any) -> bool:
+    """Whether a decoder layer has the parts that Block computes with, and no others."""
+    if type(layer).__name__ not in LAYERS:
+        return False
+    linears = {name for name, m in layer.named_modules() if isinstance(m, nn.Linear)}
+    norms = [m for m in (*layer.children(), *layer.self_attn.children()) if m not in (layer.self_attn, layer.mlp)]
+    norms = [m for m in norms if not isinstance(m, nn.Linear)]
+    silu = type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+    return linears == LINEARS and silu and all(type(m).__name__.endswith("RMSNorm") for m in norms)
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
