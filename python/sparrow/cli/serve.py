@@ -10,9 +10,8 @@ import sys
 from sparrow.cli.arguments import Serve
 from sparrow.cli.loading import read_drafter
 from sparrow.drafters.network import SparrowDrafter
+from sparrow.engines import PROPOSER
 from sparrow.engines.chain import check_drafter
-
-PROPOSER = "sparrow.engines.vllm.SparrowProposer"
 
 
 def options(arguments: Serve) -> list[str]:

@@ -11,7 +11,8 @@ import vllm.envs
 from vllm.config import VllmConfig
 from vllm.v1.worker.gpu import spec_decode
 
-PROPOSER = "sparrow.engines.vllm.SparrowProposer"
+from sparrow.engines import PROPOSER
+
 REFUSED = "_get_v2_model_runner_unsupported_features"
 
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparrow.engines import PROPOSER
+
 COUNTERS = {
     "vllm:spec_decode_num_drafts": "drafts",
     "vllm:spec_decode_num_draft_tokens": "drafted",
     "vllm:spec_decode_num_accepted_tokens": "accepted",
     "vllm:num_preemptions": "preemptions",
 }
-PROPOSER = "sparrow.engines.vllm.SparrowProposer"
 
 
 @dataclass(frozen=True)
