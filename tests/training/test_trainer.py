@@ -374,7 +374,7 @@ def _process(rank: int, world: int, port: int, folder: str, sharding: str, model
         if values.get("step") == last:
             raise InterruptedError
 
-    Run.log = dies  # type: ignore[method-assign]
+    Run.log = dies
     with ranks(torch.device("cpu")) as here:
         clips, config = RandomClips("qwen2_5_vl", 7), _two(pathlib.Path(folder), sharding)
         with pytest.raises(InterruptedError) if last else contextlib.nullcontext():
