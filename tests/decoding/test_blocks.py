@@ -9,6 +9,7 @@ from torch import nn
 
 import sparrow
 import sparrow_ext
+from sparrow.targets import blocks
 from sparrow.targets.adapter import Target
 from sparrow.targets.attention import NAME, attention_in
 from sparrow.targets.blocks import runs_through_blocks
@@ -200,6 +201,13 @@ def test_a_norm_in_float32_runs_through_the_modules():
     assert runs_through_blocks(model, CPU)
     model.model.language_model.norm.float()
     assert not runs_through_blocks(model, CPU)
+
+
+def test_tomorrows_transformers_runs_its_own_modules(tiny, monkeypatch):
+    """Its layers may compute something else under the same names."""
+    assert runs_through_blocks(tiny("qwen2_5_vl"), CPU)
+    monkeypatch.setattr(blocks.transformers, "__version__", "5.999.0")
+    assert not runs_through_blocks(tiny("qwen2_5_vl"), CPU)
 
 
 def test_autocast_is_left_to_the_modules(tiny):

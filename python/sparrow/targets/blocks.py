@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 import sparrow_ext
 from sparrow.targets.cache import Place, TargetCache
 from sparrow.targets.linear import is_plain, untouched
+from sparrow.targets.versions import outside_tested
 
 LAYERS = frozenset(
     {"Qwen2DecoderLayer", "Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3DecoderLayer",
@@ -116,13 +118,15 @@ def runs_through_blocks(model: Any, device: torch.device) -> bool:
     """Whether the decoder and the head are of the known kind, and nobody has changed what they do.
 
     Hooks, forwards of their own (offloading), modules of other classes (LoRA, quantised layers), weights elsewhere or
-    of several dtypes: then transformers' modules run, with our attention, and our linear layers where those are plain.
+    of several dtypes, a release of transformers that nobody has tested: then its modules run, with our attention, and
+    our linear layers where those are plain.
     """
     decoder, head = model.model.language_model, model.get_output_embeddings()
     inside = list(decoder.modules())
     parameters = [*decoder.parameters(), *head.parameters()]
     return (
-        all(type(m).__module__.startswith(OURS) for m in (*inside, head))
+        outside_tested("transformers", transformers.__version__) is None
+        and all(type(m).__module__.startswith(OURS) for m in (*inside, head))
         and type(decoder.embed_tokens) is nn.Embedding
         and all(untouched(m) for m in (model, model.model, *inside, head))
         and all(map(_is_known, decoder.layers))
