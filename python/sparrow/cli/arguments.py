@@ -15,7 +15,6 @@ from sparrow.cli.options import (
     option,
     positive,
     shape,
-    shape_or_auto,
     shape_or_word,
 )
 from sparrow.evaluation.names import TABLES
@@ -121,7 +120,7 @@ class Demo(Command):
 
     folder: str | None = option("another pair: a folder with target/ and drafter/", default=None, metavar="FOLDER")
     tree: TreeConfig | str | None = option(  # noqa: RUF009
-        "total-depth-width; auto: chosen while decoding (default: the drafter's)", default=None, type=shape_or_auto
+        "total-depth-width; own: the drafter's (default: auto, chosen while decoding)", default=None, type=shape_or_word
     )
     max_new_tokens: int = option("longest description (default: %(default)s)", default=256, type=positive)
     report: str | None = option(

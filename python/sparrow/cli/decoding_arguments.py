@@ -11,7 +11,7 @@ from sparrow.cli.options import (
     check_temperature,
     option,
     positive,
-    shape_or_auto,
+    shape_or_word,
 )
 from sparrow.tree import PRESETS, TreeConfig
 
@@ -23,8 +23,8 @@ class Decoding(Command):
     num_frames: int | None = option("frames to sample (default: the model's rule)", default=None, type=positive)
     fps: float | None = option("frames per second to sample", default=None, type=float)
     tree: TreeConfig | str | None = option(  # noqa: RUF009
-        f"total-depth-width, such as {', '.join(PRESETS)}; auto: chosen while decoding (default: the drafter's)",
-        default=None, type=shape_or_auto,
+        f"total-depth-width, such as {', '.join(PRESETS)}; own: the drafter's; auto: chosen while decoding (default: "
+        "auto on a CPU, own on a GPU)", default=None, type=shape_or_word,
     )  # fmt: skip
     temperature: float = option("0 = greedy (the default)", default=0.0, type=float)
     top_k: int = option("0 = off (the default)", default=0, type=int)

@@ -16,7 +16,6 @@ from sparrow.evaluation.questions import sampling
 from sparrow.evaluation.systems import PLAIN, TRANSFORMERS, Run, System
 from sparrow.miniature.shipped import DEMO, pair
 from sparrow.targets.adapter import Target
-from sparrow.tree import TreeConfig
 from sparrow.video import load_settings, load_video, prepare
 
 PROMPT = "Describe the video in detail."
@@ -33,7 +32,6 @@ def run(arguments: Demo) -> int:
     target, drafter_folder = pair(arguments.folder) if arguments.folder else pair()
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
     drafter = load_drafter(str(drafter_folder), model)
-    tree = arguments.tree or TreeConfig.parse(drafter.config.tree)
     clip = load_video(DEMO, settings := load_settings(target))
     inputs = Target(model).inputs(prepare(settings, tokenizer, PROMPT, [clip]))
     options = sampling(0.0, arguments.max_new_tokens)
@@ -46,18 +44,18 @@ def run(arguments: Demo) -> int:
             recorder,
             **inputs,
             **options,
-            tree=tree,
+            tree=arguments.tree,
             streamer=stream,
             on_round=both(stream.on_round, recorder.on_round),
         )
     ours = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     if stream.colour:
         print(LEGEND)
-    tau = f", tau {out.stats.tau:.2f} tokens each" if out.stats.rounds else ""
-    print(
-        f"\n{ABOUT}\n\n{len(ours)} tokens: {out.stats.rounds} passes of the target after the prompt{tau}, tree {tree}"
-    )
-    sparrow = System("sparrow", "sparrow", str(drafter_folder), str(tree))
+    stats = out.stats
+    tau = f", tau {stats.tau:.2f} tokens each" if stats.rounds else ""
+    passes = f"{stats.rounds} passes of the target after the prompt{tau}, tree {stats.tree}"
+    print(f"\n{ABOUT}\n\n{len(ours)} tokens: {passes}")
+    sparrow = System("sparrow", "sparrow", str(drafter_folder), stats.tree)
     runs = measure.measure((TRANSFORMERS, PLAIN, sparrow), model, drafter, inputs, options)
     Console().print(measure.table(runs))
     measured, runs = runs, {**runs, "streamed": [Run(ours, 0, 0, 0, [])]}

@@ -37,11 +37,6 @@ def shape(text: str) -> TreeConfig:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def shape_or_auto(text: str) -> TreeConfig | str:
-    """A tree, or "auto"."""
-    return text if text == "auto" else shape(text)
-
-
 def shape_or_word(text: str) -> TreeConfig | str:
     """A tree, "auto" or "own"."""
     return text if text in ("auto", "own") else shape(text)

@@ -101,9 +101,10 @@ def generate(
         drafter: a SparrowDrafter made for this model, SpecVLM() for the model itself with fewer visual tokens, any
             object of a subclass of sparrow.drafters.protocol.Drafter, or None for plain decoding through the same
             operators and cache.
-        tree: shape of the draft tree, a TreeConfig or "total-depth-width"; "auto" chooses it, every few rounds, by what
-            rounds cost here and how sure the drafter is, and drafts nothing where nothing pays (decoding/policy.py);
-            default: the drafter's own.
+        tree: shape of the draft tree, a TreeConfig or "total-depth-width"; "own": the drafter's; "auto": chosen every
+            few rounds by what rounds cost here and how sure the drafter is, and nothing is drafted where nothing pays
+            (decoding/policy.py). Default: "auto" where the drafter can change its tree (SparrowDrafter, text only), on
+            the CPU; "own" otherwise, since no GPU has measured "auto" yet.
         seed: of the sampling noise; of several prompts the first one's, the others count on; or a list, one for each.
             Default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.
@@ -143,8 +144,8 @@ def generate(
     check_arguments(target, seed, streamer, on_round, kwargs)
     check_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
     require_backend("tree_attention", target.embedding)
-    auto = tree == "auto"
-    loop_drafter, shape = enter(target, drafter, None if auto else tree)
+    loop_drafter, shape = enter(target, drafter, None if tree in ("auto", "own") else tree)
+    auto = tree == "auto" or (tree is None and loop_drafter.scores_width > 0 and target.device.type == "cpu")
     several = f"takes one sequence, got a batch of {len(kwargs['input_ids'])}"
     if len(kwargs["input_ids"]) > 1 and not loop_drafter.takes_batches:
         raise ValueError(f"this drafter {several}")
@@ -175,7 +176,7 @@ def enter(
     if isinstance(tree, str):
         tree = TreeConfig.parse(tree)
     if tree is not None and not isinstance(tree, TreeConfig):
-        raise ValueError(f'tree must be a TreeConfig or text such as "30-4-8", got {tree!r}')
+        raise ValueError(f'tree must be a TreeConfig, "auto", "own" or text such as "30-4-8", got {tree!r}')
     drafter = NoDrafter() if drafter is None else drafter
     if isinstance(drafter, type) or not hasattr(drafter, "in_loop"):
         got = f"the class {drafter.__name__}" if isinstance(drafter, type) else type(drafter).__name__
@@ -284,7 +285,7 @@ class _Run:
         if policy and rounds.state.scores is not None:
             stats.trees[str(policy.shape)] = stats.trees.get(str(policy.shape), 0) + 1
             drafting = clock.spent("draft") - drafting
-            policy.saw(accepted, drafting, seconds - drafting, rounds.state.scores)
+            policy.saw(accepted, drafting, seconds - drafting, rounds.state.scores, rounds.settled)
         stats.emitted += map(len, tokens)
         stats.accepted += accepted
         if self.on_round is not None:

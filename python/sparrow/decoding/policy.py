@@ -9,14 +9,17 @@ whatever was drafted.
 """
 
 import copy
-import statistics
+import functools
+import math
 import weakref
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sparrow.drafters.protocol import Drafter
 from sparrow.tree import MAX_NODES, Root, TreeConfig
@@ -25,25 +28,29 @@ PLAIN = Root()
 MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
 EVERY = 4  # rounds between choices, after as many that each make one
 FIRST_WAIT, LONGEST_WAIT = 16, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
+SURE = 3  # rounds of a size before its measured cost alone counts
 ROW = 0.03  # what a further row adds to a verify pass of one row, before anything is measured
 LEVEL = 0.12  # what a level of drafting costs, in verify passes of one row, before anything is measured
 
 
 class Costs:
-    """Seconds of a round by tree, measured: the medians of the last few, interpolated for the others; and how right the
-    drafter is.
+    """Seconds of a round by tree, measured: the least of the last few, since others' work on the machine only ever adds
+    to it, interpolated for the others; and how right the drafter is.
 
     A round costs draft(depth, width) + verify(nodes): the first is proportional to the depth, the second linear between
-    the sizes that have run.
+    the sizes that have run. Neither grows where width or nodes shrink.
 
     Attributes:
         said, kept: by tree and level, the acceptances that the drafter foretold and those that came; older ones count
             less. What it foretells is its own, not the text's: later generations begin with it.
+        gains: by tree and level, what a draft of the last rounds foretells, before that correction; a generation begins
+            with those of the one before.
     """
 
     def __init__(self) -> None:
         self.said: dict[TreeConfig, list[float]] = {}
         self.kept: dict[TreeConfig, list[float]] = {}
+        self.gains: dict[TreeConfig, list[float]] = {}
         self._verify: dict[int, deque[float]] = {}
         self._level: dict[int, deque[float]] = {}  # per width: seconds of one level
 
@@ -66,6 +73,17 @@ class Costs:
         said, kept = (sum(table[one][min(level, one.depth - 1)] for one in alike) for table in (self.said, self.kept))
         return kept / said
 
+    def tokens(self, shape: TreeConfig, menu: Sequence[TreeConfig]) -> float:
+        """That a round of one of the menu's trees is expected to emit."""
+        gains = self.gains.get(shape, ())
+        return 1.0 + sum(min(1.0, gain * self.right(shape, level, menu)) for level, gain in enumerate(gains))
+
+    def foretells(self, new: float, gains: dict[TreeConfig, list[float]]) -> None:
+        """`new`: the weight of these gains beside those before."""
+        for shape, levels in gains.items():
+            before = self.gains.get(shape, levels)
+            self.gains[shape] = [old + new * (gain - old) for old, gain in zip(before, levels, strict=True)]
+
     def drafted(self, shape: TreeConfig, foretold: Sequence[float], accepted: int) -> None:
         """A round of `shape` foretold so much of each level, and `accepted` levels came."""
         said = self.said.setdefault(shape, [1.0] * len(foretold))  # a round beforehand in which it was right
@@ -76,26 +94,39 @@ class Costs:
 
     def seconds(self, shape: TreeConfig) -> float:
         """Of a round of `shape`, once any round has been measured."""
-        known = {nodes: statistics.median(times) for nodes, times in self._verify.items()}
-        verify = _between(known, shape.nodes)
+        verify = _estimate(self._verify, shape.nodes, _between)
         if shape.nodes == 1:
             return verify
-        return verify + shape.depth * self._per_level(shape.width, _between(known, 1))
+        if not self._level:
+            return verify + shape.depth * LEVEL * _estimate(self._verify, 1, _between)
+        return verify + shape.depth * _estimate(self._level, shape.width, _nearest)
 
-    def _per_level(self, width: int, row: float) -> float:
-        known = {w: statistics.median(times) for w, times in self._level.items()}
-        if not known:
-            return LEVEL * row
-        if width in known:
-            return known[width]
-        nearest = min(known, key=lambda w: (abs(w - width), w))
-        return known[nearest]
+
+def _estimate(measured: dict[int, deque[float]], size: int, guess: Callable[[dict[int, float], int], float]) -> float:
+    """Seconds of a size: measured, or guessed from the others; the less of the two where few rounds were measured, so
+    that it is tried again.
+    """
+    others = _least(measured)
+    own = others.pop(size, math.inf)
+    if not others or len(measured.get(size, ())) >= SURE:
+        return own
+    return min(own, guess(others, size))
+
+
+def _least(measured: dict[int, deque[float]]) -> dict[int, float]:
+    """The least of each size and all larger ones."""
+    known, least = {}, math.inf
+    for size in sorted(measured, reverse=True):
+        known[size] = least = min(least, *measured[size])
+    return known
+
+
+def _nearest(known: dict[int, float], width: int) -> float:
+    return known[min(known, key=lambda other: (abs(other - width), other))]
 
 
 def _between(known: dict[int, float], nodes: int) -> float:
     """Seconds of a verify pass of `nodes` rows: linear between measured sizes, ROW a row where only one is known."""
-    if nodes in known:
-        return known[nodes]
     sizes = sorted(known)
     low, high = ([n for n in sizes if n < nodes], [n for n in sizes if n > nodes])
     if low and high:
@@ -118,22 +149,31 @@ def expected(scores: Tensor, drafted: TreeConfig, menu: Sequence[TreeConfig]) ->
         scores: float32 [candidates of `drafted`], joint log-probabilities: `width` of level 1, then width * width of
             each further one, grouped by parent, best first.
     """
-    width = drafted.width
-    probability = scores.double().exp().nan_to_num(0.0)
-    level = torch.ones(len(scores), dtype=torch.long)
-    level[width:] = 2 + torch.arange(len(scores) - width) // (width * width)
-    rank = torch.arange(len(scores))
-    rank[width:] = torch.maximum((rank[width:] - width) % width, (rank[width:] - width) // width % width)
-    return [_levels(probability, level, rank, drafted.depth, shape) for shape in menu]
+    within, total, levels = _holds(drafted, tuple(menu))
+    best = scores.double().exp().nan_to_num(0.0).sort(descending=True, stable=True)
+    within = within[:, best.indices]
+    kept = within & (within.cumsum(1) <= total[:, None])
+    sums = ((kept * best.values) @ levels[best.indices]).clamp(max=1.0).tolist()
+    return [_deeper(of[: shape.depth], shape) for of, shape in zip(sums, menu, strict=True)]
 
 
-def _levels(probability: Tensor, level: Tensor, rank: Tensor, drafted_depth: int, shape: TreeConfig) -> list[float]:
+@functools.lru_cache(maxsize=256)
+def _holds(drafted: TreeConfig, menu: tuple[TreeConfig, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Which candidates of `drafted` each tree has among its own, bool [trees, candidates]; of how many it keeps the
+    best, int64 [trees]; and each one's level, one-hot float64 [candidates, depth].
+    """
+    width, index = drafted.width, torch.arange(drafted.candidates)
+    level, rank = torch.zeros_like(index), index.clone()
+    level[width:] = 1 + (index[width:] - width) // (width * width)
+    rank[width:] = torch.maximum((index[width:] - width) % width, (index[width:] - width) // width % width)
+    within = [(rank < shape.width) & (level < shape.depth) for shape in menu]
+    total = torch.tensor([shape.nodes - 1 for shape in menu])
+    return torch.stack(within), total, functional.one_hot(level, drafted.depth).double()
+
+
+def _deeper(levels: list[float], shape: TreeConfig) -> list[float]:
     if shape.nodes == 1:
         return []
-    among = (rank < shape.width) & (level <= shape.depth)
-    kept = torch.where(among, probability, -1.0).topk(min(shape.total, int(among.sum()))).indices
-    sums = torch.zeros(drafted_depth + 1, dtype=torch.float64).index_add_(0, level[kept], probability[kept])
-    levels = sums[1 : shape.depth + 1].clamp(max=1.0).tolist()
     while len(levels) < shape.depth:
         ratio = min(1.0, levels[-1] / levels[-2]) if len(levels) > 1 and levels[-2] > 0 else levels[-1]
         levels.append(levels[-1] * ratio)
@@ -141,15 +181,20 @@ def _levels(probability: Tensor, level: Tensor, rank: Tensor, drafted_depth: int
 
 
 # Beside the models, as in targets/borrow.py.
-_costs: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Costs]]" = weakref.WeakKeyDictionary()
+_costs: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Costs]]" = weakref.WeakKeyDictionary()
 
 
 def costs_of(model: nn.Module, drafter: Hashable, context: int, batch: int = 1) -> Costs:
     """What is known of this model and drafter on its device, with these threads, at about this context, in tokens, of
-    so many sequences together.
+    so many sequences together. Of a context that is new, what is known of the nearest one.
     """
-    key = (drafter, model.device, model.dtype, torch.get_num_threads(), context.bit_length(), batch)
-    return _costs.setdefault(model, {}).setdefault(key, Costs())
+    known = _costs.setdefault(model, {})
+    place = (drafter, model.device, model.dtype, torch.get_num_threads(), batch)
+    if (key := (*place, context.bit_length())) not in known:
+        alike = [other for other in known if other[:-1] == place and known[other].measured]
+        nearest = min(alike, key=lambda other: abs(other[-1] - key[-1]), default=None)
+        known[key] = Costs() if nearest is None else copy.deepcopy(known[nearest])
+    return known[key]
 
 
 @dataclass
@@ -161,6 +206,8 @@ class Policy:
         menu: the trees to choose from, besides drafting nothing; from small to large.
         shape: the tree to draft next.
         context: tokens of the prompt.
+        _behind: the drafter has not seen the prompt, or the tokens of rounds that drafted nothing: its next draft
+            costs more than those that follow.
     """
 
     costs: Costs
@@ -170,7 +217,11 @@ class Policy:
     _rounds: int = 0
     _wait: int = FIRST_WAIT
     _until: int = 0
-    _gains: list[list[float]] = field(default_factory=list)
+    _behind: bool = True
+
+    def __post_init__(self) -> None:
+        if self.costs.measured and self.costs.gains:
+            self.shape, self._until = self.best(), EVERY
 
     @classmethod
     def of(cls, model: nn.Module, drafter: Drafter, own: TreeConfig, prompts: Tensor) -> "Policy":
@@ -204,7 +255,7 @@ class Policy:
         """The most that a tree of the menu has."""
         return max(shape.candidates for shape in self.menu)
 
-    def saw(self, accepted: Sequence[int], draft: float, rest: float, scores: Tensor) -> None:
+    def saw(self, accepted: Sequence[int], draft: float, rest: float, scores: Tensor, settled: bool = True) -> None:
         """What the round of self.shape did; chooses the next tree.
 
         Args:
@@ -212,29 +263,26 @@ class Policy:
             draft, rest: its seconds of drafting, and all others.
             scores: float32 [B, >= candidates], begins with the tree's candidates, see `expected`; of no use where
                 nothing was drafted.
+            settled: further rounds of this tree cost the same; one before its capture does not.
         """
         self._rounds += 1
-        if self._rounds > 1:  # the first draft reads the whole prompt
+        if settled and not (self._behind and self.shape.nodes > 1):
             self.costs.saw(self.shape, draft, rest)
+        self._behind = self.shape.nodes == 1
         if self.shape.nodes > 1:
             for own, of in zip(accepted, scores, strict=True):
                 self._learn(own, of[: self.shape.candidates])
         if self.shape.nodes == 1:
             if self._rounds >= self._until:
                 self.shape = self.best(drafts=True)
-        elif self._rounds > 1 and (self._rounds <= EVERY or self._rounds % EVERY == 0 or self._wait > FIRST_WAIT):
+        elif self.costs.measured and (self._rounds <= EVERY or self._rounds % EVERY == 0 or self._wait > FIRST_WAIT):
             self._choose()
 
     def _learn(self, accepted: int, scores: Tensor) -> None:
         (own, *others) = expected(scores, self.shape, (self.shape, *self.menu))
         new = 0.5 if self._wait > FIRST_WAIT else 0.25  # drafts that are few count more
         self.costs.drafted(self.shape, own, accepted)
-        if not self._gains:
-            self._gains = others
-        self._gains = [
-            [old + new * (gain - old) for old, gain in zip(before, now, strict=True)]
-            for before, now in zip(self._gains, others, strict=True)
-        ]
+        self.costs.foretells(new, dict(zip(self.menu, others, strict=True)))
 
     def _choose(self) -> None:
         self.shape = self.best()
@@ -243,14 +291,9 @@ class Policy:
         else:
             self._wait = FIRST_WAIT
 
-    def tokens(self, shape: TreeConfig) -> float:
-        """E of one of the menu's trees."""
-        gains = self._gains[self.menu.index(shape)] if self._gains else []
-        return 1.0 + sum(min(1.0, gain * self.costs.right(shape, level, self.menu)) for level, gain in enumerate(gains))
-
     def best(self, drafts: bool = False) -> TreeConfig:
         """The tree of the greatest E / T; with `drafts`, among those that draft."""
-        rates = {shape: self.tokens(shape) / self.costs.seconds(shape) for shape in self.menu}
+        rates = {shape: self.costs.tokens(shape, self.menu) / self.costs.seconds(shape) for shape in self.menu}
         if not drafts:
             rates[PLAIN] = 1.0 / self.costs.seconds(PLAIN)
         return max(rates, key=lambda shape: rates[shape])

@@ -133,9 +133,10 @@ class Rounds:
         stops: Stops, room: Room | None = None,
     ):  # fmt: skip
         self.target, self.drafter, self.state, self.shape, self.clock = target, drafter, state, shape, clock
-        self.stops, self.room = stops, room
+        self.stops, self.room, state.captured = stops, room, room is not None
         self.run = 0  # rounds of this shape that were not replayed
         self.captured: Captured | None = None
+        self.settled = False  # whether those to come run as the last one did: captured already, if ever
 
     def use(self, shape: TreeConfig) -> None:
         """The rounds to come draft trees of another shape. What is pending is still of the last one's length, so the
@@ -152,6 +153,7 @@ class Rounds:
 
     def __call__(self) -> list[list[int]]:
         """One round. Returns each sequence's tokens, as loop.read does."""
+        self.settled = self.room is None or self.captured is not None
         if self.captured is None and self.room is not None and self.run > 0:
             self._find(self.room)
         if self.captured is None:

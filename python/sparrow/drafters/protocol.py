@@ -4,7 +4,7 @@ The state's invariant at the start of a round (contract of every drafter): the t
 but the last; the last one is the root of the next tree.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -52,6 +52,27 @@ class Pending:
         moved = index % n + n * torch.arange(len(order), device=order.device, dtype=torch.int32)[:, None]
         index = torch.where(index < 0, index, moved)
         return Pending(self.tokens[order], index, hidden.flatten(0, 1), self.positions[order], self.num_rows[order])
+
+    def clone(self) -> "Pending":
+        """On memory of its own."""
+        return Pending(*(t.clone() for t in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Pending"]) -> "Pending":
+        """One behind the other; all tokens of all but the last are in use."""
+        b, first, index = len(parts[0].tokens), 0, []
+        count = sum(len(part.hidden) for part in parts) // b  # states of each sequence
+        for part in parts:
+            n, sequence = len(part.hidden) // b, torch.arange(b, device=part.tokens.device, dtype=torch.int32)[:, None]
+            index.append(torch.where(part.row_index < 0, -1, part.row_index - sequence * n + first + sequence * count))
+            first += n
+        return cls(
+            torch.cat([part.tokens for part in parts], dim=1),
+            torch.cat(index, dim=1),
+            torch.cat([part.hidden.unflatten(0, (b, -1)) for part in parts], dim=1).flatten(0, 1),
+            torch.cat([part.positions for part in parts], dim=1),
+            sum(part.num_rows for part in parts[1:]) + parts[0].num_rows,
+        )
 
     @classmethod
     def room(cls, root: Tensor, nodes: int, most: int, states: Tensor) -> "Pending":
@@ -121,6 +142,7 @@ class DecodeState(Generic[D]):
         report: int64 [B, 2 + T] on the host (page-locked where the model is on a GPU): error, path length and emitted
             tokens of the last round.
         scores: float32 [B, candidates] beside it, DraftTree.scores of the last round's tree; None = not wanted.
+        captured: its rounds are captured and replayed: what Python does in them happens once.
     """
 
     cache: TargetCache
@@ -133,6 +155,7 @@ class DecodeState(Generic[D]):
     accepted: Pending
     report: Tensor
     scores: Tensor | None = None
+    captured: bool = False
 
     @classmethod
     def after_prompt(

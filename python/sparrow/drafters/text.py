@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -172,10 +172,17 @@ class TextDraft:
     Attributes:
         cache: its keys and values.
         pending: what it has not seen yet: the prompt's text rows and the first token, then what each round accepts.
+        waiting: what it has not seen of rounds before that drafted nothing, a token each.
     """
 
     cache: DraftCache
     pending: Pending
+    waiting: list[Pending] = field(default_factory=list)
+
+    def all_pending(self) -> Pending:
+        """What is waiting and what is pending, as one; nothing waits then."""
+        parts, self.waiting = [*self.waiting, self.pending], []
+        return parts[0] if len(parts) == 1 else Pending.joined(parts)
 
 
 class TextDrafter(Drafter[TextDraft]):
@@ -205,7 +212,7 @@ class TextDrafter(Drafter[TextDraft]):
 
     def keep(self, draft: TextDraft, error: Tensor) -> dict[str, Tensor]:
         """See Drafter: the rows of all tokens, the emitted last one's too."""
-        catch_up(self.drafter, draft.pending, draft.cache, error)
+        catch_up(self.drafter, draft.all_pending(), draft.cache, error)
         rows = int(draft.cache.lengths.max())
         return {"keys": draft.cache.keys[:, :rows].clone(), "values": draft.cache.values[:, :rows].clone()}
 
@@ -233,17 +240,21 @@ class TextDrafter(Drafter[TextDraft]):
         return TextDraft(cache, pending)
 
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
-        cache, pending = state.draft.cache, state.draft.pending
-        out, position = catch_up(self.drafter, pending, cache, state.error)
+        draft = state.draft
+        if shape.nodes == 1 and draft.pending.tokens.shape[1] == 1 and not state.captured:
+            draft.waiting.append(draft.pending.clone())
+            return root_alone(state)
+        out, position = catch_up(self.drafter, draft.all_pending(), draft.cache, state.error)
         if shape.nodes == 1:
             return root_alone(state)
-        return grow(self.drafter, state.root, out, position, cache, shape, state.error)
+        return grow(self.drafter, state.root, out, position, draft.cache, shape, state.error)
 
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
         draft.pending = accepted
 
     def select(self, draft: TextDraft, order: Tensor) -> TextDraft:
-        return TextDraft(draft.cache.select(order), draft.pending.select(order))
+        waiting = [one.select(order) for one in draft.waiting]
+        return TextDraft(draft.cache.select(order), draft.pending.select(order), waiting)
 
 
 class NoDrafter(Drafter[None]):
