@@ -42,7 +42,7 @@ SHAPE = TreeConfig(15, 5, 3)
         ({"streamer": 3}, "streamer must have put and end, .* got int"),
         ({"drafter": "folder"}, "drafter must be .*, got str"),
         ({"drafter": sparrow.SparrowDrafter}, "drafter must be .*, got the class SparrowDrafter"),
-        ({"tree": (4, 2, 2)}, r"tree must be a TreeConfig or text .*, got \(4, 2, 2\)"),
+        ({"tree": (4, 2, 2)}, r"tree must be a TreeConfig, .* or text .*, got \(4, 2, 2\)"),
         ({"input_ids": None}, "input_ids must be an int64 tensor .*, got NoneType"),
         ({"input_ids": torch.ones(1, 0, dtype=torch.int64)}, r"input_ids must be .*, got torch.int64 \[1, 0\]"),
         ({"input_ids": torch.ones(1, 2)}, r"input_ids must be .*, got torch.float32 \[1, 2\]"),

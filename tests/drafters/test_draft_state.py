@@ -1,5 +1,7 @@
 """The drafter's text-only state: cache hygiene, alignment, independence of visual length, train/decode parity."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,6 +203,22 @@ def test_draft_vocabulary(tiny, greedy):
     assert torch.equal(out.sequences, greedy(model, inputs, 20))
     proposed = torch.cat([t.tokens[0, 1 : int(t.num_nodes[0])] for t in trees])
     assert len(proposed) and bool((proposed % 10 == 0).all())
+
+
+def test_the_draft_vocabularys_rows_stay_where_they_are(tiny):
+    """Calls that follow share captured rounds and measured costs, which go by address; a head that changed does not."""
+    target = Target(copy.deepcopy(tiny("qwen2_5_vl")))
+    drafter = sparrow.SparrowDrafter.from_target(target, draft_vocab=True)
+    drafter.set_draft_vocab(torch.arange(10, 200, 10))
+    first = drafter.in_loop(target, None)[0].identity()
+    assert drafter.in_loop(target, None)[0].identity() == first
+    with torch.no_grad():
+        target.head.weight.mul_(2)
+    assert drafter.in_loop(target, None)[0].identity() != first
+    assert torch.equal(drafter.draft_rows, target.head.weight[drafter.draft_vocab_ids])
+    drafter.set_draft_vocab(torch.arange(10, 100, 10))
+    drafter.attach(target)
+    assert torch.equal(drafter.draft_rows, target.head.weight[drafter.draft_vocab_ids])
 
 
 @pytest.mark.parametrize("trimmed", [False, True])

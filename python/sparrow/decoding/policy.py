@@ -24,11 +24,18 @@ from torch.nn import functional
 from sparrow.drafters.protocol import Drafter
 from sparrow.tree import MAX_NODES, Root, TreeConfig
 
-PLAIN = Root()
+PLAIN = ANY = Root()
 MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
 EVERY = 4  # rounds between choices, after as many that each make one
-FIRST_WAIT, LONGEST_WAIT = 16, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
-SURE = 3  # rounds of a size before its measured cost alone counts
+FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
+REMEMBERS = 0.98  # what a round foretold and what came fade so much per round
+HOPE, CLEARLY = (
+    0.8,
+    0.95,
+)  # trees expected at this share of plain speed are drafted: in the first TRIES drafts, and later
+TRIES = 8
+PRIOR = 2.0  # acceptances foretold, after which a tree's own rounds count as much as those of all
+SURE = 2  # rounds of a size before its measured cost alone counts
 ROW = 0.03  # what a further row adds to a verify pass of one row, before anything is measured
 LEVEL = 0.12  # what a level of drafting costs, in verify passes of one row, before anything is measured
 
@@ -41,8 +48,8 @@ class Costs:
     the sizes that have run. Neither grows where width or nodes shrink.
 
     Attributes:
-        said, kept: by tree and level, the acceptances that the drafter foretold and those that came; older ones count
-            less. What it foretells is its own, not the text's: later generations begin with it.
+        said, kept: by tree (ANY: of all) and level, the acceptances that the drafter foretold and those that came;
+            older ones count less. How right it is is its own affair, not the text's: later generations begin with it.
         gains: by tree and level, what a draft of the last rounds foretells, before that correction; a generation begins
             with those of the one before.
     """
@@ -65,18 +72,18 @@ class Costs:
         if shape.nodes > 1:
             self._level.setdefault(shape.width, deque(maxlen=9)).append(draft / shape.depth)
 
-    def right(self, shape: TreeConfig, level: int, menu: Sequence[TreeConfig]) -> float:
-        """Acceptances per acceptance foretold: of this tree, or of the most alike in the menu that have run."""
-        ran = [other for other in menu if other in self.said]
-        near = min(abs(menu.index(other) - menu.index(shape)) for other in ran)
-        alike = [other for other in ran if abs(menu.index(other) - menu.index(shape)) == near]
-        said, kept = (sum(table[one][min(level, one.depth - 1)] for one in alike) for table in (self.said, self.kept))
-        return kept / said
+    def right(self, shape: TreeConfig, level: int) -> float:
+        """Acceptances per acceptance foretold: of any tree at first, of this one as it runs."""
+        said, kept = self.said[ANY], self.kept[ANY]
+        of_any = kept[min(level, len(said) - 1)] / said[min(level, len(said) - 1)]
+        if level >= len(self.said.get(shape, ())):
+            return of_any
+        return (self.kept[shape][level] + PRIOR * of_any) / (self.said[shape][level] + PRIOR)
 
-    def tokens(self, shape: TreeConfig, menu: Sequence[TreeConfig]) -> float:
+    def tokens(self, shape: TreeConfig) -> float:
         """That a round of one of the menu's trees is expected to emit."""
         gains = self.gains.get(shape, ())
-        return 1.0 + sum(min(1.0, gain * self.right(shape, level, menu)) for level, gain in enumerate(gains))
+        return 1.0 + sum(min(1.0, gain * self.right(shape, level)) for level, gain in enumerate(gains))
 
     def foretells(self, new: float, gains: dict[TreeConfig, list[float]]) -> None:
         """`new`: the weight of these gains beside those before."""
@@ -86,11 +93,22 @@ class Costs:
 
     def drafted(self, shape: TreeConfig, foretold: Sequence[float], accepted: int) -> None:
         """A round of `shape` foretold so much of each level, and `accepted` levels came."""
-        said = self.said.setdefault(shape, [1.0] * len(foretold))  # a round beforehand in which it was right
-        kept = self.kept.setdefault(shape, [1.0] * len(foretold))
-        for level, gain in enumerate(foretold):
-            said[level] = 0.95 * said[level] + gain
-            kept[level] = 0.95 * kept[level] + (accepted > level)
+        for table in (self.said, self.kept):
+            for tree, levels in table.items():
+                if tree not in (shape, ANY):  # they fade as well: texts change
+                    levels[:] = [REMEMBERS * x for x in levels]
+        for tree, begun in ((ANY, PRIOR), (shape, 0.0)):  # PRIOR: as if it had been right so often before
+            said, kept = self.said.setdefault(tree, []), self.kept.setdefault(tree, [])
+            for level, gain in enumerate(foretold):
+                if level == len(said):
+                    said.append(begun)
+                    kept.append(begun)
+                said[level] = REMEMBERS * said[level] + gain
+                kept[level] = REMEMBERS * kept[level] + (accepted > level)
+
+    def sure(self, shape: TreeConfig) -> bool:
+        """Whether enough rounds of its size have been measured."""
+        return len(self._verify.get(shape.nodes, ())) >= SURE
 
     def seconds(self, shape: TreeConfig) -> float:
         """Of a round of `shape`, once any round has been measured."""
@@ -206,6 +224,8 @@ class Policy:
         menu: the trees to choose from, besides drafting nothing; from small to large.
         shape: the tree to draft next.
         context: tokens of the prompt.
+        _rounds, _drafts: so far, and those that drafted.
+        _wait, _until: rounds without a draft to come next time, and the round that ends the present ones.
         _behind: the drafter has not seen the prompt, or the tokens of rounds that drafted nothing: its next draft
             costs more than those that follow.
     """
@@ -218,6 +238,7 @@ class Policy:
     _wait: int = FIRST_WAIT
     _until: int = 0
     _behind: bool = True
+    _drafts: int = 0
 
     def __post_init__(self) -> None:
         if self.costs.measured and self.costs.gains:
@@ -266,21 +287,28 @@ class Policy:
             settled: further rounds of this tree cost the same; one before its capture does not.
         """
         self._rounds += 1
+        unsure = self._unsure
         if settled and not (self._behind and self.shape.nodes > 1):
             self.costs.saw(self.shape, draft, rest)
         self._behind = self.shape.nodes == 1
         if self.shape.nodes > 1:
+            self._drafts += 1
             for own, of in zip(accepted, scores, strict=True):
                 self._learn(own, of[: self.shape.candidates])
         if self.shape.nodes == 1:
             if self._rounds >= self._until:
                 self.shape = self.best(drafts=True)
-        elif self.costs.measured and (self._rounds <= EVERY or self._rounds % EVERY == 0 or self._wait > FIRST_WAIT):
+        elif self.costs.measured and (self._rounds % EVERY == 0 or self._drafts <= EVERY or unsure):
             self._choose()
+
+    @property
+    def _unsure(self) -> bool:
+        """Whether the next choice should not wait: a tree's cost is new, or nothing was drafted lately."""
+        return not self.costs.sure(self.shape) or self._wait > FIRST_WAIT
 
     def _learn(self, accepted: int, scores: Tensor) -> None:
         (own, *others) = expected(scores, self.shape, (self.shape, *self.menu))
-        new = 0.5 if self._wait > FIRST_WAIT else 0.25  # drafts that are few count more
+        new = 0.4 if self._wait > FIRST_WAIT else 0.15  # drafts that are few count more
         self.costs.drafted(self.shape, own, accepted)
         self.costs.foretells(new, dict(zip(self.menu, others, strict=True)))
 
@@ -293,7 +321,7 @@ class Policy:
 
     def best(self, drafts: bool = False) -> TreeConfig:
         """The tree of the greatest E / T; with `drafts`, among those that draft."""
-        rates = {shape: self.costs.tokens(shape, self.menu) / self.costs.seconds(shape) for shape in self.menu}
+        rates = {shape: self.costs.tokens(shape) / self.costs.seconds(shape) for shape in self.menu}
         if not drafts:
-            rates[PLAIN] = 1.0 / self.costs.seconds(PLAIN)
+            rates[PLAIN] = (HOPE if self._drafts < TRIES else CLEARLY) / self.costs.seconds(PLAIN)
         return max(rates, key=lambda shape: rates[shape])

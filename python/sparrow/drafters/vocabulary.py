@@ -42,6 +42,7 @@ class Vocabulary(nn.Module):
         if config.draft_vocab:
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         self._tables: Tables | None = None
+        self._source: object = None  # of tables.draft_rows
 
     def bind(self, embedding: Tensor, head: nn.Module, norm: nn.Module) -> None:
         """Shares a target's embedding table [V, E], LM head and final norm with the drafter.
@@ -59,8 +60,18 @@ class Vocabulary(nn.Module):
         if self.config.own_head or not isinstance(rows, Tensor) or getattr(head, "bias", None) is not None:
             rows = None  # no plain weight: `propose` goes through the module
         elif ids is not None:
-            rows = rows[ids]
+            rows = self._rows(rows, ids)
         self._tables = Tables(embedding, head, norm, rows)
+
+    def _rows(self, head: Tensor, ids: Tensor) -> Tensor:
+        """head[ids]; the same tensor as before where neither has changed, since captured rounds know its address."""
+        if head.is_inference() or ids.is_inference():  # those count no changes
+            return head[ids]
+        source = tuple((t.data_ptr(), t._version, t.shape, t.dtype) for t in (head, ids))
+        if self._tables is None or self._tables.draft_rows is None or self._source != source:
+            self._source = source
+            return head[ids]
+        return self._tables.draft_rows
 
     @property
     def draft_rows(self) -> Tensor | None:
