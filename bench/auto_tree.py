@@ -22,6 +22,7 @@ from sparrow.evaluation.questions import question, sampling
 from sparrow.miniature.shipped import drafter_folder, pair
 from sparrow.progress import Progress
 from sparrow.targets.adapter import Target
+from sparrow.tree import TreeConfig
 from sparrow.video import load_settings
 
 DRAFTERS = ("shipped", "paper", "random")
@@ -48,7 +49,7 @@ def systems_of(model, drafter, inputs, options):
 
         return run
 
-    fixed = {str(tree): ours(drafter, tree) for tree in MENU}
+    fixed = {str(tree): ours(drafter, tree) for tree in (*MENU, TreeConfig.parse(drafter.config.tree))}
     return {"transformers": theirs, "plain": ours(None, None), "auto": ours(drafter, "auto"), **fixed}
 
 

@@ -316,6 +316,17 @@ def test_what_waits_is_joined_sequence_by_sequence():
             assert torch.equal(joined.hidden[joined.row_index[place]][true], states[true])
 
 
+def test_a_token_alone_has_its_own_states_only():
+    rows = torch.tensor([[4], [-1], [0]], dtype=torch.int32)
+    whole = Pending(
+        torch.tensor([[7], [8], [9]]), rows, torch.randn(6, 2), torch.tensor([[1], [2], [3]]), torch.ones(3)
+    )
+    alone = whole.alone()
+    assert torch.equal(alone.tokens, whole.tokens) and alone.hidden.shape == (3, 2)
+    assert alone.row_index.tolist() == [[0], [-1], [2]]
+    assert torch.equal(alone.hidden[0], whole.hidden[4]) and torch.equal(alone.hidden[2], whole.hidden[0])
+
+
 def test_what_is_known_of_a_model_serves_the_next_call(tiny):
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
     drafter = sparrow.SparrowDrafter.from_target(Target(model))

@@ -103,8 +103,8 @@ def generate(
             operators and cache.
         tree: shape of the draft tree, a TreeConfig or "total-depth-width"; "own": the drafter's; "auto": chosen every
             few rounds by what rounds cost here and how sure the drafter is, and nothing is drafted where nothing pays
-            (decoding/policy.py). Default: "auto" where the drafter can change its tree (SparrowDrafter, text only), on
-            the CPU; "own" otherwise, since no GPU has measured "auto" yet.
+            (decoding/policy.py). Default: "auto" where the drafter can change its tree (a SparrowDrafter), on the CPU;
+            "own" otherwise, since no GPU has measured "auto" yet.
         seed: of the sampling noise; of several prompts the first one's, the others count on; or a list, one for each.
             Default: drawn from torch's global generator.
         positions: "hf" numbers the prompt as transformers does, "reference" as Qwen2/2.5-VL were trained.

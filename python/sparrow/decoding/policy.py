@@ -251,7 +251,7 @@ class Policy:
         Raises ValueError where the drafter cannot change its tree.
         """
         if drafter.scores_width == 0:
-            raise ValueError('tree="auto" needs a drafter that scores its candidates (SparrowDrafter, text only)')
+            raise ValueError('tree="auto" needs a drafter that scores its candidates (a SparrowDrafter)')
         menu = {shape for shape in (*MENU, own) if shape.width <= drafter.scores_width}
         by_size = tuple(sorted(menu, key=lambda shape: (shape.nodes, shape.depth)))
         start = own if own in menu else by_size[0]

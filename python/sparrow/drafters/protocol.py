@@ -53,9 +53,17 @@ class Pending:
         index = torch.where(index < 0, index, moved)
         return Pending(self.tokens[order], index, hidden.flatten(0, 1), self.positions[order], self.num_rows[order])
 
-    def clone(self) -> "Pending":
-        """On memory of its own."""
-        return Pending(*(t.clone() for t in vars(self).values()))
+    def alone(self) -> "Pending":
+        """A copy of a single token's (T = 1), with no other states than its own."""
+        b = len(self.tokens)
+        own = torch.arange(b, dtype=torch.int32, device=self.tokens.device)[:, None]
+        return Pending(
+            self.tokens.clone(),
+            torch.where(self.row_index < 0, -1, own),
+            self.hidden[self.row_index[:, 0].clamp(min=0).long()],
+            self.positions.clone(),
+            self.num_rows.clone(),
+        )
 
     @classmethod
     def joined(cls, parts: Sequence["Pending"]) -> "Pending":

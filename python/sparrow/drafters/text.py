@@ -242,7 +242,7 @@ class TextDrafter(Drafter[TextDraft]):
     def draft(self, state: DecodeState[TextDraft], shape: TreeConfig) -> DraftTree:
         draft = state.draft
         if shape.nodes == 1 and draft.pending.tokens.shape[1] == 1 and not state.captured:
-            draft.waiting.append(draft.pending.clone())
+            draft.waiting.append(draft.pending.alone())
             return root_alone(state)
         out, position = catch_up(self.drafter, draft.all_pending(), draft.cache, state.error)
         if shape.nodes == 1:
