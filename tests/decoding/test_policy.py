@@ -349,6 +349,22 @@ def test_a_new_length_begins_with_what_the_nearest_one_knows(tiny):
     assert costs_of(model, "a", 100).seconds(PLAIN) == 2.0
 
 
+def test_it_is_the_default_where_the_drafter_can_change_its_tree(tiny):
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    text = sparrow.SparrowDrafter.from_target(Target(model))
+    seen = sparrow.SparrowDrafter.from_target(Target(model), positions="sequence")
+    for drafter, tree, used in (
+        (text, None, "auto"),
+        (seen, None, "auto"),
+        (text, "own", text.config.tree),
+        (text, "3-2-2", "3-2-2"),
+        (None, None, "none"),
+        (None, "own", "none"),
+        (ScriptedDrafter(inputs["input_ids"][0], lambda r: 0), None, str(TreeConfig())),
+    ):
+        assert sparrow.generate(model, drafter, **inputs, max_new_tokens=4, tree=tree).stats.tree == used
+
+
 def test_a_drafter_without_scores_is_refused(tiny):
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
     for drafter in (None, sparrow.SpecVLM(), ScriptedDrafter(inputs["input_ids"][0], lambda r: 0)):
