@@ -67,6 +67,23 @@ print(sorted({{'transformers', 'torchvision', 'PIL'}} & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
+def test_frames_that_are_there_need_no_pyav(tmp_path: Path) -> None:
+    """The GPU check, training on prepared data and decoding run where PyAV is not; only a file's frames need it."""
+    np.save(tmp_path / "clip.npy", np.zeros((2, 56, 56, 3), np.uint8))
+    code = f"""
+import sys
+sys.modules["av"] = None
+import bench.gpu_decode, bench.gpu_loop_cases, sparrow.decoding.session, sparrow.training.trainer
+from sparrow.video import load_video
+print(load_video({str(tmp_path / "clip.npy")!r}, source_fps=1.0)[0].shape)
+load_video({str(DEMO)!r})
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert done.stdout == "(2, 56, 56, 3)\n" and done.returncode == 1
+    assert "ModuleNotFoundError: import of av halted" in done.stderr
+
+
 # ---- sampling
 
 

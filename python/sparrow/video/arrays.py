@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 
-from sparrow.video.decode import MAX_BYTES
-from sparrow.video.info import VideoError
+from sparrow.video.info import MAX_BYTES, VideoError
 
 NUMPY_SUFFIXES = (".npy", ".npz")
 # of a .npy header; NumPy's own writer needs 128 bytes for such an array

@@ -14,14 +14,11 @@ import numpy as np
 
 from sparrow.video.container import CONTAINERS, PICTURES, DamagedVideoError, opened, reason
 from sparrow.video.damage import be_careful, find_whole, frames_past_damage
-from sparrow.video.info import VideoError, VideoInfo
+from sparrow.video.info import MAX_BYTES, Progress, VideoError, VideoInfo
 from sparrow.video.packets import Key, Packets, read_packets
 from sparrow.video.upright import upright_rgb
 
 Choose = Callable[[int, float | None, np.ndarray], tuple[int, ...]]
-Progress = Callable[[int, int], None]
-
-MAX_BYTES = 16 << 30
 # Decoding this many unwanted frames is cheaper than a seek, which drains the decoder's threads.
 SEEK_COST = 8
 

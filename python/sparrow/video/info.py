@@ -1,6 +1,10 @@
 """What is known of a clip beside its frames: where they lie in time, and the one error it can cause."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+Progress = Callable[[int, int], None]  # gets frames done, frames wanted
+MAX_BYTES = 16 << 30  # of frames or pixels
 
 # transformers assumes this rate where frames come without one
 ASSUMED_FPS = 24.0

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from sparrow.video.arrays import NUMPY_SUFFIXES, check_bytes, frames_of_array, frames_of_file, taken
-from sparrow.video.decode import Progress, decode_file, decode_picture
-from sparrow.video.info import VideoError, VideoInfo
+from sparrow.video.info import Progress, VideoError, VideoInfo
 from sparrow.video.paths import kind, status, to_path
 from sparrow.video.pixel_settings import is_finite
 from sparrow.video.sampling import default_sampling, sample_indices
@@ -82,6 +81,8 @@ def load_video(
     path = to_path(source) if isinstance(source, (str, Path)) else None
     clock = has_clock(path)
     if path is not None and clock:
+        from sparrow.video.decode import decode_file  # PyAV is needed where a file is read, and nowhere else
+
         frames, info = decode_file(path, choose, source_fps, progress, on_damage)
         return frames, info if start is None and end is None else replace(info, total_frames=len(span))
     total, take = _frames(source, path, progress)
@@ -179,6 +180,8 @@ def _check_regular(files: list[Path]) -> None:
 
 def _pictures(files: list[Path], progress: Progress | None) -> np.ndarray:
     """uint8 [files, H, W, 3]."""
+    from sparrow.video.decode import decode_picture  # as above
+
     frames = np.empty((0, 0, 0, 3), np.uint8)
     for done, file in enumerate(files):
         picture = decode_picture(file)

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparrow.video.decode import MAX_BYTES
 from sparrow.video.image_settings import PatchImages
-from sparrow.video.info import VideoError
+from sparrow.video.info import MAX_BYTES, VideoError
 from sparrow.video.pixel_settings import FixedSize, PixelSettings
 from sparrow.video.settings import PatchSettings
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from sparrow.video.arrays import check_frames
-from sparrow.video.decode import Progress
 from sparrow.video.image_pixels import image_pixels
 from sparrow.video.image_settings import PatchImages
 from sparrow.video.images import read_image
-from sparrow.video.info import ASSUMED_FPS, VideoError, VideoInfo
+from sparrow.video.info import ASSUMED_FPS, Progress, VideoError, VideoInfo
 from sparrow.video.load import Source, has_clock, is_clip, load_video
 from sparrow.video.messages import MediaPart, Message, read_prompt, render, unequal
 from sparrow.video.pixels import Memo, frame_pixels, once, patch_pixels

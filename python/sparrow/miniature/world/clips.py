@@ -5,7 +5,6 @@ import random
 from dataclasses import dataclass
 from fractions import Fraction
 
-import av
 import numpy as np
 
 from sparrow.files import replacing
@@ -98,6 +97,8 @@ def write_video(path: str | pathlib.Path, frames: np.ndarray, fps: float) -> Non
     """
     if frames.ndim != 4 or frames.dtype != np.uint8 or frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(f"frames must be uint8 [T, even, even, 3], got {frames.dtype} {frames.shape}")
+    import av  # here alone: clips are made, and measured, where there is none
+
     rate = Fraction(fps).limit_denominator(1000)
     with replacing(path) as new, av.open(str(new), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "threads": "1"})
