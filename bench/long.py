@@ -7,22 +7,18 @@ the shipped weights; the cache is filled with noise, as no prompt is run. The re
 session, with the clip as decoded frames, then a second question; wall seconds, once.
 """
 
-import argparse
-import pathlib
 import resource
-import sys
 import time
 
 import torch
 
+from bench.measured import program
 from bench.round import DRAFTS, Bench, draft_ratios, timed
 from bench.session import QUESTIONS, First, clip_of
-from sparrow.cli.loading import load_drafter, load_target, quiet
+from sparrow.cli.loading import load_drafter, load_target
 from sparrow.decoding.session import Session
 from sparrow.drafters.text import TextDrafter
-from sparrow.files import write_json
 from sparrow.miniature.shipped import pair
-from sparrow.provenance import provenance
 from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
 from sparrow.video import load_settings
@@ -59,27 +55,20 @@ def conversation(parts, length: int) -> dict[str, object]:
     return {**found, "memory": session.memory, "peak_resident_bytes": peak}
 
 
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench.long")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--prompt", type=int, default=24576, help="visual tokens of the real prompt")
-    parser.add_argument("--save", type=pathlib.Path)
-    given = parser.parse_args(argv)
-    quiet()
-    torch.set_num_threads(1)
-    source = provenance(f"python -m bench.long {' '.join(argv)}")
+def measure(lengths: list[int], rounds: int, prompt: int) -> dict[str, object]:
+    """Both parts; prompt: visual tokens of the real one."""
     target, drafter_folder = pair()
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
     drafter = load_drafter(str(drafter_folder), model)
-    result = {"provenance": source, "rounds": rounds_of(model, drafter, list(given.lengths), given.rounds)}
-    print(result["rounds"], flush=True)
-    result["prompt"] = conversation((model, drafter, load_settings(target), tokenizer), given.prompt)
-    print(result["prompt"])
-    if given.save is not None:
-        write_json(given.save, result)
-    return 0
+    found = rounds_of(model, drafter, lengths, rounds)
+    return {"rounds": found, "prompt": conversation((model, drafter, load_settings(target), tokenizer), prompt)}
+
+
+def table(result: dict) -> str:
+    """Everything, a line each."""
+    return "\n".join(f"{name}: {value}" for part in ("rounds", "prompt") for name, value in result[part].items())
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    options = {"lengths": {"type": int, "nargs": "+", "default": LENGTHS}, "rounds": 20, "prompt": 24576}
+    program("bench.long", __doc__, options, measure, table)

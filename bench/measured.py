@@ -42,8 +42,9 @@ class Stamps:
 def program(
     name: str, about: str, options: dict[str, Any], measure: Callable[..., dict[str, Any]],
     table: Callable[[dict[str, Any]], str],
-) -> None:  # fmt: skip
-    """The command line: measures, saves with provenance, prints the table; or prints that of a saved result.
+) -> dict[str, Any]:  # fmt: skip
+    """The command line: measures, saves with provenance, prints the table; or prints that of a saved result. Returns
+    the result.
 
     Args:
         name: of the module, for the provenance; about: its docstring.
@@ -60,8 +61,8 @@ def program(
     values = vars(parser.parse_args())
     save, saved = values.pop("save"), values.pop("table")
     if saved:
-        print(table(json.loads(saved.read_text())))
-        return
+        print(table(result := json.loads(saved.read_text())))
+        return result
     quiet()
     threads = values.pop("threads", 1)
     torch.set_num_threads(threads)
@@ -70,3 +71,4 @@ def program(
     if save:
         write_json(save, result, indent=1)
     print(table(result))
+    return result

@@ -8,10 +8,8 @@ tower, prefill, one token. Ratios are medians of ratios taken in turns. Memory i
 what it had with the pair loaded.
 """
 
-import argparse
 import contextlib
 import json
-import pathlib
 import resource
 import statistics
 import subprocess
@@ -22,13 +20,12 @@ from typing import Any
 
 import torch
 
+from bench.measured import program
 from bench.session import QUESTIONS, clip_of
 from sparrow.cli.loading import load_drafter, load_target, quiet
 from sparrow.decoding.generate import GenerateOutput, generate
 from sparrow.drafters.text import NoDrafter, TextDrafter
-from sparrow.files import write_json
 from sparrow.miniature.shipped import pair
-from sparrow.provenance import provenance
 from sparrow.video import load_settings, prepare
 
 LENGTHS = {"miniature": {1024: 3}, "smollm2": {256: 2}}  # visual tokens: turns
@@ -188,28 +185,10 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
-    """Measures, or renders a result."""
-    parser = argparse.ArgumentParser(prog="bench.prefill")
-    parser.add_argument("--save", type=pathlib.Path)
-    parser.add_argument("--table", type=pathlib.Path)
-    parser.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
-    if given.table is not None:
-        print(table(json.loads(given.table.read_text())))
-        return 0
-    quiet()
-    torch.set_num_threads(1)
-    if given.peak is not None:
-        print(json.dumps(peak(given.peak[0], given.peak[1] or None)))
-        return 0
-    source = provenance(f"python -m bench.prefill {' '.join(argv)}")
-    result = {"provenance": source} | measure()
-    print(table(result))
-    if given.save is not None:
-        write_json(given.save, result)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:2] == ["--peak"]:  # a process of its own for each peak, see `measure`
+        quiet()
+        torch.set_num_threads(1)
+        print(json.dumps(peak(int(sys.argv[2]), int(sys.argv[3]) or None)))
+    else:
+        program("bench.prefill", __doc__, {}, measure, table)

@@ -9,25 +9,21 @@ nothing" is the second question without a session: `prepare` and `generate` of t
 the median of several conversations; answers are compared with those from nothing, token for token.
 """
 
-import argparse
-import json
-import pathlib
 import statistics
 import sys
 import time
 
 import torch
 
-from sparrow.cli.loading import load_drafter, load_target, quiet
+from bench.measured import program
+from sparrow.cli.loading import load_drafter, load_target
 from sparrow.decoding.generate import generate
 from sparrow.decoding.prefixes import PrefixStore
 from sparrow.decoding.session import Session
-from sparrow.files import write_json
 from sparrow.miniature.shipped import pair
 from sparrow.miniature.world import sample
 from sparrow.miniature.world.clips import FORMATS
 from sparrow.progress import track
-from sparrow.provenance import provenance
 from sparrow.video import VideoInfo, load_settings, prepare
 
 QUESTIONS = ("Describe the video in detail.", "How many shapes are there?", "What happens at the end?")
@@ -84,7 +80,7 @@ def conversation(parts, length: int, number: int) -> dict[str, float]:
     return {name: round(seconds, 5) for name, seconds in found.items()}
 
 
-def measure(lengths: list[int], conversations: int) -> list[dict[str, object]]:
+def measure(lengths: list[int], conversations: int) -> dict[str, list[dict[str, object]]]:
     """One row per length: the seconds of each conversation after one that is not counted, medians, and ratios."""
     target, drafter_folder = pair()
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
@@ -99,7 +95,7 @@ def measure(lengths: list[int], conversations: int) -> list[dict[str, object]]:
             {"visual_tokens": length, "runs": runs, "median": median, "second_of_first": round(ratio, 4),
              "store_second_of_first": round(of_store, 4), "bar": BARS.get(length)}
         )  # fmt: skip
-    return rows
+    return {"rows": rows}
 
 
 def table(result: dict) -> str:
@@ -117,26 +113,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
-    """Measures, or renders a result. Returns 1 where a bar is missed."""
-    parser = argparse.ArgumentParser(prog="bench.session")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
-    parser.add_argument("--conversations", type=int, default=7)
-    parser.add_argument("--save", type=pathlib.Path)
-    parser.add_argument("--table", type=pathlib.Path)
-    given = parser.parse_args(argv)
-    if given.table is not None:
-        print(table(json.loads(given.table.read_text())))
-        return 0
-    quiet()
-    torch.set_num_threads(1)
-    rows = measure(given.lengths, given.conversations)
-    result = {"provenance": provenance(f"python -m bench.session {' '.join(argv)}"), "rows": rows}
-    print(table(result))
-    if given.save is not None:
-        write_json(given.save, result)
-    return int(any(row["bar"] is not None and row["second_of_first"] > row["bar"] for row in rows))
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    options = {"lengths": {"type": int, "nargs": "+", "default": [256, 1024, 4096]}, "conversations": 7}
+    rows = program("bench.session", __doc__, options, measure, table)["rows"]
+    sys.exit(any(row["bar"] is not None and row["second_of_first"] > row["bar"] for row in rows))
