@@ -234,3 +234,27 @@ def test_load_refuses(tiny, tmp_path):
         sparrow.SparrowDrafter.from_pretrained(tmp_path, vision="none")
     with pytest.raises(ValueError, match=r"weights .* do not fit"):
         sparrow.SparrowDrafter.from_pretrained(tmp_path, visual="none")
+
+
+@pytest.mark.parametrize("fc_bias", [False, True])
+def test_vispec_without_its_video(tiny, greedy, tmp_path, fc_bias):
+    """visual="none" makes of it a drafter that reads states fused with a global vector of zero."""
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    target = Target(model)
+    seeing = sparrow.SparrowDrafter.from_target(
+        target, visual="compressed", positions="sequence", hidden_norm=True, fc_bias=fc_bias
+    )
+    with torch.no_grad():
+        for parameter in (seeing.compressor.fusion.weight, seeing.compressor.fusion.bias, seeing.fc.bias):
+            if parameter is not None:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    seeing.save_pretrained(tmp_path / "d")
+    blind = sparrow.SparrowDrafter.from_pretrained(tmp_path / "d", visual="none")
+    assert not any(name.startswith("compressor") for name in blind.state_dict())
+    e, h = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        want = seeing.fc(torch.cat([e, seeing.reuse(h, torch.zeros(1, 64))], dim=-1))
+        got = blind.fc(torch.cat([e, blind.reuse(h)], dim=-1))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    out = sparrow.generate(model, blind, **inputs, max_new_tokens=12, eos_token_id=None)
+    assert torch.equal(out.sequences, greedy(model, inputs, 12))

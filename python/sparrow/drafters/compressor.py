@@ -59,6 +59,21 @@ class Compressor(nn.Module):
         return self.fusion(torch.cat([hidden, summary.to(hidden.dtype).expand_as(hidden)], dim=-1))
 
 
+def without_summary(fc: Tensor, bias: Tensor | None, fusion: Tensor, fusion_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """FC's weight [E, 2E] and bias [E] over plain states, for FC over states fused with a global vector of zero: what
+    VATA leaves of a drafter with visual=compressed.
+
+    Args:
+        fc: [E, 2E], bias: [E] or None.
+        fusion: [E, 2E], fusion_bias: [E], of the state and the global vector.
+    """
+    e = len(fc)
+    state = fc[:, e:].float()
+    weight = torch.cat([fc[:, :e].float(), state @ fusion[:, :e].float()], dim=1)
+    more = state @ fusion_bias.float()
+    return weight.to(fc.dtype), (more if bias is None else bias.float() + more).to(fc.dtype)
+
+
 def visual_blocks(is_text: Tensor) -> Tensor:
     """int64 [B, P]: the block of contiguous visual tokens each place is in, from 1; 0 = text. is_text: bool [B, P]."""
     starts = ~is_text & F.pad(is_text[:, :-1], (1, 0), value=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparrow.drafters.checkpoint import Weights, read
+from sparrow.drafters.compressor import without_summary
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.network import SparrowDrafter, rope_frequency
 from sparrow.drafters.storage import shape_of
@@ -141,11 +142,7 @@ def _vispec(config: DrafterConfig, made: dict[str, Tensor], weights: Weights, va
         parts[f"{name}.weight"] = weights.take(f"imadpt.{name}.weight", heads * d, e)
     parts["o_proj.weight"] = weights.take("imadpt.o_proj.weight", e, heads * d)
     if vata:
-        fc = made["fc.weight"].float()
-        state = fc[:, e:]
-        bias = made["fc.bias"].float() if config.fc_bias else torch.zeros(e)
-        made["fc.weight"] = torch.cat([fc[:, :e], state @ w[:, :e].float()], dim=1).to(w.dtype)
-        made["fc.bias"] = (bias + state @ b.float()).to(w.dtype)
+        made["fc.weight"], made["fc.bias"] = without_summary(made["fc.weight"], made.get("fc.bias"), w, b)
         return replace(config, fc_bias=True), made
     if any(bias is not None for bias in biases.values()) or config.qkv_bias:  # ours has all of them, or none
         for name, given in biases.items():

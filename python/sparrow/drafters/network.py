@@ -217,7 +217,8 @@ class SparrowDrafter(Vocabulary):
 
         Args:
             folder: its folder.
-            overrides: fields of DrafterConfig to be replaced: visual="none" makes MSD + VATA of MSD.
+            overrides: fields of DrafterConfig to be replaced: visual="none" makes MSD + VATA of MSD, and of ViSpec a
+                drafter whose global vector is zero.
 
         Raises:
             FileNotFoundError: a file is missing.

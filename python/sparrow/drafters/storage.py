@@ -2,13 +2,14 @@
 
 import pathlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sparrow.drafters.compressor import without_summary
 from sparrow.drafters.config import DrafterConfig
 from sparrow.files import replacing, write_json, write_tensors
 
@@ -41,7 +42,17 @@ def load(folder: str | pathlib.Path, overrides: Mapping[str, object]) -> tuple[D
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS_FILE} is not safetensors, or cut short: {error}") from None
     refuse_not_finite(weights, folder)
+    if config.visual == "none" and "compressor.fusion.weight" in weights:
+        return _blind(config, weights)
     return config, weights
+
+
+def _blind(config: DrafterConfig, weights: Mapping[str, Tensor]) -> tuple[DrafterConfig, dict[str, Tensor]]:
+    """What is left of a drafter with visual=compressed that shall see no video."""
+    fusion = [weights[f"compressor.fusion.{name}"] for name in ("weight", "bias")]
+    kept = {name: value for name, value in weights.items() if not name.startswith("compressor.")}
+    kept["fc.weight"], kept["fc.bias"] = without_summary(kept["fc.weight"], kept.get("fc.bias"), *fusion)
+    return replace(config, fc_bias=True), kept
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor], folder: pathlib.Path) -> None:

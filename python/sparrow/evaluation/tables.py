@@ -82,7 +82,8 @@ def grid(lengths: Sequence[int], *temperatures: float) -> tuple[Point, ...]:
 
 SHIPPED, PAPER = Arm("Sparrow, shipped", "shipped"), Arm("Sparrow, the paper's recipe", "paper")
 MSD, VATA = Arm("MSD", "msd"), Arm("MSD + VATA", "msd", {"visual": "none"})
-VISPEC, TEXT_ONLY = Arm("ViSpec", "vispec"), Arm("text-only", "text_only")
+VISPEC, VISPEC_VATA = Arm("ViSpec", "vispec"), Arm("ViSpec + VATA", "vispec", {"visual": "none"})
+TEXT_ONLY = Arm("text-only", "text_only")
 EAGLE3, EAGLE3_VATA = Arm("EAGLE-3", "eagle3"), Arm("EAGLE-3 + VATA", "eagle3", {"visual": "none"})
 MAIN = (*(replace(arm, trees=(AUTO,)) for arm in (SHIPPED, PAPER, MSD, VISPEC)), VATA, TEXT_ONLY)
 RIVALS = (SHIPPED, PAPER, MSD, VATA, VISPEC, TEXT_ONLY)
@@ -151,7 +152,8 @@ TABLES = {
             quick={"points": ((64, 0.0), (256, 0.0), (256, 1.0)), "clips": 10, "live": 1},
         ),
         Table(
-            "imported", (MSD, VATA, VISPEC, EAGLE3, EAGLE3_VATA), (PAPER_TREE,), grid((64, 256, 1024), 0.0), clips=40,
+            "imported", (MSD, VATA, VISPEC, VISPEC_VATA, EAGLE3, EAGLE3_VATA), (PAPER_TREE,),
+            grid((64, 256, 1024), 0.0), clips=40,
             quick={"points": grid((64, 1024), 0.0), "clips": 8, "live": 1},
         ),
         Table(
