@@ -22,7 +22,7 @@ def own():
     return model, drafter, {"input_ids": torch.arange(5, 12)[None]}
 
 
-@pytest.mark.parametrize("tree", [None, "6-3-2", "auto"])
+@pytest.mark.parametrize("tree", ["own", "6-3-2", "auto"])
 @pytest.mark.parametrize("sampled", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_recorded_is_as_it_would_be(own, tree, sampled):
     model, drafter, inputs = own

@@ -111,6 +111,9 @@ def summarise(output: GenerateOutput) -> None:
     table = Table("figure", "value", title="sparrow", title_justify="left")
     table.add_row("prompt", f"{s.prompt_tokens} tokens, {s.visual_tokens} of them visual")
     table.add_row("new tokens", f"{s.new_tokens} in {s.rounds} rounds, tree {s.tree}")
+    if s.trees:
+        used = sorted(s.trees.items(), key=lambda tree: -tree[1])
+        table.add_row("trees, rounds of each", ", ".join(f"{tree} {rounds}" for tree, rounds in used))
     if s.rounds:  # a single token comes from the prefill alone
         table.add_row("tau (tokens per round)", f"{s.tau:.2f}")
         table.add_row("decode", f"{s.decode_tokens_per_second:.1f} tokens/s")
