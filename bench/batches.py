@@ -41,7 +41,7 @@ def systems_of(model, drafter, prompts, pad):
         return model.generate(**inputs, **options, pad_token_id=pad)
 
     def ours(own):
-        return lambda inputs: generate(model, own, **inputs, **options, pad_token_id=pad).sequences
+        return lambda inputs: generate(model, own, **inputs, **options, pad_token_id=pad, tree="own").sequences
 
     runs = {"transformers": theirs, "plain": ours(None), "drafted": ours(drafter)}
     alone = {f"{name}, one by one": one_by_one(run) for name, run in runs.items()}

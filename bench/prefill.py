@@ -56,7 +56,7 @@ class Pair:
     def run(self, inputs: dict[str, Any], new: int = 1, **options: Any) -> tuple[float, GenerateOutput]:
         """CPU seconds, and what came of it."""
         begun = time.process_time()
-        out = generate(self.model, self.drafter, **inputs, max_new_tokens=new, do_sample=False, **options)
+        out = generate(self.model, self.drafter, **inputs, max_new_tokens=new, do_sample=False, tree="own", **options)
         return time.process_time() - begun, out
 
 

@@ -186,7 +186,7 @@ def measure_tau(
         options |= target.inputs(clips.inputs(answer.clip))
         out = generate(
             target.model, drafter, **options, positions=config.states.positions,
-            max_new_tokens=config.answers.max_new_tokens,
+            max_new_tokens=config.answers.max_new_tokens, tree="own",
         )  # fmt: skip
         found.setdefault(f"t{answer.temperature:g}", []).extend(out.stats.emitted)
     return {name: sum(rounds) / len(rounds) for name, rounds in found.items() if rounds}
