@@ -31,6 +31,7 @@ def cases(place: Place) -> Iterator[Case]:
     for dtype in DTYPES[: 1 if place.small else None]:
         yield Case(f"captured and eager {dtype}", lambda d=dtype: loops(place, d, new))
         yield Case(f"sampled {dtype}", lambda d=dtype: sampled(place, d, new))
+    yield Case("chosen trees", lambda: chosen(place, "float32" if place.small else "bfloat16", new))
     for family in FAMILIES[: 2 if place.small else None]:
         yield Case(f"tiny {family}", lambda f=family: tiny(place, f))
     yield Case("repetition penalty", lambda: greedy(*load(place.device, "float32", 64), max_new_tokens=new,
@@ -69,6 +70,20 @@ def loops(place: Place, dtype: str, new: int) -> dict[str, Any]:
     captured, eager = (sparrow.generate(model, drafter, **options, capture=c).sequences for c in (True, False))
     assert torch.equal(captured, eager), "captured and eager steps give other tokens"
     return {"tokens": eager.shape[1] - inputs["input_ids"].shape[1]}
+
+
+def chosen(place: Place, dtype: str, new: int) -> dict[str, Any]:
+    """tree="auto", captured: its tokens, and its speed beside the drafter's own tree, which is the default on a GPU."""
+    model, drafter, inputs = load(place.device, dtype, 64)
+    options, found = {**inputs, **sampling(0.0, new)}, {}
+    for tree in ("own", "auto") * 3:  # each tree's rounds are captured in the first calls
+        found[tree] = sparrow.generate(model, drafter, **options, tree=tree)
+    own, auto = found["own"], found["auto"]
+    equal = torch.equal(own.sequences, auto.sequences)
+    assert equal or dtype != "float32", "chosen trees give other tokens"
+    ratio = auto.stats.decode_tokens_per_second / own.stats.decode_tokens_per_second
+    says = f"{ratio:.2f} of the speed of {own.stats.tree}; rounds by tree {auto.stats.trees}"
+    return {"equals the fixed tree": equal, "auto / own": ratio, "trees": auto.stats.trees, "says": says}
 
 
 def sampled(place: Place, dtype: str, new: int) -> dict[str, Any]:
