@@ -129,6 +129,17 @@ def test_an_engine_process_of_its_own_short_pools_and_chains(plain, drafted, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("slow", [4, 0])
+def test_the_faster_way_is_taken(plain, tmp_path, slow):
+    """Steps with drafts, or without, take a second more: 16 of them are tried, then 2 % of the time; same answers."""
+    (one,) = run(tmp_path, [SINGLE], env={"SPARROW_SLOWED": str(slow)}, **drafting(adaptive=True))
+    assert tokens(one) == plain
+    assert 16 <= one["slowed"] <= 16 + 0.02 * one["seconds"] + len(CASES)  # what the last step drafts, no step verifies
+    drafts, steps = one["metrics"]["drafts"], sum(map(len, plain)) - len(plain) - one["metrics"]["accepted"]
+    assert drafts <= one["slowed"] if slow else drafts >= steps - one["slowed"] > 2 * one["slowed"]
+
+
+@pytest.mark.slow
 def test_two_ranks_accept_what_one_does(tmp_path):
     """A trained pair that splits: the shipped one, widened; the tower runs whole on every rank."""
     target, drafter = tmp_path / "target", tmp_path / "drafter"
