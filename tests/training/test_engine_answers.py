@@ -39,7 +39,10 @@ class Words:
 
 
 TURNS = [
-    {"role": "user", "content": [{"type": "video", "video": str(DEMO), "nframes": 2}, {"type": "text", "text": "What?"}]},
+    {
+        "role": "user",
+        "content": [{"type": "video", "video": str(DEMO), "nframes": 2}, {"type": "text", "text": "What?"}],
+    },
     {"role": "assistant", "content": "A circle."},
     {"role": "user", "content": [{"type": "text", "text": "And"}, {"type": "video", "path": str(DEMO)}]},
 ]

@@ -15,7 +15,10 @@ OPTIONS = json.dumps({
     "limit_mm_per_prompt": {"video": 2, "image": 1},
 })  # fmt: skip
 TURNS = [
-    {"role": "user", "content": [{"type": "video", "video": str(DEMO), "nframes": 8}, {"type": "text", "text": DESCRIBE}]},
+    {
+        "role": "user",
+        "content": [{"type": "video", "video": str(DEMO), "nframes": 8}, {"type": "text", "text": DESCRIBE}],
+    },
     {"role": "assistant", "content": "A red circle stands still."},
     {"role": "user", "content": [{"type": "text", "text": "List the shapes."}, {"type": "video", "video": str(DEMO)}]},
 ]
