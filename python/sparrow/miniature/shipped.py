@@ -29,8 +29,8 @@ def pair(folder: str | pathlib.Path = SHIPPED) -> tuple[pathlib.Path, pathlib.Pa
 
 
 def drafter_folder(name: str) -> pathlib.Path:
-    """A drafter's folder: "shipped" is the package's own, "shipped_reference" the one for vLLM's numbering, an arm's name
-    is its folder in ARMS, else it is a path.
+    """A drafter's folder: "shipped" is the package's own, "shipped_reference" its own for vLLM's numbering, an arm's
+    name is its folder in ARMS, else it is a path.
 
     Raises:
         FileNotFoundError: it is none of these; the message lists the arms.
