@@ -1,5 +1,6 @@
 """The pair the package ships: it fits, it is lossless, it drafts well, and the wheel holds it."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import sparrow
+from bench import numbering
 from sparrow.cli.loading import load_drafter, load_target
 from sparrow.evaluation.questions import question, sampling
 from sparrow.miniature.shipped import ASSETS, REFERENCE, SHIPPED, pair
@@ -48,6 +50,11 @@ def test_the_drafter_for_vllms_numbering(shipped):
     outs = [sparrow.generate(model, one, **inputs, **options) for one in (drafter, other)]
     assert all(torch.equal(out.sequences, plain) for out in outs)
     assert outs[0].stats.tau > outs[1].stats.tau
+
+
+def test_the_document_shows_what_either_drafter_foresees():
+    result = json.loads((ROOT / "bench" / "results" / "serving" / "numbering.json").read_text())
+    assert numbering.table(result) in (ROOT / "docs" / "miniature.md").read_text()
 
 
 def test_sampled_is_plain_sampling_with_the_same_seed(shipped):
