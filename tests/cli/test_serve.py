@@ -56,7 +56,7 @@ def said(tmp_path):
     ],
 )
 def test_it_becomes_what_it_prints(said, package, module, first, written):
-    more = ["--length", "3", "--text-rows", "99", "--vllm-args", "--port 8001 --api-key 'a b'"]
+    more = ["--length", "3", "--text-rows", "99", "--adaptive", "--vllm-args", "--port 8001 --api-key 'a b'"]
     done = serve(said(package), TARGET, "--drafter", DRAFTER, *more)
     assert done.returncode == 7, done.stderr
     printed, ran = done.stdout.splitlines()
@@ -66,7 +66,7 @@ def test_it_becomes_what_it_prints(said, package, module, first, written):
     assert json.loads(words[3]) == {
         "method": "custom_class", "model": "sparrow.engines.vllm.SparrowProposer", "num_speculative_tokens": 3
     }  # fmt: skip
-    assert json.loads(words[5]) == {"sparrow": {"drafter": DRAFTER, "text_rows": 99}}
+    assert json.loads(words[5]) == {"sparrow": {"drafter": DRAFTER, "text_rows": 99, "adaptive": True}}
     assert words[6:] == ["--port", "8001", "--api-key", "a b"]
 
 

@@ -1,5 +1,6 @@
 """The pair the package ships: it fits, it is lossless, it drafts well, and the wheel holds it."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 import sparrow
+from bench import numbering
 from sparrow.cli.loading import load_drafter, load_target
 from sparrow.evaluation.questions import question, sampling
-from sparrow.miniature.shipped import ASSETS, SHIPPED, pair
+from sparrow.miniature.shipped import ASSETS, REFERENCE, SHIPPED, pair
 from sparrow.targets.adapter import Target
 from sparrow.video import load_settings
 
@@ -36,6 +38,23 @@ def test_greedy_is_transformers_own_and_tau_is_high(shipped):
     assert out.stats.tau > 3, f"tau {out.stats.tau}: drafter and target do not belong together"
     text = tokenizer.decode(out.sequences[0, inputs["input_ids"].shape[1] :])
     assert len(set(text.split())) > 10, f"no description: {text}"
+
+
+def test_the_drafter_for_vllms_numbering(shipped):
+    """It foresees more than the other one where prompts are numbered as it was trained, and less elsewhere."""
+    model, _, other, inputs = shipped
+    drafter = load_drafter(str(REFERENCE), model)
+    assert (drafter.config.numbering, other.config.numbering) == ("reference", "hf")
+    options = sampling(0.0, NEW) | {"tree": "4-4-1", "positions": "reference"}
+    plain = sparrow.generate(model, None, **inputs, **sampling(0.0, NEW), positions="reference").sequences
+    outs = [sparrow.generate(model, one, **inputs, **options) for one in (drafter, other)]
+    assert all(torch.equal(out.sequences, plain) for out in outs)
+    assert outs[0].stats.tau > outs[1].stats.tau
+
+
+def test_the_document_shows_what_either_drafter_foresees():
+    result = json.loads((ROOT / "bench" / "results" / "serving" / "numbering.json").read_text())
+    assert numbering.table(result) in (ROOT / "docs" / "miniature.md").read_text()
 
 
 def test_sampled_is_plain_sampling_with_the_same_seed(shipped):

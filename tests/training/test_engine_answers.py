@@ -1,8 +1,10 @@
 """Answers by an engine, without one: what is asked of it, and what becomes of what it says."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+from transformers import AutoTokenizer
 
 from sparrow.engines.vllm_worker import Finished, Pass
 from sparrow.miniature.shipped import DEMO, pair
@@ -11,7 +13,7 @@ from sparrow.training import stages
 from sparrow.training.answers import read_answers
 from sparrow.training.clips import FileClips
 from sparrow.training.engine_answers import EngineAnswers
-from sparrow.video import load_settings
+from sparrow.video import VideoError, load_settings
 from tests.training.cases import settings
 
 ROOM = 291  # the tiny target's video token
@@ -36,15 +38,22 @@ class Words:
         return "+".join(part.get("text", part["type"]) for part in messages[0]["content"])
 
 
+TURNS = [
+    {
+        "role": "user",
+        "content": [{"type": "video", "video": str(DEMO), "nframes": 2}, {"type": "text", "text": "What?"}],
+    },
+    {"role": "assistant", "content": "A circle."},
+    {"role": "user", "content": [{"type": "text", "text": "And"}, {"type": "video", "path": str(DEMO)}]},
+]
+
+
 @pytest.fixture
 def clips(tmp_path):
     file = tmp_path / "clips.jsonl"
-    file.write_text(
-        f'{{"prompt": "What?", "video": "{DEMO}"}}\n{{"prompt": "Why?"}}\n{{"messages": []}}\n'.replace(
-            '{"messages": []}', '{"messages": [{"role": "user", "content": "?"}]}'
-        )
-    )
-    return FileClips(file, load_settings(pair()[0]), None, 4, None)
+    lines = [{"prompt": "What?", "video": str(DEMO)}, {"prompt": "Why?"}, {"messages": TURNS}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return FileClips(file, load_settings(pair()[0]), AutoTokenizer.from_pretrained(pair()[0]), 4, None)
 
 
 def answering(tiny, clips, config, positions="reference"):
@@ -74,12 +83,24 @@ def test_what_is_asked_and_kept(tiny, clips, tmp_path):
         stages.prepare_answers(target, clips, config, stages.Ranks())
 
 
-def test_a_numbering_that_is_not_vllms_and_messages_are_refused(tiny, clips, tmp_path):
-    config = settings(tmp_path)
+def test_a_numbering_that_is_not_vllms_is_refused(tiny, clips, tmp_path):
     with pytest.raises(ValueError, match=r"states\.positions must be reference for qwen2_5_vl"):
-        answering(tiny, clips, config, "hf")
-    engine, _ = answering(tiny, clips, config)
-    with pytest.raises(ValueError, match="line 3: an engine takes a prompt with a video or images, not messages"):
+        answering(tiny, clips, settings(tmp_path), "hf")
+
+
+def test_chats_are_what_prepare_reads(tiny, clips, tmp_path):
+    """Their text, placeholders for each video, and the frames; a size is the engine's to choose."""
+    engine, _ = answering(tiny, clips, settings(tmp_path))
+    engine.tokenizer = clips.tokenizer
+    engine.answer([(2, 0.0)])
+    (prompt,) = engine.engine.asked[0][0]
+    assert [len(frames) for frames, _ in prompt["multi_modal_data"]["video"]] == [2, 4]
+    ids = clips.inputs(2)["input_ids"][0].tolist()
+    video = clips.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    once = [token for i, token in enumerate(ids) if token != video or ids[i - 1] != video]
+    assert clips.tokenizer(prompt["prompt"], add_special_tokens=False)["input_ids"] == once
+    clips.lines[2]["messages"][0]["content"][0]["max_pixels"] = 3136
+    with pytest.raises(VideoError, match=r"line 3: message 0, part 0: an engine resizes .*, got max_pixels"):
         engine.answer([(2, 0.0)])
 
 

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer
 
 from sparrow.engines.vllm_prompts import vllm_prompt
 from sparrow.engines.vllm_worker import speculating
-from sparrow.miniature.shipped import DEMO, pair
+from sparrow.miniature.shipped import DEMO, REFERENCE, pair
 from sparrow.video import load_settings, load_video
 
 ROOT = pathlib.Path(__file__).parents[2]
-TARGET, DRAFTER = (str(folder) for folder in pair())
+TARGET, DRAFTER = str(pair()[0]), str(REFERENCE)
 DESCRIBE = "Describe the video in detail."
 CASES = [
     {"prompt": DESCRIBE, "frames": 32},

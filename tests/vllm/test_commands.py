@@ -10,13 +10,24 @@ from sparrow.training.answers import read_answers
 from tests.vllm.cases import CASES, DESCRIBE, TARGET, asked, on_a_cpu
 
 pytestmark = pytest.mark.skipif(not asked(), reason="vLLM has an environment of its own: `make test-vllm`")
-OPTIONS = json.dumps({"max_model_len": 2048, "max_num_batched_tokens": 2048, "enforce_eager": True, "seed": 0})
+OPTIONS = json.dumps({
+    "max_model_len": 2048, "max_num_batched_tokens": 2048, "enforce_eager": True, "seed": 0,
+    "limit_mm_per_prompt": {"video": 2, "image": 1},
+})  # fmt: skip
+TURNS = [
+    {
+        "role": "user",
+        "content": [{"type": "video", "video": str(DEMO), "nframes": 8}, {"type": "text", "text": DESCRIBE}],
+    },
+    {"role": "assistant", "content": "A red circle stands still."},
+    {"role": "user", "content": [{"type": "text", "text": "List the shapes."}, {"type": "video", "video": str(DEMO)}]},
+]
 
 
 def answers(run, *more: str) -> int:
     clips = run.parent / "clips.jsonl"
-    lines = [{"prompt": DESCRIBE, "video": str(DEMO)}, {"prompt": "List the shapes.", "video": str(DEMO)}]
-    clips.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"prompt": CASES[3]["prompt"]}]))
+    lines = [{"prompt": DESCRIBE, "video": str(DEMO)}, {"messages": TURNS}, {"prompt": CASES[3]["prompt"]}]
+    clips.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return main([
         "train", "answers", *more, f"target={TARGET}", f"data.clips={clips}", f"run={run}", "device=cpu",
         "states.positions=reference", "answers.batch=2", "answers.temperatures=[0,1]", "answers.max_new_tokens=48",
@@ -26,7 +37,7 @@ def answers(run, *more: str) -> int:
 
 @pytest.mark.slow
 def test_answers_of_either_engine(tmp_path, monkeypatch, capsys):
-    """Greedy ones are the same; a run that was stopped goes on; a folder belongs to one engine."""
+    """Greedy ones are the same, of chats, too; a run that was stopped goes on; a folder belongs to one engine."""
     on_a_cpu(monkeypatch)
     by_vllm, by_transformers = tmp_path / "vllm", tmp_path / "transformers"
     engine = ("--engine", "vllm", "--engine-options", OPTIONS)

@@ -6,8 +6,10 @@ import types
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
-from tests.vllm.cases import DRAFTER, asked
+from tests.vllm.cases import DRAFTER, TARGET, asked
 
 if not asked():
     pytest.skip("vLLM has an environment of its own: `make test-vllm`", allow_module_level=True)
@@ -16,8 +18,10 @@ import vllm
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from sparrow.engines import vllm_contract
-from sparrow.engines.vllm_drafting import Options, _whole
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.engines import vllm_contract, vllm_drafting
+from sparrow.engines.vllm_drafting import Drafting, Options, _whole
+from sparrow.miniature.shipped import REFERENCE, pair
 
 OWN = rejection_sampler.expand_batch_to_tokens  # before anything is installed
 
@@ -92,6 +96,19 @@ def test_quantised_tables_are_refused():
     layer = types.SimpleNamespace(weight=torch.zeros(4, 2, dtype=torch.int8))
     with pytest.raises(ValueError, match="no quantised tables"):
         _whole(layer, 4)
+
+
+def test_a_drafter_of_another_numbering_is_told_of_the_one_beside_it(monkeypatch):
+    told, made, own = [], object.__new__(Drafting), transformers.AutoConfig.from_pretrained(TARGET)
+    monkeypatch.setattr(vllm_drafting.logger, "warning", lambda text, *words: told.append(text % words))
+    models = types.SimpleNamespace(hf_config=own, hf_text_config=own.text_config)
+    made.config = types.SimpleNamespace(model_config=models)
+    table = load_file(pathlib.Path(TARGET) / "model.safetensors")["model.embed_tokens.weight"]
+    for folder in (pair()[1], REFERENCE):
+        made.options, made.drafter = Options(str(folder)), SparrowDrafter.from_pretrained(folder)
+        made._check_target(table, table)
+    (line,) = told
+    assert "trained under 'hf'" in line and f"{REFERENCE} was trained so" in line
 
 
 def expanded(function) -> torch.Tensor:

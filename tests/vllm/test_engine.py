@@ -116,16 +116,27 @@ def test_preemption(plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_engine_process_of_its_own_short_pools_and_chains(plain, drafted, tmp_path):
+def test_an_engine_process_of_its_own_short_pools_and_chains(plain, tmp_path):
     """As `vllm serve` runs it; most of these requests outgrow their pool, and no unlikely draft is verified."""
     together = {"cases": CASES[1:], "sampling": GREEDY, "together": True}
     env = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    (one,) = run(tmp_path, [together], env=env, **drafting(text_rows=90, least=0.3))
-    assert tokens(one) == plain[1:]
-    steps = sum(map(len, plain[1:])) - one["metrics"]["accepted"]
-    assert one["metrics"]["drafts"] < 0.9 * steps  # those that outgrew it drafted nothing
-    assert one["metrics"]["drafts"] < one["metrics"]["drafted"] < 3.9 * one["metrics"]["drafts"]
-    assert share(one) > share(drafted[2])  # unlikely drafts, which were left out, are refused more often
+    every, likely = (run(tmp_path, [together], env=env, **drafting(text_rows=90, least=x))[0] for x in (0, 0.3))
+    assert tokens(every) == tokens(likely) == plain[1:]
+    steps = sum(map(len, plain[1:])) - every["metrics"]["accepted"]
+    assert every["metrics"]["drafts"] < 0.9 * steps  # those that outgrew it drafted nothing
+    assert likely["metrics"]["drafts"] < likely["metrics"]["drafted"] < 3.9 * likely["metrics"]["drafts"]
+    assert share(likely) > share(every)  # unlikely drafts, which were left out, are refused more often
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", [4, 0])
+def test_the_faster_way_is_taken(plain, tmp_path, slow):
+    """Steps with drafts, or without, take a second more: 16 of them are tried, then 2 % of the time; same answers."""
+    (one,) = run(tmp_path, [SINGLE], env={"SPARROW_SLOWED": str(slow)}, **drafting(adaptive=True))
+    assert tokens(one) == plain
+    assert 16 <= one["slowed"] <= 16 + 0.02 * one["seconds"] + len(CASES)  # what the last step drafts, no step verifies
+    drafts, steps = one["metrics"]["drafts"], sum(map(len, plain)) - len(plain) - one["metrics"]["accepted"]
+    assert drafts <= one["slowed"] if slow else drafts >= steps - one["slowed"] > 2 * one["slowed"]
 
 
 @pytest.mark.slow

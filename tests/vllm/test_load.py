@@ -14,6 +14,7 @@ pytestmark = [
     pytest.mark.skipif(not asked(), reason="vLLM has an environment of its own: `make test-vllm`"),
 ]
 SECONDS, AT_A_TIME, REQUESTS = 120, 32, 96
+SETTLED = 5  # passes: in the first ones the allocator's heap grows to its size, vLLM's alone by 24 MiB in three
 
 
 def resident(process: int) -> int:
@@ -38,7 +39,9 @@ def test_two_minutes_of_32_at_a_time(monkeypatch):
             again = engine.run(asked_for, sampling, AT_A_TIME)
             assert [one.ids for one in again.done] == want, turn
             held.append(resident(engine.process.pid))
-            if time.monotonic() - start > SECONDS and turn >= 3:
+            if turn < SETTLED:
+                start = time.monotonic()
+            elif time.monotonic() - start > SECONDS and turn >= SETTLED + 3:
                 break
     print(f"{turn + 1} passes of {REQUESTS} requests, {AT_A_TIME} at a time; MiB held: {[kib >> 10 for kib in held]}")
-    assert held[-1] < 1.02 * held[0] + 8 * 1024
+    assert held[-1] < 1.02 * held[SETTLED] + 8 * 1024

@@ -3,15 +3,19 @@
     python -m tests.vllm.worker RESULT.json < JOB.json
 
 A job is {"target": FOLDER, "options": {...} of LLM, "passes": [{"cases": [...], "sampling": {...}, "together": bool}]};
-a result is {"passes": [{"tokens": [[...]], "cached": [...], "metrics": {...}}]}, metrics counted over the pass. A pass
-may be a chat, too: {"messages": [...], "sampling": {...}} gives {"text": ...}.
+a result is {"passes": [{"tokens": [[...]], "cached": [...], "seconds": s, "metrics": {...}}]}, metrics counted over the
+pass. A pass may be a chat, too: {"messages": [...], "sampling": {...}} gives {"text": ...}.
+
+SPARROW_SLOWED=N in the environment: a step that drafts N tokens takes a second more; "slowed" says how many did.
 """
 
 import json
 import os
 import sys
+import time
 import types
 
+from sparrow.engines.chain import ChainDrafter
 from sparrow.engines.vllm_worker import counters
 from tests.vllm.cases import prompt_of
 
@@ -28,10 +32,28 @@ def interpreted() -> None:
     backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
 
 
+SLOWED: list[int] = []
+
+
+def slow_down(slow: int) -> None:
+    """Steps that draft so many tokens take a second more, and are counted."""
+    after = ChainDrafter.after
+
+    def waiting(self, *args):
+        if args[-1] == slow:
+            SLOWED.append(slow)
+            time.sleep(1)
+        return after(self, *args)
+
+    ChainDrafter.after = waiting  # type: ignore[method-assign]
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     if os.environ.get("TRITON_INTERPRET") == "1":
         interpreted()
+    if slow := os.environ.get("SPARROW_SLOWED"):
+        slow_down(int(slow))
     from vllm import LLM, SamplingParams
 
     llm = LLM(job["target"], **job["options"])
@@ -42,13 +64,15 @@ def main() -> None:
             passes.append({"text": out.outputs[0].text})
             continue
         prompts = [prompt_of(case, job["target"]) for case in one["cases"]]
-        before = counters(llm)
+        before, start = counters(llm), time.monotonic()
         groups = [prompts] if one.get("together") else [[p] for p in prompts]
         outs = [o for group in groups for o in llm.generate(group, SamplingParams(**one["sampling"]), use_tqdm=False)]
         passes.append({
             "tokens": [[list(x.token_ids) for x in o.outputs] for o in outs],
             "prompts": [len(o.prompt_token_ids) for o in outs],
             "cached": [o.num_cached_tokens for o in outs],
+            "seconds": time.monotonic() - start,
+            "slowed": len(SLOWED),
             "metrics": {name: value - before.get(name, 0) for name, value in counters(llm).items()},
         })  # fmt: skip
     with open(sys.argv[1], "w") as file:

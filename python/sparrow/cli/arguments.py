@@ -62,6 +62,10 @@ class Serve(Command):
     text_rows: int | None = option(
         "text tokens, prompt and answer, with which a request still drafts (default: 2048)", default=None, type=positive
     )
+    adaptive: bool = option(
+        "measure steps, and draft nothing at numbers of requests where that is faster", default=False,
+        action="store_true",
+    )  # fmt: skip
     vllm_args: str | None = option("more options of `vllm serve`, in one string", default=None, metavar="OPTIONS")
 
 

@@ -43,7 +43,7 @@ def run(arguments: Eval, target: pathlib.Path, load_it: Callable[[Eval], tuple[P
         raise ValueError(f"--clips must be a number with --engine, got {arguments.clips!r}")
     if len(arguments.drafter) > 1:
         raise ValueError(f"--drafter: with --engine it must be one folder, got {len(arguments.drafter)}")
-    drafter = drafter_folder(arguments.drafter[0] if arguments.drafter else "shipped")
+    drafter = drafter_folder(arguments.drafter[0] if arguments.drafter else "shipped_reference")
     quiet()
     made = provenance("sparrow " + shlex.join(sys.argv[1:]))
     file = pathlib.Path(arguments.out) / "serving.json"

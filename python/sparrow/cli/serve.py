@@ -16,14 +16,15 @@ from sparrow.engines.chain import check_drafter
 
 def options(arguments: Serve) -> list[str]:
     """What sparrow adds to vLLM's options. Raises ValueError where --vllm-args is no line of a shell."""
-    own = {"drafter": os.path.abspath(arguments.drafter)}
-    rows = {} if arguments.text_rows is None else {"text_rows": arguments.text_rows}
+    own: dict[str, object] = {"drafter": os.path.abspath(arguments.drafter)}
+    own |= {} if arguments.text_rows is None else {"text_rows": arguments.text_rows}
+    own |= {"adaptive": True} if arguments.adaptive else {}
     method = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": arguments.length}
     try:
         more = shlex.split(arguments.vllm_args or "")
     except ValueError as error:
         raise ValueError(f"--vllm-args must be words as in a shell ({error}), got {arguments.vllm_args!r}") from None
-    config = json.dumps(method), json.dumps({"sparrow": own | rows})
+    config = json.dumps(method), json.dumps({"sparrow": own})
     return ["--speculative-config", config[0], "--additional-config", config[1], *more]
 
 

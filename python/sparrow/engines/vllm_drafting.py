@@ -1,6 +1,7 @@
 """What both of vLLM's model runners give sparrow: options, a drafter bound to the target's tables, memory for it."""
 
 import dataclasses
+import pathlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,10 +104,12 @@ class Drafting:
                 raise ValueError(f"sparrow: the drafter's target has {key}={want.get(key)!r}, this one {value!r}")
         own, trained = numbering_of(family), self.drafter.config.numbering
         if family in RENUMBERED and trained != own:
+            other = pathlib.Path(f"{self.options.drafter.rstrip('/')}_{own}")
             logger.warning(
                 "sparrow: vLLM numbers prompts of %s by the rule '%s', this drafter was trained under '%s': fewer "
-                "drafts are accepted (to train one: states.positions=%s)",
-                family, own, trained, own,
+                "drafts are accepted (%s)",
+                family, own, trained,
+                f"{other} was trained so" if other.is_dir() else f"to train it further: states.positions={own}",
             )  # fmt: skip
 
     def store(self) -> RowStore:

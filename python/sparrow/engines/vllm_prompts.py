@@ -3,12 +3,13 @@
 vLLM runs the checkpoint's own processor over them; frames are not sampled again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sparrow.video import VideoInfo
+from sparrow.video.messages import render
 
 RENUMBERED = ("qwen2_vl", "qwen2_5_vl")  # where vLLM's text after a visual block is numbered unlike transformers'
 
@@ -20,21 +21,22 @@ def numbering_of(family: str) -> str:
 
 def vllm_prompt(
     tokenizer: Any,
-    question: str,
+    question: str | Sequence[Mapping[str, Any]],
     videos: Sequence[tuple[np.ndarray, VideoInfo]] = (),
     images: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
-    """One question after the images and then the videos, through the tokenizer's chat template.
+    """A prompt through the tokenizer's chat template.
 
     Args:
+        question: text, which is put after the images and then the videos; or messages with a part for each of them.
         videos: frames uint8 [T, H, W, 3] and where they lie, as load_video returns them.
         images: uint8 [H, W, 3].
     """
-    parts: list[dict[str, str]] = [{"type": "image"}] * len(images) + [{"type": "video"}] * len(videos)
-    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-    made: dict[str, Any] = {
-        "prompt": tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    }
+    messages: list[Any] = list(question)
+    if isinstance(question, str):
+        parts: list[dict[str, str]] = [{"type": "image"}] * len(images) + [{"type": "video"}] * len(videos)
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+    made: dict[str, Any] = {"prompt": render(messages, tokenizer, None)}
     data: dict[str, list[Any]] = {}
     if len(images):
         data["image"] = list(images)

@@ -1,4 +1,4 @@
-"""What ships with the package: a small video LLM trained on the synthetic world, its drafter, and a clip."""
+"""What ships with the package: a small video LLM trained on the synthetic world, its drafters, and a clip."""
 
 import pathlib
 from typing import Any
@@ -8,6 +8,7 @@ from sparrow.miniature.world import Format, sample, write_video
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 SHIPPED = ASSETS / "miniature"
+REFERENCE = SHIPPED / "drafter_reference"  # the drafter trained further under vLLM's numbering (states.positions)
 # Drafters of the comparison, one folder each: in a checkout only, a wheel does not carry them.
 ARMS = pathlib.Path(__file__).parents[3] / "bench" / "arms"
 DEMO = ASSETS / "demo.mp4"
@@ -28,17 +29,19 @@ def pair(folder: str | pathlib.Path = SHIPPED) -> tuple[pathlib.Path, pathlib.Pa
 
 
 def drafter_folder(name: str) -> pathlib.Path:
-    """A drafter's folder: "shipped" is the package's own, an arm's name is its folder in ARMS, else it is a path.
+    """A drafter's folder: "shipped" is the package's own, "shipped_reference" its own for vLLM's numbering, an arm's
+    name is its folder in ARMS, else it is a path.
 
     Raises:
         FileNotFoundError: it is none of these; the message lists the arms.
     """
-    if name == "shipped":
-        return pair()[1]
+    own = {"shipped": SHIPPED / "drafter", "shipped_reference": REFERENCE}
+    if name in own:
+        return own[name]
     arms = {folder.name: folder for folder in sorted(ARMS.glob("*")) if folder.is_dir()}
     if name not in arms and not pathlib.Path(name).is_dir():
         known = ", ".join(arms) or "none here: a checkout of sparrow's repository has them, in bench/arms"
-        raise FileNotFoundError(f"no drafter {name!r}: neither 'shipped', nor a folder, nor an arm ({known})")
+        raise FileNotFoundError(f"no drafter {name!r}: neither {', '.join(own)}, nor a folder, nor an arm ({known})")
     return arms.get(name, pathlib.Path(name))
 
 

@@ -10,8 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from sparrow.video import FrameSettings, PatchSettings, VideoError, VideoInfo, load_video, prepare, read_image
+from sparrow.video.prompt import decoded
 
 Settings = FrameSettings | PatchSettings
+# The question, or messages with a part for each of them; videos (frames uint8 [T, H, W, 3], and where they lie); images
+# (uint8 [H, W, 3]).
+Shown = tuple[str | list[dict], list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]
 FORMS = (
     '{"prompt": text}, with "video": path, "image": path or "images": [path, ...] where it is about such, or '
     '{"messages": [...]}'
@@ -27,8 +31,8 @@ class Clips(Protocol):
     def inputs(self, clip: int) -> dict[str, Tensor]:
         """The model's inputs, as sparrow.video.prepare returns them. The same whenever it is called."""
 
-    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
-        """The question, its videos (frames uint8 [T, H, W, 3], and where they lie) and images (uint8 [H, W, 3])."""
+    def shown(self, clip: int) -> Shown:
+        """See Shown."""
 
     def describe(self, clip: int) -> dict[str, object]:
         """What to write beside the answer."""
@@ -79,10 +83,14 @@ class FileClips:
         except (FileNotFoundError, VideoError) as error:
             raise type(error)(f"{self.places[clip]}: {error}") from None
 
-    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+    def shown(self, clip: int) -> Shown:
         line, where = self.lines[clip], self.places[clip]
         if "messages" in line:
-            raise ValueError(f"{where}: an engine takes a prompt with a video or images, not messages")
+            messages = _placed(line["messages"], self.folder)
+            try:
+                return decoded(self.settings, self.tokenizer, messages, self.num_frames, self.fps)
+            except (FileNotFoundError, VideoError) as error:
+                raise type(error)(f"{where}: {error}") from None
         named = [line["image"]] if "image" in line else line.get("images", [])
         try:
             named_videos = [self.folder / line["video"]] if "video" in line else []
@@ -141,7 +149,7 @@ class SyntheticClips:
         prompt, videos, _ = self.shown(clip)
         return prepare(self.settings, self.tokenizer, prompt, videos)
 
-    def shown(self, clip: int) -> tuple[str, list[tuple[np.ndarray, VideoInfo]], list[np.ndarray]]:
+    def shown(self, clip: int) -> Shown:
         drawn = self.draw(self.first + clip)
         length, height, width = drawn.frames.shape[:3]
         return drawn.prompt, [(drawn.frames, VideoInfo(length, drawn.fps, tuple(range(length)), height, width))], []

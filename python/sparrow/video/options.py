@@ -15,9 +15,8 @@ from sparrow.video.settings import FrameSettings, PatchSettings
 MAX_FRAME_TOKENS = 16384
 COUNTS = ("nframes", "min_frames", "max_frames", "resized_height", "resized_width")
 SECONDS = ("video_start", "video_end")
-PATCH_ONLY = (
-    "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"
-)  # fmt: skip
+SIZED = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
+PATCH_ONLY = ("min_frames", "max_frames", *SIZED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +97,12 @@ class VideoOptions:
                     f"{self.where}: {name} goes to load_video where a video is given as its result, "
                     f"got {getattr(self, name)}"
                 )
+
+    def check_unsized(self) -> None:
+        """Refuses a size of its own: who makes the pixels chooses it."""
+        for name in SIZED:
+            if self._given(name):
+                raise VideoError(f"{self.where}: an engine resizes by the model's settings, got {name}")
 
     def sampling(
         self,

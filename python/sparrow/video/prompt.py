@@ -99,6 +99,28 @@ def prepare(
     return inputs if place is None else {name: value.to(place) for name, value in inputs.items()}
 
 
+def decoded(
+    settings: Settings, tokenizer: Any, messages: Sequence[Message], num_frames: int | None, fps: float | None
+) -> tuple[list[dict], list[Clip], list[np.ndarray]]:
+    """Chat messages for an engine that makes pixels by itself: what `prepare` reads of them, before it makes pixels.
+
+    Returns:
+        The messages as a chat template takes them; their videos, as load_video returns them, and images, in order.
+
+    Raises:
+        FileNotFoundError, VideoError: as prepare. VideoError: a part asks for a size, which is the engine's to choose.
+    """
+    tokens, others = placeholders(settings.family, tokenizer)
+    read, parts = read_prompt(list(messages), {"video": None, "image": None}, tokens, others)
+    assert read is not None
+    for part in parts:
+        part.options.check_family(settings)
+        part.options.check_unsized()
+    clips = [_clip(p, settings, num_frames, fps, None, "raise") for p in parts if p.medium == "video"]
+    images = [read_image(p.source, p.options.where) for p in parts if p.medium == "image"]
+    return read, clips, images
+
+
 @dataclass(frozen=True)
 class _Seen:
     """The prompt's images, or its videos.
