@@ -29,11 +29,8 @@ MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-
 EVERY = 4  # rounds between choices, after as many that each make one
 FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
 REMEMBERS = 0.98  # what a round foretold and what came fade so much per round
-HOPE, CLEARLY = (
-    0.8,
-    0.95,
-)  # trees expected at this share of plain speed are drafted: in the first TRIES drafts, and later
-TRIES = 8
+TRIES, HOPE = 8, 0.8  # the first drafts, in which a tree that is expected at this share of plain speed is drafted
+CLEARLY = 0.95  # the same share later
 PRIOR = 2.0  # acceptances foretold, after which a tree's own rounds count as much as those of all
 SURE = 2  # rounds of a size before its measured cost alone counts
 ROW = 0.03  # what a further row adds to a verify pass of one row, before anything is measured
@@ -81,12 +78,12 @@ class Costs:
         return (self.kept[shape][level] + PRIOR * of_any) / (self.said[shape][level] + PRIOR)
 
     def tokens(self, shape: TreeConfig) -> float:
-        """That a round of one of the menu's trees is expected to emit."""
+        """Expected of a round of one of the menu's trees."""
         gains = self.gains.get(shape, ())
         return 1.0 + sum(min(1.0, gain * self.right(shape, level)) for level, gain in enumerate(gains))
 
     def foretells(self, new: float, gains: dict[TreeConfig, list[float]]) -> None:
-        """`new`: the weight of these gains beside those before."""
+        """What a draft foretells of every tree; `new`: its weight beside what those before foretold."""
         for shape, levels in gains.items():
             before = self.gains.get(shape, levels)
             self.gains[shape] = [old + new * (gain - old) for old, gain in zip(before, levels, strict=True)]
