@@ -1,4 +1,4 @@
-"""What is asked of the video while it is taught: descriptions, many without their closing, and readers of its states."""
+"""Lessons in watching: descriptions, many without their closing, and a reader of states at visual tokens."""
 
 import random
 from dataclasses import replace

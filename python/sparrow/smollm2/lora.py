@@ -70,10 +70,12 @@ def named(layers: Iterable[str], state: dict[str, Tensor]) -> list[str]:
     Raises:
         ValueError: it names other layers.
     """
-    kinds = {name.split(".")[-2] for name in state}
+    kinds = {name.rpartition(".")[0].rpartition(".")[2] for name in state}
     wanted = [name for name in layers if name.rpartition(".")[2] in kinds]
     if set(state) != {f"{name}.{part}" for name in wanted for part in ("A", "B")}:
-        raise ValueError("adapters of other layers: they must name a projection of every layer, and nothing else")
+        raise ValueError(
+            "adapters of other layers: the adapters must name a projection in every layer, and nothing else"
+        )
     return wanted
 
 

@@ -78,8 +78,8 @@ class SmolRecipe:
         for name in ("warm_steps", "merger_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every",
-                     "text_rows", "text_prompts", "text_tokens", "document_tokens", "evaluate_every", "save_every"):  # fmt: skip
+        for name in ("lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every", "text_rows", "text_prompts",
+                     "text_tokens", "document_tokens", "evaluate_every", "save_every"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("warm_lr", "merger_lr", "lora_lr", "clip", "dense_until", "other_share"):

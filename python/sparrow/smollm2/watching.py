@@ -19,7 +19,7 @@ def classes_of(tagger: Tagger, clips: list[Any]) -> torch.Tensor:
 
 
 def hits(collator: Any, forward: Any, form: Format, *, video: str, split: str, clips: int) -> Counts:
-    """Right and all words of each class of words.NAMES and of FIRST, per clip. Arguments: see miniature.watching.said."""
+    """Right and all words of each class of words.NAMES and FIRST, per clip. Arguments: see miniature.watching.said."""
     tagger = Tagger(collator.tokenizer)
     counts: Counts = {name: [] for name in (*NAMES, *FIRST)}
     for made, chosen, true in said(collator, forward, form, video=video, split=split, clips=clips):

@@ -90,7 +90,7 @@ class Tagger:
     def first(self, answer: str) -> list[bool]:
         """For each token of a description whether it is before the closing."""
         end = closing(answer)
-        return [a < end for a, _ in self.tokenizer(answer, return_offsets_mapping=True)["offset_mapping"]]
+        return [b <= end for _, b in self.tokenizer(answer, return_offsets_mapping=True)["offset_mapping"]]
 
     def _known(self, piece: str, name: int) -> bool:
         words = [word for group in MEANINGS[NAMES[name]] for word in group]
