@@ -1,7 +1,6 @@
 """Training runs: they learn, decode as they were trained, resume exactly, and split over processes."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -144,25 +143,6 @@ def test_decoding_gives_the_logits_of_training(trained, case, monkeypatch):
                 compared[level] += 1
             root += emitted - 1
     assert min(compared) >= 3, compared
-
-
-def test_a_run_may_begin_with_an_earlier_drafter(trained):
-    """Its weights are taken, its draft vocabulary is made anew; one of another form is refused."""
-    model, _, config = trained("llava_onevision", False, True, False)
-    target, answers = Target(model), read_answers(pathlib.Path(config.answers.folder))[:1]
-    old = f"{config.run}/drafter"
-    again = dataclasses.replace(config, drafter=dataclasses.replace(config.drafter, start=old))
-    new, before = new_drafter(target, again, answers).state_dict(), weights(config.run)
-    assert new["draft_vocab_ids"].tolist() == frequent_tokens(answers, 40, 300).tolist()
-    for name, value in new.items():
-        assert name == "draft_vocab_ids" or torch.equal(value, before[name]), name
-    other = dataclasses.replace(again, drafter=dataclasses.replace(again.drafter, hidden_layer=1))
-    with pytest.raises(ValueError, match="has hidden_layer="):
-        new_drafter(target, other, answers)
-    with pytest.raises(FileNotFoundError, match="no drafter in"):
-        new_drafter(target, dataclasses.replace(again, drafter=dataclasses.replace(again.drafter, start="no")), answers)
-    with pytest.raises(ValueError, match=r"needs drafter\.own_head=false"):
-        dataclasses.replace(again.drafter, own_head=True)
 
 
 def test_draft_vocabulary_is_the_most_frequent_of_the_answers(trained):

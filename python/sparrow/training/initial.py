@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.storage import load, shape_of
+from sparrow.drafters.storage import shape_of
 from sparrow.targets.adapter import Target
 from sparrow.training.answers import Answer
 from sparrow.training.recipe import DrafterTraining
@@ -51,8 +51,6 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
     del made["target"]  # from_target's own
     drafter = SparrowDrafter.from_target(target, seed=config.optimisation.seed, **made)
     drafter.place(target.device, torch.float32)
-    if shape.start is not None:
-        _begin_with(drafter, shape.start)
     if shape.draft_vocab:
         ids = frequent_tokens(answers, shape.draft_vocab, target.vocab_size).to(target.device)
         drafter.set_draft_vocab(ids)
@@ -60,24 +58,6 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
             drafter.set_head(drafter.lm_head.weight.data[ids])
         drafter.attach(target)
     return drafter.train().requires_grad_(True)
-
-
-def _begin_with(drafter: SparrowDrafter, folder: str) -> None:
-    """Takes over an earlier drafter's weights.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is of another target or form; the first field that differs is named.
-    """
-    config, weights = load(folder, {})
-    old, new = asdict(config), asdict(drafter.config)
-    for key in new.keys() - {"draft_vocab", "tree"}:
-        if old[key] != new[key]:
-            raise ValueError(f"drafter.start: {folder} has {key}={old[key]!r}, this one has {new[key]!r}")
-    weights.pop("draft_vocab_ids", None)
-    own = drafter.state_dict()
-    drafter.load_state_dict({name: weights[name].to(value.dtype) if name in weights else value
-                             for name, value in own.items()})  # fmt: skip
 
 
 def frequent_tokens(answers: list[Answer], size: int, vocab_size: int) -> Tensor:

@@ -121,8 +121,6 @@ class Shape:
         grouped_heads: keys and values are shared by query heads as in the target; False = one of each per query head.
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
-        start: folder of a drafter of the same target and form whose layer it begins with (its draft vocabulary is made
-            anew; needs own_head=false); None = a random one.
         tree: its default tree.
     """
 
@@ -137,13 +135,10 @@ class Shape:
     grouped_heads: bool = True
     rope_theta: float | None = None
     draft_vocab: int = 0
-    start: str | None = None
     tree: str = "30-4-8"
 
     def __post_init__(self):
         _at_least("drafter.draft_vocab", self.draft_vocab, 0)
-        if self.start is not None and self.own_head:
-            raise ValueError("drafter.start needs drafter.own_head=false: a head belongs to its draft vocabulary")
 
 
 @dataclass(frozen=True)
