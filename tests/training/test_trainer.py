@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import sparrow
+from sparrow.drafters.network import SparrowDrafter
 from sparrow.targets.adapter import Target
 from sparrow.training import asking, trainer
 from sparrow.training import stages as training
@@ -432,3 +433,19 @@ def test_the_schedule_is_every_optimisers(tiny, tmp_path, monkeypatch, optimiser
     training.train(target, RandomClips("qwen2_5_vl", 3), config)
     start = new_drafter(target, config, []).state_dict()
     assert all(torch.equal(value, start[name]) for name, value in weights(config.run).items())
+
+
+def test_goes_on_from_a_drafter(tiny, tmp_path, monkeypatch):
+    """Its weights, under the new run's numbering; of another shape or target it is refused by name."""
+    target, clips = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 3)
+    first = training.train(target, clips, settings(tmp_path / "first"))
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_: 0.0)
+    changed = {"drafter": {"start": str(first)}, "states": {"positions": "reference"}, "optimisation": {"steps": 2}}
+    second = training.train(target, clips, settings(tmp_path / "second", **changed))
+    old, new = SparrowDrafter.from_pretrained(first), SparrowDrafter.from_pretrained(second)
+    assert (old.config.numbering, new.config.numbering) == ("hf", "reference")
+    assert all(torch.equal(value, old.state_dict()[name]) for name, value in new.state_dict().items())
+    with pytest.raises(ValueError, match=r"drafter\.start has positions='text', this run asks for 'sequence'"):
+        new_drafter(target, settings(tmp_path, drafter={"start": str(first), "positions": "sequence"}), [])
+    with pytest.raises(ValueError, match="made for a target with family='qwen2_5_vl'"):
+        new_drafter(Target(tiny("qwen2_vl")), settings(tmp_path, drafter={"start": str(first)}), [])

@@ -1,6 +1,7 @@
 """A drafter before its first step."""
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,9 +46,15 @@ def config_of(shape: dict[str, object], config: DrafterTraining, num_layers: int
 
 
 def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) -> SparrowDrafter:
-    """A drafter to be trained: float32, its draft vocabulary taken from the answers."""
+    """A drafter to be trained: float32; a new one's draft vocabulary is taken from the answers.
+
+    Raises:
+        ValueError: drafter.start is no drafter of the target, or has another shape; the first difference is named.
+    """
     shape = config.drafter
     made = asdict(config_of(shape_of(target.config) | {"target": target.fingerprint()}, config, target.num_layers))
+    if shape.start is not None:
+        return _started(target, shape.start, made).train().requires_grad_(True)
     del made["target"]  # from_target's own
     drafter = SparrowDrafter.from_target(target, seed=config.optimisation.seed, **made)
     drafter.place(target.device, torch.float32)
@@ -58,6 +65,16 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
             drafter.set_head(drafter.lm_head.weight.data[ids])
         drafter.attach(target)
     return drafter.train().requires_grad_(True)
+
+
+def _started(target: Target, folder: str, made: dict[str, Any]) -> SparrowDrafter:
+    """The drafter in the folder, whose config must be `made` but for what does not shape its weights."""
+    drafter = SparrowDrafter.from_pretrained(folder, numbering=made["numbering"], tree=made["tree"])
+    have = asdict(drafter.config)
+    drafter.place(target.device, torch.float32).attach(target)
+    if other := [name for name, value in made.items() if have[name] != value]:
+        raise ValueError(f"drafter.start has {other[0]}={have[other[0]]!r}, this run asks for {made[other[0]]!r}")
+    return drafter
 
 
 def frequent_tokens(answers: list[Answer], size: int, vocab_size: int) -> Tensor:

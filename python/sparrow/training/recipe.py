@@ -122,6 +122,8 @@ class Shape:
         rope_theta: None = the target's.
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
         tree: its default tree.
+        start: folder of a drafter of this shape whose weights training goes on from, as to another numbering of
+            prompts or to texts of another kind; None = random ones.
     """
 
     hidden_layer: int = -1
@@ -136,6 +138,7 @@ class Shape:
     rope_theta: float | None = None
     draft_vocab: int = 0
     tree: str = "30-4-8"
+    start: str | None = None
 
     def __post_init__(self):
         _at_least("drafter.draft_vocab", self.draft_vocab, 0)
