@@ -53,9 +53,9 @@ class Loaded:
 
 def shares(counts: dict[str, list[tuple[int, int]]]) -> dict[str, Any]:
     """The share right of each class and of the core classes, with its interval over clips and the number of words."""
-    from sparrow.smollm2.watching import core
+    from sparrow.smollm2.watching import FIRST, core
 
-    named = {"core": core(counts), **counts}
+    named = {"core": core(counts), "first": core(counts, FIRST), **counts}
     return {name: {**interval(rows, quotient), "words": sum(of for _, of in rows)} for name, rows in named.items()}
 
 
@@ -186,6 +186,7 @@ MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
 
 # ---- Markdown ----
 
+FIRST = ("first", "first colour", "first kind", "first size", "first place")
 WATCHED = ("core", "colour", "kind", "size", "place", "way", "count", "second", "order")
 
 
@@ -200,9 +201,16 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 
 def watch_table(result: dict[str, Any]) -> str:
     """One row per visual length and video."""
-    rows = [[str(r["length"]), r["video"], *(_percent(r["accuracy"].get(name)) for name in WATCHED)]
-            for r in result["rows"]]  # fmt: skip
-    return _table(["visual tokens", "video", *WATCHED], rows)
+
+    def table(names: tuple[str, ...], shown: tuple[str, ...]) -> str:
+        rows = [[str(r["length"]), r["video"], *(_percent(r["accuracy"].get(name)) for name in names)]
+                for r in result["rows"]]  # fmt: skip
+        return _table(["visual tokens", "video", *shown], rows)
+
+    first = table(FIRST, WATCHED[:5])
+    return f"At their first mention, before the closing that names shapes again:\n\n{first}\nAll:\n\n" + table(
+        WATCHED, WATCHED
+    )
 
 
 def cut_table(result: dict[str, Any]) -> str:

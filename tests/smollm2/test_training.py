@@ -2,19 +2,21 @@
 
 import contextlib
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from sparrow.files import write_tensors
-from sparrow.miniature.batches import Collator, training_batch
+from sparrow.miniature.batches import IGNORE, Collator, training_batch
 from sparrow.miniature.model import SETTINGS, trainable
 from sparrow.miniature.recipe import Stage
-from sparrow.miniature.world import Format
+from sparrow.miniature.world import Format, sample
 from sparrow.smollm2 import host, lora, texts, warm
+from sparrow.smollm2.lessons import CUT, Lessons
 from sparrow.smollm2.recipe import SmolRecipe
 from sparrow.smollm2.training import Teacher
-from sparrow.smollm2.watching import hits, shares
+from sparrow.smollm2.watching import classes_of, hits, shares
 from sparrow.smollm2.words import CORE, MEANINGS
 from sparrow.training.run import Run
 from tests.smollm2.cases import language, tokenizer
@@ -23,6 +25,7 @@ SHORT = (Stage(1.0, 1, (64,), (1.0,)),)
 RECIPE = SmolRecipe(
     warm_steps=2, merger_steps=2, lora_steps=4, warm_tokens=512, batch_tokens=256, text_every=2, text_rows=2,
     text_prompts=2, text_tokens=3, evaluate_every=100, save_every=1, rank=2, warmup=1, warm=SHORT, teach=SHORT,
+    bf16=False, document_rows=1, document_tokens=8, dense_until=0.5,
 )  # fmt: skip
 
 
@@ -67,7 +70,9 @@ def test_stages_follow_each_other(whole):
     _, log = whole
     assert [row["stage"] for row in log if "stage" in row] == ["warm"] * 2 + ["merger"] * 2 + ["lora"] * 4
     assert [row["step"] for row in log if "drift" in row] == [5, 7]
-    assert {"true", "shuffled"} <= set(log[-1]) and set(log[-1]["true"]) == {"core", *MEANINGS}
+    assert [row["step"] for row in log if "dense" in row] == [4]
+    names = {"core", "first", *MEANINGS, *(f"first {name}" for name in CORE)}
+    assert {"true", "shuffled"} <= set(log[-1]) and set(log[-1]["true"]) == names
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -81,7 +86,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, tmp_path, stop):
 
 def test_a_run_may_begin_with_another_ones_result(whole, tmp_path):
     write_tensors(tmp_path / "taught.safetensors", whole[0].taught())
-    start = {"start": str(tmp_path / "taught.safetensors"), "warm_steps": 0, "merger_steps": 0}
+    start = {"start": str(tmp_path / "taught.safetensors"), "warm_steps": 0, "merger_steps": 0, "tower_lr": 1e-12}
     teacher, log = teach(tmp_path / "run", stop=0, recipe=dataclasses.replace(RECIPE, **start, lora_lr=1e-12))
     assert log[0]["stage"] == "lora"
     for name, value in whole[0].taught().items():
@@ -93,7 +98,7 @@ def test_a_run_may_begin_with_another_ones_result(whole, tmp_path):
 
 
 def test_each_stage_trains_its_own(whole):
-    """The language model never; the tower's blocks in the first stage only; the adapters in the last only."""
+    """The language model never; the whole tower in the first and last stage; the adapters in the last only."""
     teacher, _ = whole
     before = host.build(language())
     own = dict(before.model.language_model.named_parameters())
@@ -103,11 +108,64 @@ def test_each_stage_trains_its_own(whole):
     blocks = "blocks.0.attn.qkv.weight"
     assert not torch.equal(teacher.model.model.visual.state_dict()[blocks], before.model.visual.state_dict()[blocks])
     assert all(a.B.abs().sum() > 0 for a in teacher.adapters.values())
-    for stage, trained in (("warm", "visual."), ("merger", "visual.merger."), ("lora", ("visual.merger.", "language"))):
+    for stage, trained in (("warm", "visual."), ("merger", "visual.merger."), ("lora", ("visual.", "language"))):
         teacher._enter(stage)
         names = {n for n, p in teacher.model.named_parameters() if p.requires_grad}
         assert names and all(n.removeprefix("model.").startswith(trained) for n in names)
         assert stage != "lora" or {n[-2:] for n in names if "language" in n} == {".A", ".B"}
+    teacher.recipe = dataclasses.replace(RECIPE, tower_lr=0.0)
+    teacher._enter("lora")
+    assert not any(p.requires_grad for n, p in teacher.model.model.visual.named_parameters() if "blocks" in n)
+
+
+def test_adapters_may_begin_with_fewer_and_narrower_ones():
+    old, new = host.build(language()), host.build(language())
+    decoder = old.model.language_model
+    state = {f"{name}.{part}": torch.randn(2, 192) if part == "A" else torch.randn(layer.out_features, 2)
+             for name, owner, attribute in lora.places(decoder) if attribute in ("q_proj", "v_proj")
+             for layer in [getattr(owner, attribute)] for part in ("A", "B")}  # fmt: skip
+    lora.merge(decoder, state)
+    adapters = lora.add(new.model.language_model, 3)
+    lora.begin_with(adapters, state)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(new(input_ids=ids).logits, old(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="rank 2 do not fit into rank 1"):
+        lora.begin_with(lora.add(host.build(language()).model.language_model, 1), state)
+
+
+def test_lessons_leave_the_closing_out():
+    """Of all descriptions at a share of 1, of none at 0; the words left, but for their end, are in the loss or not."""
+    model = host.build(language())
+    clips = [sample(i, Format(8, 64), split="train") for i in range(3)]
+    assert all(clip.kind == "describe" for clip in clips)
+    kept = Lessons(model, tokenizer(), SETTINGS, 0.0).batch(clips, Format(8, 64))
+    assert [clip.answer for clip in kept.clips] == [clip.answer for clip in clips]
+    short = Lessons(model, tokenizer(), SETTINGS, 1.0).batch(clips, Format(8, 64))
+    for whole, part in zip(clips, short.clips, strict=True):
+        assert part.kind == CUT and whole.answer.startswith(part.answer) and part.answer.endswith(".")
+        assert re.match(r" (At the end|In the last frame|In total|There (is|are)),? ", whole.answer[len(part.answer) :])
+
+
+def test_a_step_has_every_word_that_needs_the_video_and_few_of_the_others(whole):
+    teacher = whole[0]
+    clips = [sample(i, Format(8, 64), split="train") for i in range(4)]
+    batch = Lessons(teacher.model, tokenizer(), SETTINGS, 0.5).batch(clips, Format(8, 64))
+    before = batch.labels.clone()
+    told, words = teacher._thinned(batch, 0), batch.labels[batch.labels != IGNORE]
+    everything = classes_of(teacher.tagger, batch.clips) >= 0
+    assert int(told.sum()) == int(everything.sum()) and len(told) == len(words)
+    assert torch.equal(words[told], before[before != IGNORE][everything])
+    others = int((~everything).sum())
+    assert 0.1 * others < int((~told).sum()) < 0.4 * others
+    for row, clip in zip(batch.labels, batch.clips, strict=True):
+        assert clip.kind != CUT or int(tokenizer().eos_token_id) not in row[row != IGNORE].tolist()
+
+
+def test_documents_are_pieces_of_pythons_reference():
+    rows = texts.documents(tokenizer(), 3, 20, 0)
+    assert len(rows) == 3 and all(0 < len(ids) <= 20 and begin == 1 for ids, begin in rows)
+    assert rows == texts.documents(tokenizer(), 3, 20, 0) != texts.documents(tokenizer(), 3, 20, 1)
 
 
 def test_least_squares_cannot_be_bettered():
@@ -213,7 +271,7 @@ def test_hits_know_the_right_word_and_the_video():
         hits(collator, forward, Format(8, 64), video="none", split="dev", clips=3)
 
 
-@pytest.mark.parametrize("setting", [{"rank": 0}, {"lora_lr": 0.0}, {"other_words": -1.0}])
+@pytest.mark.parametrize("setting", [{"rank": 0}, {"lora_lr": 0.0}, {"other_words": -1.0}, {"other_share": 0.0}])
 def test_settings_out_of_range(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         SmolRecipe(**setting)

@@ -1,10 +1,13 @@
 """Which words of an answer count, and of which class they are."""
 
+import random
+import re
+
 import pytest
 
-from sparrow.miniature.world.language import COUNTS, converse
+from sparrow.miniature.world.language import COUNTS, caption, converse
 from sparrow.miniature.world.scene import COLOURS, KINDS, sample_scene
-from sparrow.smollm2.words import NAMES, Tagger
+from sparrow.smollm2.words import NAMES, Tagger, closing
 from tests.smollm2.cases import tokenizer
 
 
@@ -19,6 +22,20 @@ def told(tagger, answer):
     classes = tagger.classes(answer)
     assert len(ids) == len(classes)
     return [(tagger.tokenizer.decode([i]).strip(), NAMES[c]) for i, c in zip(ids, classes, strict=True) if c >= 0]
+
+
+def test_a_closing_names_shapes_again():
+    """Before it, each shape of a description is named once, by its kind; in it, without "a"."""
+    for seed in range(40):
+        scene = sample_scene(random.Random(seed))
+        text = caption(scene, random.Random(seed))
+        end = closing(text)
+        named = re.findall(rf"\b(?:{'|'.join(KINDS)})\b", text[:end])
+        assert named == [shape.kind for shape in scene.shapes] and 0 < end < len(text)
+        first = Tagger(tokenizer()).first(text)
+        assert len(first) == len(tokenizer()(text)["input_ids"])
+        assert tokenizer().decode(tokenizer()(text)["input_ids"][: sum(first)]).strip() == text[:end].strip()
+    assert closing("There is nothing else.") == len("There is nothing else.")
 
 
 def test_a_description(tagger):

@@ -1,6 +1,7 @@
 """Training runs: they learn, decode as they were trained, resume exactly, and split over processes."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -433,6 +434,19 @@ def test_the_schedule_is_every_optimisers(tiny, tmp_path, monkeypatch, optimiser
     training.train(target, RandomClips("qwen2_5_vl", 3), config)
     start = new_drafter(target, config, []).state_dict()
     assert all(torch.equal(value, start[name]) for name, value in weights(config.run).items())
+
+
+def test_a_larger_draft_vocabulary_is_chosen_anew(trained):
+    """The rest is the earlier drafter's; asked for as many as it has, its own tokens stay."""
+    model, _, config = trained("llava_onevision", False, True, False)
+    target, answers = Target(model), read_answers(pathlib.Path(config.answers.folder))
+    before, own = weights(config.run), len(weights(config.run)["draft_vocab_ids"])
+    for size in (own, own + 1):
+        shape = dataclasses.replace(config.drafter, start=f"{config.run}/drafter", draft_vocab=size)
+        after = new_drafter(target, dataclasses.replace(config, drafter=shape), answers).state_dict()
+        ids = before["draft_vocab_ids"] if size == own else frequent_tokens(answers, size, 300)
+        assert after.pop("draft_vocab_ids").tolist() == ids.tolist()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 def test_goes_on_from_a_drafter(tiny, tmp_path, monkeypatch):

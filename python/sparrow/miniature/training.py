@@ -33,10 +33,10 @@ class Probes(nn.Module):
 
     def loss(self, tower: Tensor, middle: Tensor, labels: Tensor) -> Tensor:
         """Sum of cross-entropies; tower, middle [tokens, E]; the ground counts a tenth."""
-        return _dense_loss(self.looks(tower), LOOKS, labels) + _dense_loss(self.story(middle), STORY, labels)
+        return dense_loss_of(self.looks(tower), LOOKS, labels) + dense_loss_of(self.story(middle), STORY, labels)
 
 
-def _dense_loss(logits: Tensor, classes: dict[str, int], labels: Tensor) -> Tensor:
+def dense_loss_of(logits: Tensor, classes: dict[str, int], labels: Tensor) -> Tensor:
     total = logits.new_zeros(())
     for i, part in enumerate(logits.float().split([n + 1 for n in classes.values()], dim=-1)):
         weight = torch.ones(part.shape[-1])

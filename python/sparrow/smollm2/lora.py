@@ -1,15 +1,15 @@
-"""Low-rank adapters (arXiv 2106.09685) on the decoder's q and v, and merging them."""
+"""Low-rank adapters (arXiv 2106.09685) on the decoder's attention, and merging them."""
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADAPTED = ("q_proj", "v_proj")
+ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
 SCALE = 2.0
 
 
@@ -60,10 +60,38 @@ def merge(decoder: Any, state: dict[str, Tensor]) -> None:
         ValueError: the state names other layers than the decoder has.
     """
     owners = {name: getattr(owner, attribute) for name, owner, attribute in places(decoder)}
-    if set(state) != {f"{name}.{part}" for name in owners for part in ("A", "B")}:
-        raise ValueError("the adapters must name q and v of every layer of the decoder, and nothing else")
-    for name, layer in owners.items():
-        layer.weight += SCALE * state[f"{name}.B"].float() @ state[f"{name}.A"].float()
+    for name in named(owners, state):
+        owners[name].weight += SCALE * state[f"{name}.B"].float() @ state[f"{name}.A"].float()
+
+
+def named(layers: Iterable[str], state: dict[str, Tensor]) -> list[str]:
+    """Those of the decoder's layers that a result adapts: all of a projection, or none.
+
+    Raises:
+        ValueError: it names other layers.
+    """
+    kinds = {name.rpartition(".")[0].rpartition(".")[2] for name in state}
+    wanted = [name for name in layers if name.rpartition(".")[2] in kinds]
+    if set(state) != {f"{name}.{part}" for name in wanted for part in ("A", "B")}:
+        raise ValueError(
+            "adapters of other layers: the adapters must name a projection in every layer, and nothing else"
+        )
+    return wanted
+
+
+@torch.no_grad()
+def begin_with(adapters: dict[str, Lora], state: dict[str, Tensor]) -> None:
+    """Adapters that do what those of an earlier result did, which may have had a lower rank or fewer projections.
+
+    Raises:
+        ValueError: it names other layers, or has a higher rank.
+    """
+    for name in named(adapters, state):
+        old, new = [state[f"{name}.{part}"].float() for part in ("A", "B")], adapters[name]
+        rank = len(old[0])
+        if rank > len(new.A):
+            raise ValueError(f"adapters of rank {rank} do not fit into rank {len(new.A)}")
+        new.A[:rank], new.B[:, :rank] = old[0], old[1]
 
 
 @contextlib.contextmanager

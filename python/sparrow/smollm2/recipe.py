@@ -8,7 +8,7 @@ WARM = (Stage(1.0, 4, (64, 128, 256), (0.6, 0.2, 0.2)),)
 TEACH = (
     Stage(0.08, 2, (64,), (1.0,)),
     Stage(0.50, 4, (64, 256), (0.92, 0.08)),
-    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.82, 0.05, 0.08, 0.02, 0.03)),
+    Stage(1.00, 4, (64, 128, 256, 512, 1024), (0.78, 0.05, 0.10, 0.02, 0.05)),
 )
 
 
@@ -20,14 +20,21 @@ class SmolRecipe:
         seed: of weights and data.
         warm_steps: of the tower alone, onto the language model's own word embeddings; warm_tokens: positions of a step;
             warm_lr: peak rate.
-        merger_steps: the language model frozen; lora_steps: with adapters of rank `rank` on q and v.
+        merger_steps: the language model frozen; lora_steps: with adapters of rank `rank` on q, k, v and o.
         batch_tokens: positions of a step, padding included.
-        merger_lr, lora_lr: peak rates; warmup: steps; hold: share of a stage at the peak.
+        bf16: autocast; twice as fast on a CPU with instructions for it, slower on others.
+        merger_lr, lora_lr: peak rates; tower_lr: of the rest of the tower in the last stage, 0 = not trained there;
+            warmup: steps; hold: share of a stage at the peak.
         clip: bound of the gradient's norm.
-        other_words: weight in the loss of words that need no video.
+        other_words: weight in the loss of words that need no video; other_share: of them so many are in a step's loss,
+            each with more weight.
+        cut: share of the descriptions that end before their closing, which repeats shapes already named.
+        dense: weight of the loss of linear readers of the middle layer's states at visual tokens (what covers them, as
+            which shape in order, since when, which way); it fades to 0 at the share dense_until of the last stage.
         text_every: a step with text comes every so many steps of the last stage; text_rows: of such a step;
             text_weight: of its loss, the divergence from the original model's predictions.
-        text_prompts, text_tokens: how many texts, and how long.
+        text_prompts, text_tokens: how many answers, and how long; document_rows: further rows of such a step, from the
+            documentation that comes with Python; document_tokens: their length.
         evaluate_every, save_every: steps.
         start: file of an earlier training's result (taught.safetensors) to go on from; with warm_steps=0 and
             merger_steps=0 only the last stage is run.
@@ -40,20 +47,28 @@ class SmolRecipe:
     warm_lr: float = 1e-3
     merger_steps: int = 60
     lora_steps: int = 900
-    rank: int = 8
-    batch_tokens: int = 576
+    rank: int = 16
+    batch_tokens: int = 1536
+    bf16: bool = True
     merger_lr: float = 1e-3
     lora_lr: float = 1e-3
+    tower_lr: float = 3e-4
     warmup: int = 5
     hold: float = 0.4
     clip: float = 1.0
     other_words: float = 0.2
-    text_every: int = 4
+    other_share: float = 0.25
+    cut: float = 0.7
+    dense: float = 0.2
+    dense_until: float = 0.7
+    text_every: int = 5
     text_rows: int = 4
-    text_weight: float = 4.0
+    text_weight: float = 20.0
     text_prompts: int = 96
-    text_tokens: int = 24
-    evaluate_every: int = 240
+    text_tokens: int = 32
+    document_rows: int = 2
+    document_tokens: int = 192
+    evaluate_every: int = 120
     save_every: int = 20
     start: str | None = None
     warm: tuple[Stage, ...] = field(default=WARM)
@@ -63,14 +78,14 @@ class SmolRecipe:
         for name in ("warm_steps", "merger_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every",
-                     "text_rows", "text_prompts", "text_tokens", "evaluate_every", "save_every"):  # fmt: skip
+        for name in ("lora_steps", "rank", "batch_tokens", "warm_tokens", "text_every", "text_rows", "text_prompts",
+                     "text_tokens", "document_tokens", "evaluate_every", "save_every"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warm_lr", "merger_lr", "lora_lr", "clip"):
+        for name in ("warm_lr", "merger_lr", "lora_lr", "clip", "dense_until", "other_share"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("other_words", "text_weight"):
+        for name in ("other_words", "text_weight", "tower_lr", "cut", "dense", "document_rows"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 

@@ -1,5 +1,6 @@
 """Text rows: what the model itself says to text prompts, so that teaching it to watch leaves its language alone."""
 
+import random
 from typing import Any
 
 import torch
@@ -33,6 +34,20 @@ def answers(model: Any, tokenizer: Any, prompts: list[str], tokens: int, tempera
         for prompt, row in zip(asked, out[:, longest:].tolist(), strict=True):
             stop = row.index(end) + 1 if end in row else len(row)
             rows.append((prompt + row[:stop], len(prompt)))
+    return rows
+
+
+def documents(tokenizer: Any, count: int, tokens: int, seed: int) -> list[Row]:
+    """Pieces of `tokens` tokens of Python's own reference, which every Python carries (pydoc_data; not a chat)."""
+    from pydoc_data.topics import topics
+
+    rng = random.Random(f"documents {seed}")
+    names = sorted(name for name, text in topics.items() if len(text) > 8 * tokens)
+    rows: list[Row] = []
+    for _ in range(count):
+        text = topics[rng.choice(names)]
+        begin = rng.randrange(len(text) - 8 * tokens + 1)
+        rows.append((tokenizer(text[begin : begin + 8 * tokens])["input_ids"][:tokens], 1))
     return rows
 
 

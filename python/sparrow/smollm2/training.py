@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparrow.miniature.batches import Batch, Collator, training_batch
+from sparrow.miniature.batches import IGNORE, Batch, Collator, training_batch
 from sparrow.miniature.training import Forward
 from sparrow.miniature.world import Format
 from sparrow.smollm2 import host, lora, texts, warm
+from sparrow.smollm2.lessons import CUT, Lessons, Reader
 from sparrow.smollm2.prompts import prompts
 from sparrow.smollm2.recipe import SmolRecipe
 from sparrow.smollm2.watching import classes_of, hits, shares
@@ -22,6 +23,7 @@ from sparrow.training.run import Run, learning_rate
 Report = Callable[[str], None]
 DEV_FORM, DEV_CLIPS = Format(8, 64), 16
 STAGES = ("warm", "merger", "lora")
+READER_LR = 3e-3
 
 
 class Teacher:
@@ -37,11 +39,13 @@ class Teacher:
         self.tokenizer = collator.tokenizer
         self.pad = int(self.tokenizer.pad_token_id)
         self.tagger = Tagger(self.tokenizer)
-        self.forward = Forward(model, bf16=False)
+        self.lessons = Lessons(model, collator.tokenizer, collator.settings, recipe.cut)
+        self.forward = Forward(model, recipe.bf16)
         self.words = warm.Words(model.model.language_model.embed_tokens.weight, self.tokenizer)
         self.rows: list[texts.Row] = []
         torch.manual_seed(recipe.seed)
         self.adapters = lora.add(model.model.language_model, recipe.rank)
+        self.reader = Reader(int(model.config.get_text_config().hidden_size))
 
     def train(self) -> None:
         """All stages, from the run's last checkpoint where it has one.
@@ -56,6 +60,7 @@ class Teacher:
             self.model.model.visual.load_state_dict(state["tower"])
             for adapter, saved in zip(self.adapters.values(), state["adapters"], strict=True):
                 adapter.load_state_dict(saved, strict=False)
+            self.reader.load_state_dict(state["reader"])
             self.rows = [(list(ids), begin) for ids, begin in state["rows"]]
             self.report(f"going on from step {start}")
         elif self.recipe.start is not None:
@@ -91,10 +96,10 @@ class Teacher:
     def _begin_with(self, file: str) -> None:
         state = load_file(file)
         host.load_tower(self.model, state)
-        if set(lora.weights(self.adapters)) != {name for name in state if not name.startswith(host.TOWER)}:
-            raise ValueError(f"start: {file} has adapters of other layers")
-        for name, adapter in self.adapters.items():
-            adapter.load_state_dict({part: state[f"{name}.{part}"] for part in ("A", "B")}, strict=False)
+        try:
+            lora.begin_with(self.adapters, {n: value for n, value in state.items() if not n.startswith(host.TOWER)})
+        except ValueError as error:
+            raise ValueError(f"start: {file}: {error}") from error
 
     def _stage(self, step: int) -> tuple[str, int, int]:
         """(stage, step within it, its steps)."""
@@ -114,6 +119,11 @@ class Teacher:
             groups = [(merger, self.recipe.merger_lr)]
         if stage == "lora":
             groups.append(([p for a in self.adapters.values() for p in (a.A, a.B)], self.recipe.lora_lr))
+            if self.recipe.tower_lr:
+                rest = [p for n, p in self.model.model.visual.named_parameters() if not n.startswith("merger.")]
+                groups.append((rest, self.recipe.tower_lr))
+            if self.recipe.dense:
+                groups.append((list(self.reader.parameters()), READER_LR))
             if not self.rows:
                 self.rows = self._texts()
         for parameters, _ in groups:
@@ -146,7 +156,8 @@ class Teacher:
         elif stage == "lora" and step % recipe.text_every == recipe.text_every - 1:
             loss, values = self._text(step)
         else:
-            loss, values = self._watch(step + (recipe.merger_steps if stage == "lora" else 0))
+            fade = recipe.dense * max(0.0, 1 - step / (recipe.dense_until * of)) if stage == "lora" else 0.0
+            loss, values = self._watch(step + (recipe.merger_steps if stage == "lora" else 0), fade)
         loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -166,20 +177,36 @@ class Teacher:
         recipe = self.recipe
         first = step // recipe.text_every * recipe.text_rows
         rows = [self.rows[(first + i) % len(self.rows)] for i in range(recipe.text_rows)]
-        loss = texts.drift(self.model, self.adapters, rows, self.pad)
+        rows += texts.documents(self.tokenizer, recipe.document_rows, recipe.document_tokens, step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            loss = texts.drift(self.model, self.adapters, rows, self.pad)
         return recipe.text_weight * loss, {"drift": round(loss.item(), 5)}
 
-    def _watch(self, step: int) -> tuple[Tensor, dict[str, Any]]:
-        batch: Batch = training_batch(self.collator, self.recipe.teach_data(), step)
+    def _watch(self, step: int, dense: float) -> tuple[Tensor, dict[str, Any]]:
+        batch: Batch = training_batch(self.lessons, self.recipe.teach_data(), step)
+        told = self._thinned(batch, step)
         logits, labels = self.forward(batch)
-        told = classes_of(self.tagger, batch.clips) >= 0
         each = F.cross_entropy(logits, labels, reduction="none")
-        weight = torch.where(told, 1.0, self.recipe.other_words)
+        weight = torch.where(told, 1.0, self.recipe.other_words / self.recipe.other_share)
         right = (logits.detach().argmax(-1) == labels)[told].float().mean()
         loss = (each * weight).sum() / weight.sum()
         values = {"loss": round(loss.item(), 4), "right": round(float(right), 3), "clips": len(batch.clips),
                   "visual": int((batch.input_ids[0] == self.collator.video_token).sum())}  # fmt: skip
+        if dense:
+            visual = batch.input_ids == self.collator.video_token
+            story = self.reader.loss(self.forward.seen["middle"][visual], batch.looks)
+            loss, values = loss + dense * story, values | {"dense": round(story.item(), 3)}
         return loss, values
+
+    def _thinned(self, batch: Batch, step: int) -> Tensor:
+        """Takes most words that need no video out of the batch's labels; of the others, which need the video, [n]."""
+        told = classes_of(self.tagger, batch.clips) >= 0
+        kept = told | (torch.rand(len(told), generator=torch.Generator().manual_seed(step)) < self.recipe.other_share)
+        ends = torch.tensor([len(self.tokenizer(clip.answer)["input_ids"]) + 1 for clip in batch.clips]).cumsum(0) - 1
+        kept[ends[torch.tensor([clip.kind == CUT for clip in batch.clips])]] = False
+        where = batch.labels != IGNORE
+        batch.labels[where] = torch.where(kept, batch.labels[where], IGNORE)
+        return told[kept]
 
     def evaluate(self, step: int) -> None:
         """Shares right on the dev split with the true and another clip's video, and the drift from the original."""
@@ -194,10 +221,10 @@ class Teacher:
         self.run.save(
             step=done, stage=stage, tower=self.model.model.visual.state_dict(), optimizer=optimizer.state_dict(),
             adapters=[{"A": a.A.detach(), "B": a.B.detach()} for a in self.adapters.values()],
-            rows=[[ids, begin] for ids, begin in self.rows],
+            reader=self.reader.state_dict(), rows=[[ids, begin] for ids, begin in self.rows],
         )  # fmt: skip
 
     def taught(self) -> dict[str, Tensor]:
-        """What was trained: the tower ("visual.NAME") and the adapters ("layers.0.self_attn.q_proj.A")."""
+        """What was trained: the tower ("visual.NAME") and the adapters ("layers.0.self_attn.q_proj.A"), float16."""
         tower = {f"visual.{name}": value.detach() for name, value in self.model.model.visual.state_dict().items()}
-        return tower | lora.weights(self.adapters)
+        return {name: value.half() for name, value in (tower | lora.weights(self.adapters)).items()}

@@ -38,6 +38,14 @@ _PATTERN = re.compile(
     rf"|(?<!\w)(?P<count>{_words('count')})\b"
 )
 
+_CLOSING = re.compile(r"(?:At the end|In the last frame), |In total, |There (?:is|are) \w+ large and ")
+
+
+def closing(description: str) -> int:
+    """Where a description's closing begins, which repeats shapes already named; its length where it has none."""
+    found = _CLOSING.search(description)
+    return found.start() if found else len(description)
+
 
 class Tagger:
     """Finds these words among a tokenizer's tokens.
@@ -78,6 +86,11 @@ class Tagger:
         # a word at the start of a line or text has no space before it: another token, not counted
         return [-1 if name >= 0 and not self._known(answer[a:b], name) else name
                 for name, (a, b) in zip(found, spans, strict=True)]  # fmt: skip
+
+    def first(self, answer: str) -> list[bool]:
+        """For each token of a description whether it is before the closing."""
+        end = closing(answer)
+        return [b <= end for _, b in self.tokenizer(answer, return_offsets_mapping=True)["offset_mapping"]]
 
     def _known(self, piece: str, name: int) -> bool:
         words = [word for group in MEANINGS[NAMES[name]] for word in group]

@@ -54,7 +54,11 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
     shape = config.drafter
     made = asdict(config_of(shape_of(target.config) | {"target": target.fingerprint()}, config, target.num_layers))
     if shape.start is not None:
-        return _started(target, shape.start, made).train().requires_grad_(True)
+        drafter = _started(target, shape.start, made)
+        if shape.draft_vocab > drafter.num_draft_tokens and not shape.own_head:  # it reads the target's head
+            drafter.set_draft_vocab(frequent_tokens(answers, shape.draft_vocab, target.vocab_size).to(target.device))
+            drafter.attach(target)
+        return drafter.train().requires_grad_(True)
     del made["target"]  # from_target's own
     drafter = SparrowDrafter.from_target(target, seed=config.optimisation.seed, **made)
     drafter.place(target.device, torch.float32)
