@@ -233,7 +233,7 @@ def test_load_refuses(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"unknown keys .* vision"):
         sparrow.SparrowDrafter.from_pretrained(tmp_path, vision="none")
     with pytest.raises(ValueError, match=r"weights .* do not fit"):
-        sparrow.SparrowDrafter.from_pretrained(tmp_path, visual="none")
+        sparrow.SparrowDrafter.from_pretrained(tmp_path, visual="rows")
 
 
 @pytest.mark.parametrize("fc_bias", [False, True])

@@ -35,7 +35,7 @@ def shown(drafts: bool = True, lanes: bool = True, **options) -> Shown:
     model, _, drafter = miniature_pair()
     recorder = Recorder(drafter if drafts else None)
     ids = torch.arange(5, 12)[None]
-    options = {"max_new_tokens": NEW, "eos_token_id": None, **options}
+    options = {"max_new_tokens": NEW, "eos_token_id": None, "tree": "own" if drafts else None, **options}
     out = sparrow.generate(model, recorder, input_ids=ids, on_round=recorder.on_round, **options)
     tokens = out.sequences[0, ids.shape[1] :].tolist()
     frames = np.random.default_rng(0).integers(0, 256, (40, 50, 301, 3), dtype=np.uint8)
