@@ -42,7 +42,9 @@ def drafter_folder(name: str) -> pathlib.Path:
     arms = {folder.name: folder for folder in sorted(ARMS.glob("*")) if folder.is_dir()}
     if name not in arms and not pathlib.Path(name).is_dir():
         known = ", ".join(arms) or "none here: a checkout of sparrow's repository has them, in bench/arms"
-        raise FileNotFoundError(f"no drafter {name!r}: neither 'shipped' nor 'shipped_reference', nor a folder, nor an arm ({known})")
+        raise FileNotFoundError(
+            f"no drafter {name!r}: neither 'shipped' nor 'shipped_reference', nor a folder, nor an arm ({known})"
+        )
     return arms.get(name, pathlib.Path(name))
 
 
