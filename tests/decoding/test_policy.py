@@ -339,14 +339,17 @@ def test_what_is_known_of_a_model_serves_the_next_call(tiny):
     assert costs.said and costs.seconds(PLAIN) > 0
 
 
-def test_a_new_length_begins_with_what_the_nearest_one_knows(tiny):
-    model = tiny("qwen2_5_vl")
-    costs_of(model, "a", 100).saw(PLAIN, 0.0, 2.0)
-    costs_of(model, "a", 1000).saw(PLAIN, 0.0, 1.0)
-    costs_of(model, "b", 60).saw(PLAIN, 0.0, 3.0)
-    assert costs_of(model, "a", 60).seconds(PLAIN) == 2.0
-    costs_of(model, "a", 60).saw(PLAIN, 0.0, 0.5)
-    assert costs_of(model, "a", 100).seconds(PLAIN) == 2.0
+def test_a_new_length_begins_with_what_the_nearest_one_knows_of_the_drafter(tiny):
+    """What verifying costs there is to be seen: of another context it would be too little, or too much."""
+    model, tree = tiny("qwen2_5_vl"), MENU[2]
+    for context, said, drafter in ((100, 0.25, "a"), (1000, 0.5, "a"), (60, 1.0, "b")):
+        costs = costs_of(model, drafter, context)
+        costs.saw(tree, 3.0 * said, 1.0)
+        costs.foretells(1.0, {tree: [said, said, said]})
+    new = costs_of(model, "a", 60)
+    assert new.gains[tree] == [0.25] * 3 and not new.measured
+    new.saw(tree, 9.0, 9.0)
+    assert costs_of(model, "a", 100).seconds(tree) < 2.0
 
 
 def test_it_is_the_default_where_the_drafter_can_change_its_tree(tiny):

@@ -285,7 +285,8 @@ class _Run:
         if policy and rounds.state.scores is not None:
             stats.trees[str(policy.shape)] = stats.trees.get(str(policy.shape), 0) + 1
             drafting = clock.spent("draft") - drafting
-            policy.saw(accepted, drafting, seconds - drafting, rounds.state.scores, rounds.settled)
+            with clock.stage("draft"):  # the choice of a tree is a part of drafting
+                policy.saw(accepted, drafting, seconds - drafting, rounds.state.scores, rounds.settled)
         stats.emitted += map(len, tokens)
         stats.accepted += accepted
         if self.on_round is not None:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sparrow.drafters.protocol import Drafter
 from sparrow.tree import MAX_NODES, Root, TreeConfig
@@ -28,7 +28,7 @@ PLAIN = ANY = Root()
 MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
 EVERY = 4  # rounds between choices, after as many that each make one
 FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
-REMEMBERS = 0.98  # what a round foretold and what came fade so much per round
+REMEMBERS, FORGETS = 0.98, 0.97  # what a round foretold and what came fade so much per round; of trees that do not run
 TRIES, HOPE = 8, 0.8  # the first drafts, in which a tree that is expected at this share of plain speed is drafted
 CLEARLY = 0.95  # the same share later
 PRIOR = 2.0  # acceptances foretold, after which a tree's own rounds count as much as those of all
@@ -57,6 +57,12 @@ class Costs:
         self.gains: dict[TreeConfig, list[float]] = {}
         self._verify: dict[int, deque[float]] = {}
         self._level: dict[int, deque[float]] = {}  # per width: seconds of one level
+
+    def elsewhere(self) -> "Costs":
+        """For another length of context: the same drafter; what verifying costs there is to be seen."""
+        other = copy.deepcopy(self)
+        other._verify.clear()
+        return other
 
     @property
     def measured(self) -> bool:
@@ -93,7 +99,7 @@ class Costs:
         for table in (self.said, self.kept):
             for tree, levels in table.items():
                 if tree not in (shape, ANY):  # they fade as well: texts change
-                    levels[:] = [REMEMBERS * x for x in levels]
+                    levels[:] = [FORGETS * x for x in levels]
         for tree, begun in ((ANY, PRIOR), (shape, 0.0)):  # PRIOR: as if it had been right so often before
             said, kept = self.said.setdefault(tree, []), self.kept.setdefault(tree, [])
             for level, gain in enumerate(foretold):
@@ -165,25 +171,27 @@ def expected(scores: Tensor, drafted: TreeConfig, menu: Sequence[TreeConfig]) ->
             each further one, grouped by parent, best first.
     """
     within, total, levels = _holds(drafted, tuple(menu))
-    best = scores.double().exp().nan_to_num(0.0).sort(descending=True, stable=True)
-    within = within[:, best.indices]
-    kept = within & (within.cumsum(1) <= total[:, None])
-    sums = ((kept * best.values) @ levels[best.indices]).clamp(max=1.0).tolist()
+    probability = np.exp(scores.numpy().astype(np.float64))
+    probability[np.isnan(probability)] = 0.0
+    best = np.argsort(-probability, kind="stable")
+    within = within[:, best]
+    kept = within & (within.cumsum(1) <= total)
+    sums = ((kept * probability[best]) @ levels[best]).clip(max=1.0).tolist()
     return [_deeper(of[: shape.depth], shape) for of, shape in zip(sums, menu, strict=True)]
 
 
 @functools.lru_cache(maxsize=256)
-def _holds(drafted: TreeConfig, menu: tuple[TreeConfig, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _holds(drafted: TreeConfig, menu: tuple[TreeConfig, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which candidates of `drafted` each tree has among its own, bool [trees, candidates]; of how many it keeps the
-    best, int64 [trees]; and each one's level, one-hot float64 [candidates, depth].
+    best, int64 [trees, 1]; and each one's level, one-hot float64 [candidates, depth].
     """
-    width, index = drafted.width, torch.arange(drafted.candidates)
-    level, rank = torch.zeros_like(index), index.clone()
+    width, index = drafted.width, np.arange(drafted.candidates)
+    level, rank = np.zeros_like(index), index.copy()
     level[width:] = 1 + (index[width:] - width) // (width * width)
-    rank[width:] = torch.maximum((index[width:] - width) % width, (index[width:] - width) // width % width)
+    rank[width:] = np.maximum((index[width:] - width) % width, (index[width:] - width) // width % width)
     within = [(rank < shape.width) & (level < shape.depth) for shape in menu]
-    total = torch.tensor([shape.nodes - 1 for shape in menu])
-    return torch.stack(within), total, functional.one_hot(level, drafted.depth).double()
+    total = np.array([[shape.nodes - 1] for shape in menu])
+    return np.stack(within), total, np.eye(drafted.depth)[level]
 
 
 def _deeper(levels: list[float], shape: TreeConfig) -> list[float]:
@@ -201,14 +209,14 @@ _costs: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Costs]]" = w
 
 def costs_of(model: nn.Module, drafter: Hashable, context: int, batch: int = 1) -> Costs:
     """What is known of this model and drafter on its device, with these threads, at about this context, in tokens, of
-    so many sequences together. Of a context that is new, what is known of the nearest one.
+    so many sequences together. Of a context that is new, what the nearest one knows of the drafter.
     """
     known = _costs.setdefault(model, {})
     place = (drafter, model.device, model.dtype, torch.get_num_threads(), batch)
     if (key := (*place, context.bit_length())) not in known:
         alike = [other for other in known if other[:-1] == place and known[other].measured]
         nearest = min(alike, key=lambda other: abs(other[-1] - key[-1]), default=None)
-        known[key] = Costs() if nearest is None else copy.deepcopy(known[nearest])
+        known[key] = Costs() if nearest is None else known[nearest].elsewhere()
     return known[key]
 
 
