@@ -284,7 +284,7 @@ def test_two_processes_on_one_run(tiny, tmp_path):
                 ready.set()
                 theirs.recv()
 
-        Run.log = waits  # type: ignore[method-assign]
+        Run.log, asking.ThreadPoolExecutor = waits, Inline
         training.train(Target(model), RandomClips("qwen2_5_vl", 4), settings(tmp_path))
 
     child = context.Process(target=first)
@@ -305,6 +305,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
     target, clips = Target(model), RandomClips("qwen2_5_vl", 4)
 
     def full(limit, work):
+        asking.ThreadPoolExecutor = Inline
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:

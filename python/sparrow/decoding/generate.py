@@ -222,7 +222,7 @@ class _Run:
             if room is not None:
                 room.keep(cache)
         if policy:
-            state.scores = torch.zeros(b, policy.candidates, pin_memory=state.root.is_cuda)
+            state.scores = torch.zeros(b, policy.candidates, dtype=torch.float32, pin_memory=state.root.is_cuda)
         rounds = Rounds(self.target, self.drafter, state, shape, clock, out.stops, room)
         behind, prompts = state.position.clone(), cache.rows
         if self.numbered:
