@@ -130,6 +130,7 @@ def test_a_lock_goes_with_its_model():
     assert lock_of(model) is lock
     twin, again = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
     assert lock_of(twin) is not lock and lock_of(again) is not lock
+    gc.collect()  # models of earlier tests
     number = len(borrow._locks)
     del model
     gc.collect()
