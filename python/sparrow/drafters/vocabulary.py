@@ -42,7 +42,6 @@ class Vocabulary(nn.Module):
         if config.draft_vocab:
             self.register_buffer("draft_vocab_ids", torch.empty(0, dtype=torch.int64))
         self._tables: Tables | None = None
-        self._source: object = None  # of tables.draft_rows
 
     def bind(self, embedding: Tensor, head: nn.Module, norm: nn.Module) -> None:
         """Shares a target's embedding table [V, E], LM head and final norm with the drafter.
@@ -63,15 +62,14 @@ class Vocabulary(nn.Module):
             rows = self._rows(rows, ids)
         self._tables = Tables(embedding, head, norm, rows)
 
+    @torch.no_grad()
     def _rows(self, head: Tensor, ids: Tensor) -> Tensor:
-        """head[ids]; the same tensor as before where neither has changed, since captured rounds know its address."""
-        if head.is_inference() or ids.is_inference():  # those count no changes
+        """head[ids], in the memory they had before where they fit there: captured rounds know its address."""
+        rows = None if self._tables is None else self._tables.draft_rows
+        wanted = (len(ids), *head.shape[1:]), head.dtype, head.device
+        if rows is None or rows.is_inference() or (tuple(rows.shape), rows.dtype, rows.device) != wanted:
             return head[ids]
-        source = tuple((t.data_ptr(), t._version, t.shape, t.dtype) for t in (head, ids))
-        if self._tables is None or self._tables.draft_rows is None or self._source != source:
-            self._source = source
-            return head[ids]
-        return self._tables.draft_rows
+        return torch.index_select(head, 0, ids, out=rows)
 
     @property
     def draft_rows(self) -> Tensor | None:
