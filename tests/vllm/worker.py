@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import types
+from unittest import mock
 
 from sparrow.engines.chain import ChainDrafter
 from sparrow.engines.vllm_worker import counters
@@ -45,7 +46,7 @@ def slow_down(slow: int) -> None:
             time.sleep(1)
         return after(self, *args)
 
-    ChainDrafter.after = waiting  # type: ignore[method-assign]
+    mock.patch.object(ChainDrafter, "after", waiting).start()
 
 
 def main() -> None:
