@@ -280,17 +280,21 @@ class Kept(TextDrafter):
 
 
 def test_tokens_of_rounds_that_drafted_nothing_are_written_later_as_at_once(tiny, restless):
+    """By a draft that follows, or at the end by what keeps them for a next generation."""
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
-    drafter = sparrow.SparrowDrafter.from_target(Target(model))
-    kept, waited = [], []
-    for tree in ("8-3-4", "auto"):
-        own = Kept(drafter)
-        sparrow.generate(model, own, **inputs, max_new_tokens=40, eos_token_id=None, tree=tree)
-        waited.append(own.most)
-        kept.append(own.keep(own.state.draft, own.state.error))
-    assert waited[0] == 0 and waited[1] > 1
-    for name in ("keys", "values"):
-        torch.testing.assert_close(kept[1][name], kept[0][name], atol=1e-4, rtol=1e-3)
+    drafter, at_the_end = sparrow.SparrowDrafter.from_target(Target(model)), []
+    for new in (32, 35, 38, 41):
+        kept, waited = [], []
+        for tree in ("8-3-4", "auto"):
+            own = Kept(drafter)
+            sparrow.generate(model, own, **inputs, max_new_tokens=new, eos_token_id=None, tree=tree)
+            waited.append(own.most)
+            at_the_end.append(len(own.state.draft.waiting))
+            kept.append(own.keep(own.state.draft, own.state.error))
+        assert waited[0] == 0 and waited[1] > 1
+        for name in ("keys", "values"):
+            torch.testing.assert_close(kept[1][name], kept[0][name], atol=1e-4, rtol=1e-3)
+    assert max(at_the_end) > 0 and 0 in at_the_end[1::2]
 
 
 def test_what_waits_is_joined_sequence_by_sequence():
