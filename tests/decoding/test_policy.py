@@ -9,7 +9,7 @@ import torch
 import sparrow
 from sparrow.decoding import policy as module
 from sparrow.decoding import runner
-from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, SURE, Costs, Policy, costs_of, expected
+from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, SURE, TRIES, Costs, Policy, costs_of, expected
 from sparrow.drafters.protocol import Pending
 from sparrow.drafters.text import TextDrafter
 from sparrow.targets.adapter import Target
@@ -107,6 +107,21 @@ def test_drafts_again_where_text_becomes_easy():
     world.said = world.true = 0.9
     world.rate(2 * LONGEST_WAIT, None, policy)
     assert policy.shape.nodes > 1
+
+
+def test_a_few_poor_drafts_are_no_verdict():
+    """At 0.85 of plain speed the first drafts of a generation go on, and later ones do not; at 0.5 none does."""
+    for share, first in ((0.85, MENU[0]), (0.5, PLAIN)):
+        costs = Costs()
+        costs.drafted(MENU[0], [1.0, 1.0], 2)
+        costs.foretells(1.0, {MENU[0]: [0.3, 0.0]})
+        for _ in range(SURE):
+            costs.saw(PLAIN, 0.0, 1.0)
+            costs.saw(MENU[0], 0.0, 1.3 / share)
+        policy = Policy(costs, menu=MENU[:1])
+        assert policy.best() == first
+        policy._drafts = TRIES
+        assert policy.best() == PLAIN
 
 
 def test_a_choice_is_a_function_of_the_numbers():
