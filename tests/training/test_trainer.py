@@ -450,6 +450,21 @@ def test_a_larger_draft_vocabulary_is_chosen_anew(trained):
         assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
+def test_tau_is_of_the_drafters_own_tree(trained, monkeypatch):
+    """A tree chosen by the clock would make it another number each time."""
+    model, clips, config = trained("llava_onevision", False, True, False)
+    plain, trees = trainer.generate, []
+
+    def heard(*args, **options):
+        trees.append((out := plain(*args, **options)).stats.tree)
+        return out
+
+    monkeypatch.setattr(trainer, "generate", heard)
+    answers = read_answers(pathlib.Path(config.answers.folder))
+    found = trainer.measure_tau(Target(model), pathlib.Path(config.run) / "drafter", clips, answers, config)
+    assert trees == [config.drafter.tree] * len(answers) and found["t0"] > 1
+
+
 def test_goes_on_from_a_drafter(tiny, tmp_path, monkeypatch):
     """Its weights, under the new run's numbering; of another shape or target it is refused by name."""
     target, clips = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 3)
