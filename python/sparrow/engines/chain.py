@@ -34,7 +34,8 @@ class ChainDrafter:
         c, weight = drafter.config, drafter.weight
         self.drafter, self.length = drafter, length
         shape = (slots, text_rows + length, c.num_kv_heads, c.head_dim)
-        self.keys, self.values = weight.new_zeros(shape), weight.new_zeros(shape)
+        # Written, not only asked for: on a CPU memory that is not counts nowhere, and grows while serving.
+        self.keys, self.values = weight.new_empty(shape).zero_(), weight.new_empty(shape).zero_()
         self.book = TextRows(slots, max_len, text_rows, shape[1], block_size, c.positions)
 
     @torch.no_grad()
