@@ -113,6 +113,19 @@ def test_sampled_answers(tiny, tmp_path):
     assert all(found[0][2 * c].ids != found[0][2 * c + 1].ids for c in range(3))
 
 
+def test_a_folder_serves_other_temperatures(tiny, tmp_path):
+    """One of the temperatures it holds gives that one's answers; a further one is added to it, and its states, too."""
+    target, clips, found = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 3), {}
+    for temperatures in ([0.0, 1.5], [1.5], [0.7, 0.0]):
+        config = settings(tmp_path, answers={"temperatures": temperatures})
+        answers = training.prepare_answers(target, clips, config, training.Ranks())
+        training.states_of(target, clips, config, answers, training.Ranks())
+        assert {a.temperature for a in answers} == set(temperatures) and len(answers) == 3 * len(temperatures)
+        found |= {(a.clip, a.temperature): a.ids for a in answers} | found  # what was there is kept
+        assert all(found[a.clip, a.temperature] == a.ids for a in answers)
+    assert len(read_answers(tmp_path / "answers")) == len(list((tmp_path / "states").rglob("*.safetensors"))) == 9
+
+
 def test_answers_and_states_go_on(tiny, tmp_path):
     """Interrupted stages keep what they have; a torn line or file is made again; other settings are refused."""
     target, config = Target(tiny("qwen2_5_vl")), settings(tmp_path, answers=ONE_BY_ONE)

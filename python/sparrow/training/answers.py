@@ -20,6 +20,7 @@ from sparrow.training.recipe import Answers
 SETTINGS = "settings.json"
 # settings that do not change an answer, but for rounding
 PLACES = ("folder", "batch", "batch_tokens", "ahead", "workers")
+WHICH = ("temperatures",)  # settings that say which answers are asked for: a folder may hold more
 OTHER = "choose another folder, or remove it to start again"
 
 
@@ -110,7 +111,7 @@ def write_answers(
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
         BlockingIOError: answers are missing, and another process is writing them.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in PLACES}
+    settings = {k: v for k, v in asdict(config).items() if k not in PLACES + WHICH}
     settings |= {} if engine is None else {"engine": engine.name}
     locked = None
     if ranks.main:
@@ -134,7 +135,7 @@ def write_answers(
             progress.advance(len(made))
     ranks.wait()
     del locked
-    return [answer for answer in read_answers(folder) if answer.clip < len(clips)]
+    return [a for a in read_answers(folder) if a.clip < len(clips) and a.temperature in config.temperatures]
 
 
 def _own_answers(
