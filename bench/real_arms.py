@@ -1,0 +1,254 @@
+"""What training options bring on real language: drafters of SmolLM2, trained alike but for one thing.
+
+    python -m bench.real_arms --run runs/arms --save bench/results/smollm2/arms.json
+    python -m bench.real_arms --run runs/arms --only "2 passes,5 passes"    # a part of it
+    python -m bench.real_arms --table bench/results/smollm2/arms.json
+
+Every arm takes the same steps over the same answers; one whose steps cost more or less time is trained again with the
+steps that fit into the first arm's seconds (of the CPU; the target's states are not counted). The arms "n steps" are
+the first one's curve over training tokens. All are measured on tapes of the target, float32: tokens per round, greedy
+and at T = 1, on instructions of the dev split (by which to choose) and of the test split, whose topics no training
+prompt has, and on clips of the test split. Training and measuring go on where they were stopped.
+"""
+
+import json
+import pathlib
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import torch
+
+from bench.measured import program
+from sparrow.cli.loading import load_drafter, load_model, load_target, load_tokenizer
+from sparrow.cli.synthetic import write_clips
+from sparrow.cli.train import clips_of
+from sparrow.drafters.network import SparrowDrafter
+from sparrow.evaluation.cells import interval, quotient
+from sparrow.evaluation.questions import form_of, question, sampling
+from sparrow.evaluation.tape import Tape, cached, record, replay
+from sparrow.files import read_json, read_json_lines, write_json, write_text
+from sparrow.miniature.world import sample
+from sparrow.progress import console, track
+from sparrow.smollm2.fetch import fetch
+from sparrow.smollm2.prompts import prompts as instructions
+from sparrow.targets.adapter import Target
+from sparrow.training import trainer
+from sparrow.training.config import load_config
+from sparrow.training.recipe import DrafterTraining
+from sparrow.training.stages import train
+from sparrow.tree import TreeConfig
+from sparrow.video import load_settings, prepare
+
+FIRST = "shipped recipe"
+STEPS, NEW, CLIP_TOKENS = 200, 48, 64
+TRAINING = {"text": 1120, "clip": 80}  # prompts
+MEASURED = {"dev": 24, "text": 60, "clip": 12}
+TREES = ("8-3-4", "25-5-8")
+LAYERS = (30, 2, 15, 27, 29)  # of SmolLM2's 30, that any arm reads
+BASE = ("data.num_frames=8", "data.validation=0", "answers.max_new_tokens=64", "answers.temperatures=[0.0,1.0]",
+        "answers.batch=96", "dtype=bfloat16", "drafter.draft_vocab=8192", "drafter.tree=8-3-4",
+        "optimisation.warmup=20", "optimisation.batch_rows=900")  # fmt: skip
+LIVE = "states.cache=false"  # what only one arm reads of the target is not kept
+PAPER = ("recipe.visual=true", "recipe.mtp_depth=1", "recipe.mtp_attention=paper", "optimisation.optimiser=adamw", LIVE)
+ARMS: dict[str, tuple[str, ...]] = {
+    FIRST: (),
+    "another seed": ("optimisation.seed=1",),
+    "the paper's recipe": PAPER,
+    "with the video (IVSB)": ("recipe.visual=true", LIVE),
+    "AdamW": ("optimisation.optimiser=adamw",),
+    "1 pass": ("recipe.mtp_depth=1",),
+    "2 passes": ("recipe.mtp_depth=2",),
+    "5 passes": ("recipe.mtp_depth=5",),
+    "state of the last layer but one": ("drafter.hidden_layer=-2", LIVE),
+    "states of four layers": ("drafter.fused_layers=[2,15,27]", "recipe.feature=0", LIVE),
+    "draft vocabulary 4096": ("drafter.draft_vocab=4096",),
+    "draft vocabulary 16384": ("drafter.draft_vocab=16384",),
+    "acceptance loss": ("recipe.acceptance=1.0",),
+    "greedy answers only": ("answers.temperatures=[0.0]",),
+    **{f"{n} steps": (f"optimisation.steps={n}",) for n in (25, 50, 100, 400, 1000)},
+}
+EQUAL = ", equal seconds"
+CPU_TIME = SimpleNamespace(perf_counter=time.process_time)  # of a step, in the log
+NEAR = 0.1  # an arm whose steps take the first one's time, but for this share, is not trained again
+
+
+def prompt_file(run: pathlib.Path) -> pathlib.Path:
+    """<run>/prompts.jsonl: instructions of the training split, and clips spread among them."""
+    folder, file = run / "clips_train", run / "prompts.jsonl"
+    if not file.exists():
+        numbers = range(TRAINING["clip"])
+        drawn = [sample(n, form_of(CLIP_TOKENS, n), split="train", kind="describe") for n in numbers]
+        write_clips(drawn, numbers, folder, CLIP_TOKENS, "train")
+        lines = [{"prompt": text} for text in instructions("train", TRAINING["text"])]
+        every = TRAINING["text"] // TRAINING["clip"]
+        for n, clip in enumerate(drawn):
+            lines.insert(n * (every + 1) + every, {"video": f"{folder.name}/{n:06d}.mp4", "prompt": clip.prompt})
+        write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def settings_of(name: str, run: pathlib.Path, target: pathlib.Path) -> DrafterTraining:
+    """Of an arm; for "NAME, equal seconds" with the steps that NAME would take in the first arm's time."""
+    arm = name.removesuffix(EQUAL)
+    steps = equal_steps(run, arm) if name.endswith(EQUAL) else STEPS
+    folder = run / name.replace(" ", "_").replace(",", "")
+    places = (f"target={target}", f"run={folder}", f"data.clips={prompt_file(run)}",
+              f"answers.folder={run / 'answers'}", f"states.folder={run / 'states'}")  # fmt: skip
+    return load_config(DrafterTraining, "sparrow", (*places, *BASE, f"optimisation.steps={steps}", *ARMS[arm]))
+
+
+def logged(run: pathlib.Path, name: str) -> list[dict]:
+    return [row for _, row in read_json_lines(run / name.replace(" ", "_").replace(",", "") / "log.jsonl")]
+
+
+def seconds_of(run: pathlib.Path, name: str) -> float:
+    """Median seconds of a step."""
+    return float(np.median([row["seconds"] for row in logged(run, name) if "seconds" in row]))
+
+
+def equal_steps(run: pathlib.Path, name: str) -> int:
+    """Steps of the arm in the seconds of the first one's."""
+    return round(STEPS * seconds_of(run, FIRST) / seconds_of(run, name))
+
+
+def asked(kind: str, number: int, settings, tokenizer):
+    """The inputs of a test prompt."""
+    if kind == "clip":
+        return question(settings, tokenizer, CLIP_TOKENS, number, split="test").inputs
+    split = "dev" if kind == "dev" else "test"
+    return prepare(settings, tokenizer, instructions(split, number + 1)[number], [])
+
+
+def tapes(run: pathlib.Path, target: pathlib.Path) -> dict[tuple[str, int, float], Tape]:
+    """Test prompts' tapes by kind, number and temperature; recorded once, with the states of LAYERS."""
+    model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
+    settings, found = load_settings(target), {}
+    numbers = [(kind, i) for kind, count in MEASURED.items() for i in range(count)]
+    for kind, number in track(numbers, "the target's tapes", "prompts"):
+        for t in (0.0, 1.0):
+
+            def make(kind=kind, number=number, t=t):
+                inputs = Target(model).inputs(asked(kind, number, settings, tokenizer))
+                return vars(record(model, inputs, LAYERS, sampling(t, NEW), seed=number))
+
+            found[kind, number, t] = Tape(**cached(run / "tapes" / f"{kind}-{number}-T{t:g}.safetensors", make))
+    return found
+
+
+def seen_by(tape: Tape, layers: tuple[int, ...]) -> Tape:
+    """The tape with the states of these layers only."""
+    columns = [LAYERS.index(layer) for layer in layers]
+
+    def part(states):
+        return states.unflatten(1, (len(LAYERS), -1))[:, columns].flatten(1)
+
+    more = {"hidden": part(tape.hidden), "prompt_hidden": part(tape.prompt_hidden)}
+    return Tape(**vars(tape) | more)
+
+
+def replayed(drafter: SparrowDrafter, found: dict[tuple[str, int, float], Tape]) -> list[dict]:
+    """One row per kind, temperature and tree: tokens and rounds of each prompt."""
+    rows = []
+    shown = {key: seen_by(tape, drafter.config.state_layers) for key, tape in found.items()}
+    for kind, t in [(kind, t) for kind in MEASURED for t in (0.0, 1.0)]:
+        own = [tape for key, tape in shown.items() if (key[0], key[2]) == (kind, t) and len(tape.tokens) > 1]
+        for tree in TREES:
+            emitted = [replay(tape, drafter, TreeConfig.parse(tree)) for tape in own]
+            counts = {"tokens": [sum(e) for e in emitted], "rounds": [len(e) for e in emitted]}
+            rows.append({"kind": kind, "temperature": t, "tree": tree, **counts})
+    return rows
+
+
+def measure(run: str, only: str) -> dict[str, object]:
+    """Trains and measures the arms, and those of equal seconds; what a row of the result is: see `row`."""
+    place, target = pathlib.Path(run), fetch()
+    names = [name for name in only.split(",") if name] or list(ARMS)
+    if unknown := set(names) - set(ARMS):
+        raise SystemExit(f"--only must name arms of {', '.join(ARMS)}, got {', '.join(unknown)}")
+    tokenizer, settings = load_tokenizer(target, False), {}
+    teacher = Target(load_model(target, "bfloat16", torch.device("cpu"), False))
+    for name in [arm + suffix for suffix in ("", EQUAL) for arm in names]:
+        if not name.endswith(EQUAL) or costs_other_time(place, name.removesuffix(EQUAL)):
+            console.print(f"arm: {name}", markup=False)
+            settings[name] = config = settings_of(name, place, target)
+            with mock.patch.object(
+                trainer, "time", SimpleNamespace(perf_counter=time.process_time)
+            ):  # of what is logged
+                train(teacher, clips_of(config, target, tokenizer), config)
+    figures = measured(place, target, [pathlib.Path(config.run) for config in settings.values()])
+    arms = [row(place, name, settings[name], own) for name, own in zip(settings, figures, strict=True)]
+    return {"new_tokens": NEW, "arms": arms}
+
+
+def measured(run: pathlib.Path, target: pathlib.Path, arms: list[pathlib.Path]) -> list[list[dict]]:
+    """Each arm's figures, kept as <arm>/measured.json."""
+    model = load_model(target, "float32", torch.device("cpu"), False)
+    found: dict[tuple[str, int, float], Tape] = {}
+    for arm in arms:
+        if not (arm / "measured.json").exists():
+            found = found or tapes(run, target)
+            console.print(f"measuring {arm}", markup=False)
+            write_json(
+                arm / "measured.json", {"figures": replayed(load_drafter(str(arm / trainer.DRAFTER), model), found)}
+            )
+    return [read_json(arm / "measured.json")["figures"] for arm in arms]
+
+
+def costs_other_time(run: pathlib.Path, name: str) -> bool:
+    """Whether the arm, of as many steps as the first one, took another time."""
+    if name == FIRST or name.endswith(" steps"):
+        return False
+    return abs(seconds_of(run, name) / seconds_of(run, FIRST) - 1) > NEAR
+
+
+def row(run: pathlib.Path, name: str, config: DrafterTraining, figures: list[dict]) -> dict[str, object]:
+    """An arm: its overrides, steps, median seconds of a step, rows with a loss in all, and its figures."""
+    steps = config.optimisation.steps
+    counted = [entry["rows"] for entry in logged(run, name) if "rows" in entry]
+    overrides = [o for o in ARMS[name.removesuffix(EQUAL)] if o != LIVE]
+    return {
+        "arm": name, "overrides": overrides, "steps": steps, "step_seconds": seconds_of(run, name),
+        "rows": round(steps * float(np.mean(counted))), "figures": figures,
+    }  # fmt: skip
+
+
+def tau(figures: dict, first: dict | None = None) -> str:
+    """Tokens per round with its interval over prompts; with `first`, its ratio to that arm's on the same prompts."""
+    own = list(zip(figures["tokens"], figures["rounds"], strict=True))
+    if first is None:
+        value = interval(own, quotient)
+    else:
+        both = [(*a, *b) for a, b in zip(own, zip(first["tokens"], first["rounds"], strict=True), strict=True)]
+        value = interval(both, lambda s: s[..., 0] / s[..., 1] / (s[..., 2] / s[..., 3]))
+    digits = 2 if first is None else 3
+    return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def table(result: dict) -> str:
+    """Markdown: tau by prompts, temperature and tree; on text, what the arm is over the first one."""
+    columns = [("text", 0.0, "8-3-4"), ("text", 0.0, "25-5-8"), ("text", 1.0, "25-5-8"), ("clip", 0.0, "25-5-8"),
+               ("dev", 0.0, "25-5-8")]  # fmt: skip
+    heads = [f"{kind}, T = {t:g}, {tree}" for kind, t, tree in columns]
+    lines = ["| arm | steps | rows | s a step | " + " | ".join(heads) + " | text, T = 0, 25-5-8, over the first |"]
+    lines.append("|---|---|---|---|" + "---|" * (len(heads) + 1))
+
+    def at(arm: dict, key: tuple) -> dict:
+        return next(f for f in arm["figures"] if (f["kind"], f["temperature"], f["tree"]) == key)
+
+    first = next((arm for arm in result["arms"] if arm["arm"] == FIRST), None)
+    for arm in result["arms"]:
+        cells = [tau(at(arm, key)) for key in columns]
+        ratio = "" if first in (None, arm) else tau(at(arm, columns[1]), at(first, columns[1]))
+        about = f"{arm['arm']} | {arm['steps']} | {arm['rows']} | {arm['step_seconds']:.2f}"
+        lines.append(f"| {about} | " + " | ".join(cells) + f" | {ratio} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    options = {
+        "run": {"default": "runs/arms", "help": "folder of answers, states, tapes and drafters"},
+        "only": {"default": "", "help": "arms, separated by commas"},
+    }
+    program("bench.real_arms", __doc__, options, measure, table)
