@@ -13,8 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not asked(), reason="vLLM has an environment of its own: `make test-vllm`"),
 ]
 SECONDS, AT_A_TIME, REQUESTS = 120, 32, 96
-SETTLED = 5  # passes in which the allocator's heap grows to its size, vLLM's alone, too
-SLACK = 8 * 1024  # KiB, beside 2 %
+SLACK = 4 * 1024  # KiB
 
 
 def resident(process: int) -> int:
@@ -36,10 +35,11 @@ def passes(engine, asked_for, sampling, want, enough) -> list[int]:
 def test_two_minutes_of_32_at_a_time(monkeypatch):
     """Prompts with videos, images and text alone, of lengths that differ, and more of them than the cache's blocks.
 
-    vLLM alone grows in its first passes. With the drafter it grows by no more than that in as many, and by nothing
-    behind them.
+    oneDNN keeps what it made for the last 1024 shapes of matrix products, vLLM's and the drafter's; that would grow for
+    some 20 passes, by 66 MiB. Here it keeps a few, and what is left of growth is somebody's fault.
     """
     on_a_cpu(monkeypatch)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4")
     prompts = [prompt_of(case, TARGET) for case in CASES]
     sampling = [{"temperature": 0, "max_tokens": 20 + 7 * (i % 10)} for i in range(REQUESTS)]
     asked_for = [prompts[i % len(prompts)] for i in range(REQUESTS)]
@@ -49,11 +49,10 @@ def test_two_minutes_of_32_at_a_time(monkeypatch):
         first = engine.run(asked_for, sampling, AT_A_TIME)
         assert len(first.done) == REQUESTS and first.counters["accepted"] > 0
         want, end = [one.ids for one in first.done], time.monotonic() + SECONDS
-        held = passes(engine, asked_for, sampling, want, lambda n: n > SETTLED + 3 and time.monotonic() > end)
+        held = passes(engine, asked_for, sampling, want, lambda n: n > 3 and time.monotonic() > end)
     with Engine(TARGET, options) as engine:
         engine.run(asked_for, sampling, AT_A_TIME)
         alone = passes(engine, asked_for, sampling, want, lambda n: n == len(held))
     told = [[kib >> 10 for kib in kept] for kept in (held, alone)]
     print(f"{len(held)} passes of {REQUESTS} requests, {AT_A_TIME} at a time; MiB held, and by vLLM alone: {told}")
-    assert held[-1] - held[0] < alone[-1] - alone[0] + 0.02 * held[0] + SLACK
-    assert held[-1] < 1.02 * held[SETTLED] + SLACK
+    assert held[-1] - held[0] < alone[-1] - alone[0] + SLACK
