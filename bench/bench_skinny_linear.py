@@ -1,4 +1,4 @@
-"""skinny_linear beside F.linear: a drafter level's, a verify pass's and a catch-up's row counts.
+"""skinny_linear and its group beside F.linear: a drafter level's, a verify pass's and a catch-up's row counts.
 
 Width 512 with 192, 1536 and 4096 outputs is a small target's; at 3584 the weights (26 or 51 MB) exceed the caches.
 """
@@ -18,6 +18,25 @@ SHAPES = [(512, 192), (512, 1536), (1408, 512), (512, 4096), (3584, 3584)]
 def weights(width, outputs, dtype):
     torch.manual_seed(0)
     return (torch.randn(outputs, width) / width**0.5).to(dtype)
+
+
+GROUPS = [(512, (512, 64, 64)), (512, (1408, 1408)), (3584, (3584, 512, 512))]  # q, k and v; gate and up
+
+
+@pytest.mark.parametrize("impl", ["sparrow", "eager", "one by one"])
+@pytest.mark.parametrize("rows", [1, 9, 26])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("shape", GROUPS, ids=str)
+def test_skinny_linear_group(benchmark, shape, dtype, rows, impl):
+    width, outputs = shape
+    benchmark.group = f"skinny_linear_group K={width} N={'+'.join(map(str, outputs))} {dtype} M={rows}"
+    x, each = torch.randn(1, rows, width).to(dtype), [weights(width, n, dtype) for n in outputs]
+    functions = {
+        "sparrow": op.skinny_linear_group,
+        "eager": op.eager_group,
+        "one by one": lambda x, each: [op.skinny_linear(x, weight) for weight in each],
+    }
+    benchmark.pedantic(functions[impl], [x, each], rounds=9, iterations=1 if width > 2000 else 20, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("impl", ["sparrow", "eager"])

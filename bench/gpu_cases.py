@@ -41,6 +41,9 @@ def cases(s: Sizes, prefixes: tuple[int, ...] = (512, 1536, 17000, 25000, 100000
         for m in (1, 8, 31):
             name = f"{outputs} x {width}, M={m}"
             yield Case("skinny_linear", name, lambda d, n, m=m, o=outputs, w=width: _linear(s, m, o, w, d, n))
+    for together, parts in (("q, k and v", (s.hidden, kv, kv)), ("gate and up", (s.ffn, s.ffn))):
+        for m in (1, 8, 31):
+            yield Case("skinny_linear", f"{together}, M={m}", lambda d, n, m=m, o=parts: _group(s, m, o, d, n))
     for vocab in (s.draft_vocab, s.vocab):
         for m in (1, 8):
             yield Case("lm_head_topk", f"M={m} V={vocab}", lambda d, n, m=m, v=vocab: _head(s, m, v, d, n))
@@ -86,6 +89,19 @@ def _linear(s: Sizes, m: int, outputs: int, width: int, device: torch.device, co
     work = Work([lambda w=w: sparrow_ext.skinny_linear(x, w) for w in weights], weights[0].nbytes)
     work.flops = 2 * m * outputs * width
     work.peers["eager"] = [lambda w=w: skinny_linear.eager(x, w) for w in weights]
+    return work
+
+
+def _group(s: Sizes, m: int, outputs: tuple[int, ...], device: torch.device, copies: int) -> Work:
+    """Weights that share their rows: one call beside a call for each."""
+    x = _randn(m, s.hidden, device=device)
+    few = _few(copies, 2 * sum(outputs) * s.hidden)
+    every = [_randn(sum(outputs), s.hidden, device=device).mul_(s.hidden**-0.5) for _ in range(few)]
+    weights = [list(w.split(outputs)) for w in every]
+    work = Work([lambda w=w: sparrow_ext.skinny_linear_group(x, w) for w in weights], every[0].nbytes)
+    work.flops = 2 * m * sum(outputs) * s.hidden
+    work.peers["eager"] = [lambda w=w: skinny_linear.eager_group(x, w) for w in weights]
+    work.peers["one by one"] = [lambda w=w: [sparrow_ext.skinny_linear(x, one) for one in w] for w in weights]
     return work
 
 

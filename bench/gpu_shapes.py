@@ -30,6 +30,12 @@ def cases(place: Place) -> Iterator[Case]:
             yield Case(f"skinny_linear {name} M={m}", lambda d=dtype, m=m: linear(place, s, d, m, s.hidden))
             yield Case(f"hsr_project {name} M={m}", lambda d=dtype, m=m: hsr(place, s, d, m))
         yield Case(f"skinny_linear {name} M=31, whole blocks", lambda d=dtype: linear(place, s, d, 31, 18944))
+        kv = s.kv_heads * s.head_dim
+        for together, parts in (("q, k and v", (s.hidden, kv, kv)), ("gate and up", (s.ffn, s.ffn))):
+            for m in (1, 8, 31):
+                yield Case(
+                    f"skinny_linear {name} {together} M={m}", lambda d=dtype, m=m, o=parts: group(place, s, d, m, o)
+                )
         for m in (1, 10, 33):
             yield Case(f"lm_head_topk {name} M={m}", lambda d=dtype, m=m: head(place, s, d, m))
 
@@ -71,6 +77,18 @@ def linear(place: Place, s: Sizes, dtype: torch.dtype, m: int, outputs: int) -> 
     if m <= 64 or dtype != torch.bfloat16:  # beyond, the library multiplies
         assert torch.equal(out[:1], sparrow_ext.skinny_linear(x[:1], w)), "a row's bits depend on its company"
     return _check(out, F.linear(x, w), x.double() @ w.double().T)
+
+
+def group(place: Place, s: Sizes, dtype: torch.dtype, m: int, outputs: tuple[int, ...]) -> dict[str, Any]:
+    x = _randn(place, m, s.hidden, dtype=dtype)
+    every = _randn(place, sum(outputs), s.hidden, dtype=dtype, scale=s.hidden**-0.5)
+    weights = list(every.split(outputs))
+    biases = [_randn(place, outputs[0], dtype=dtype), *[None] * (len(outputs) - 1)]
+    out = sparrow_ext.skinny_linear_group(x, weights, biases)
+    for one, *layer in zip(out, weights, biases, strict=True):
+        assert torch.equal(one, sparrow_ext.skinny_linear(x, *layer)), "a weight's bits depend on the others"
+    more = torch.cat([biases[0], biases[0].new_zeros(sum(outputs[1:]))])
+    return _check(torch.cat(out, 1), F.linear(x, every, more), x.double() @ every.double().T + more.double())
 
 
 def hsr(place: Place, s: Sizes, dtype: torch.dtype, m: int) -> dict[str, Any]:

@@ -75,8 +75,8 @@ class Work:
         return None
 
 
-def _as_tuple(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return x if isinstance(x, tuple) else (x,)
+def _as_tuple(x: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:
+    return (x,) if isinstance(x, Tensor) else tuple(x)
 
 
 @dataclass(frozen=True)

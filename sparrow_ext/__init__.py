@@ -13,7 +13,7 @@ from sparrow_ext.ops.repetition_penalty import repetition_penalty
 from sparrow_ext.ops.rope_append import rope_append
 from sparrow_ext.ops.sample_rows import sample_rows
 from sparrow_ext.ops.silu_mul import silu_mul
-from sparrow_ext.ops.skinny_linear import skinny_linear, skinny_linear_workspace_size
+from sparrow_ext.ops.skinny_linear import skinny_linear, skinny_linear_group, skinny_linear_workspace_size
 from sparrow_ext.ops.text_compact import text_compact
 from sparrow_ext.ops.topk_lse import topk_lse
 from sparrow_ext.ops.tree_accept import tree_accept
@@ -26,7 +26,7 @@ __all__ = [
     "add_rms_norm", "argmax_rows", "build_report", "cpu_isa", "draft_attention", "draft_attention_workspace_size",
     "error_word", "fold_embedding", "gather_rows", "gpu_warning", "has_cuda_kernels", "hsr_project", "kv_commit",
     "kv_commit_layers", "lm_head_topk", "raise_for_error", "repetition_penalty", "require_backend", "rope_append",
-    "sample_rows", "set_cpu_isa", "silu_mul", "skinny_linear", "skinny_linear_workspace_size", "text_compact",
-    "topk_lse", "tree_accept", "tree_attention", "tree_attention_out", "tree_attention_workspace_size", "tree_expand",
-    "tree_mask", "tree_rerank",
+    "sample_rows", "set_cpu_isa", "silu_mul", "skinny_linear", "skinny_linear_group", "skinny_linear_workspace_size",
+    "text_compact", "topk_lse", "tree_accept", "tree_attention", "tree_attention_out", "tree_attention_workspace_size",
+    "tree_expand", "tree_mask", "tree_rerank",
 ]  # fmt: skip

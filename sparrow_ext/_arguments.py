@@ -108,13 +108,15 @@ WORDS = {
     str: "a string",
     type(None): "None",
     list[Tensor]: "a list of tensors",
+    list[Tensor | None]: "a list of optional tensors",
 }
 
 
 def _is(value: object, kind: object) -> bool:
     """Whether the dispatcher would take it: any index as an int, any number as a float."""
-    if kind == list[Tensor]:
-        return isinstance(value, list | tuple) and all(isinstance(one, Tensor) for one in value)
+    if typing.get_origin(kind) is list:
+        (of,) = typing.get_args(kind)
+        return isinstance(value, list | tuple) and all(isinstance(one, of) for one in value)
     if kind is int and hasattr(value, "__index__") and not isinstance(value, Tensor):
         return not isinstance(value, int) or -(2**63) <= value < 2**63
     if kind is float:

@@ -123,15 +123,10 @@ void project_rows(HsrProjectParams p, int64_t begin, int64_t count) {
   p.out = static_cast<char*>(p.out) + begin * p.out_stride * element;
   run_items(hsr_pack_cpu, p, pack_items(count), /*grain=*/4);
   SkinnyLinearParams product{};
-  product.weight = p.weight;
-  product.bias = p.bias;
-  product.out = p.out;
+  product.part[0] = {p.weight, p.bias, p.out, p.outputs, p.weight_stride, p.out_stride};
   product.packed = p.packed;
   product.rows = count;
   product.width = p.embed_width + p.hidden_width;
-  product.outputs = p.outputs;
-  product.weight_stride = p.weight_stride;
-  product.out_stride = p.out_stride;
   product.dtype = p.dtype;
   multiply_packed(product);
 }

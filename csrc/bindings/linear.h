@@ -19,10 +19,10 @@ __attribute__((weak)) AOTITorchError aoti_torch_cuda_mm_out(AtenTensorHandle out
 
 namespace sparrow {
 
-// out = packed activations @ weight^T + bias.
+// out = packed activations @ weight^T + bias, of every part.
 inline void multiply_packed(const SkinnyLinearParams& p) {
   const int64_t work = p.rows * p.width * kSkinnyTile;  // multiply-adds of an item
-  run_items(skinny_linear_cpu, p, (p.outputs + kSkinnyTile - 1) / kSkinnyTile, 1 + (1 << 19) / (work + 1));
+  run_items(skinny_linear_cpu, p, output_tiles(p, kSkinnyTile), 1 + (1 << 19) / (work + 1));
 }
 
 // Rows [begin, begin + count) of the first dimension.

@@ -24,15 +24,21 @@ SPARROW_INLINE void finish(T* out, const float* y, const T* bias, int64_t n) {
 
 template <class T>
 void multiply(const SkinnyLinearParams& p, int64_t begin, int64_t end) {
-  const T* bias = static_cast<const T*>(p.bias);
   float y[kSkinnyRows * kSkinnyTile];
-  for (int64_t tile = begin; tile < end; ++tile) {
-    const int64_t o = tile * kSkinnyTile, n = p.outputs - o < kSkinnyTile ? p.outputs - o : kSkinnyTile;
-    const SkinnyTile<T> what{static_cast<const T*>(p.weight) + o * p.weight_stride, p.weight_stride, n,
-                             static_cast<const typename Step<T>::X*>(p.packed),     p.rows,          p.width};
+  for (int64_t item = begin; item < end; ++item) {
+    const OutputTile tile = output_tile(p, item, kSkinnyTile);
+    const SkinnyPart& part = p.part[tile.part];
+    const int64_t o = tile.first, n = part.outputs - o < kSkinnyTile ? part.outputs - o : kSkinnyTile;
+    const T* bias = static_cast<const T*>(part.bias);
+    const SkinnyTile<T> what{static_cast<const T*>(part.weight) + o * part.weight_stride,
+                             part.weight_stride,
+                             n,
+                             static_cast<const typename Step<T>::X*>(p.packed),
+                             p.rows,
+                             p.width};
     skinny_gemm(what, y, kSkinnyTile);
     for (int64_t m = 0; m < p.rows; ++m)
-      finish(static_cast<T*>(p.out) + m * p.out_stride + o, y + m * kSkinnyTile, bias ? bias + o : nullptr, n);
+      finish(static_cast<T*>(part.out) + m * part.out_stride + o, y + m * kSkinnyTile, bias ? bias + o : nullptr, n);
   }
 }
 

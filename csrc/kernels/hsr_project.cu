@@ -82,16 +82,17 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
     row[2 * threadIdx.x] = exists ? embed_row<T>(p, threadIdx.x) : nullptr;
     row[2 * threadIdx.x + 1] = exists ? hidden_row<T>(p, threadIdx.x) : nullptr;
   }
-  split_parts<T, kTiles, kAligned>(Gathered<T>{row, p.embed_width}, static_cast<const T*>(p.weight), p.weight_stride,
-                                   p.embed_width + p.hidden_width, p.outputs, p.rows, static_cast<int>(valid),
-                                   reinterpret_cast<T*>(&stage[0]), p.partial);
+  const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs;
+  const BlockRows<T> w{static_cast<const T*>(p.weight) + o * p.weight_stride, p.weight_stride, p.outputs - o};
+  split_parts<T, kTiles, kAligned>(Gathered<T>{row, p.embed_width}, w, p.embed_width + p.hidden_width, o, p.outputs,
+                                   p.rows, static_cast<int>(valid), reinterpret_cast<T*>(&stage[0]), p.partial);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_reduce_kernel(HsrProjectParams p, int splits) {
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, m = blockIdx.y, valid = valid_rows(p);
   if (o >= p.outputs) return;
-  const float sum = m < valid ? split_sum<T>(p.partial, splits, p.rows, p.outputs, m, o, p.bias) : 0.f;
+  const float sum = m < valid ? split_sum(p.partial, splits, p.rows, p.outputs, m, o, bias_of<T>(p.bias, o)) : 0.f;
   static_cast<T*>(p.out)[m * p.out_stride + o] = from_float<T>(sum);
 }
 

@@ -81,7 +81,8 @@ cudaError_t rope_append_cuda(const RopeAppendParams& p, cudaStream_t stream);
 // [kMinTemperature, inf] counts as 0, a negative top_k or a top_p that is NaN as off, a negative top_p as 0.
 cudaError_t sample_rows_cuda(const SampleRowsParams& p, void* scratch, cudaStream_t stream);
 
-// Any M: in bf16 and fp16 kSkinnyRows rows at a time, which p.partial is for.
+// Any M: in bf16 and fp16 kSkinnyRows rows at a time, which p.partial is for. One launch for all weights of p, in 16
+// bits a second one where the splits go through p.partial (skinny_whole).
 cudaError_t skinny_linear_cuda(const SkinnyLinearParams& p, cudaStream_t stream);
 
 // Lengths are clamped to [0, S]; rows beyond max_text are counted, not written: the caller compares count with

@@ -186,33 +186,39 @@ __device__ __forceinline__ int skinny_row(int n, int i) { return n * 8 + threadI
 //   whole   block (64 outputs): all splits, where there are outputs enough to fill a GPU (skinny_whole)
 //   parts   block (64 outputs, split): the split's sums to partial[split, m, o] for rows m < valid of `rows`, then
 //   reduce  the splits added
+// A block's outputs: rows of w from the first one on, `left` of which exist.
+template <class T>
+struct BlockRows {
+  const T* w;
+  int64_t stride, left;
+};
+// `column`: of the block's first output in partial, whose rows hold `outputs`.
 template <class T, int kTiles, bool kAligned, class Source>
-__device__ __forceinline__ void split_parts(const Source& x, const T* w, int64_t stride, int64_t width, int64_t outputs,
-                                            int64_t rows, int valid, T* stage, float* partial) {
+__device__ __forceinline__ void split_parts(const Source& x, const BlockRows<T>& w, int64_t width, int64_t column,
+                                            int64_t outputs, int64_t rows, int valid, T* stage, float* partial) {
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
-  const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs, split = blockIdx.y;
+  const int64_t split = blockIdx.y;
   const int64_t begin = split * kSkinnySplit, end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
   typename Gemm::Stream stream;
-  stream.open(w + o * stride, stride, outputs - o, begin, end);
+  stream.open(w.w, w.stride, w.left, begin, end);
   float acc[kTiles][4] = {};
   Gemm::run(acc, stream, x, valid, stage, begin, end);
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t to = o + skinny_output(i);
+      const int64_t to = column + skinny_output(i);
       const int m = skinny_row(n, i);
-      if (m < valid && to < outputs) partial[(split * rows + m) * outputs + to] = acc[n][i];
+      if (m < valid && to < column + w.left) partial[(split * rows + m) * outputs + to] = acc[n][i];
     }
   }
 }
 template <class T, int kTiles, bool kAligned, class Source>
-__device__ __forceinline__ void whole_sums(float (&sum)[kTiles][4], const Source& x, const T* w, int64_t stride,
-                                           int64_t width, int64_t outputs, int rows, T* stage) {
+__device__ __forceinline__ void whole_sums(float (&sum)[kTiles][4], const Source& x, const BlockRows<T>& w,
+                                           int64_t width, int rows, T* stage) {
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
-  const int64_t o = static_cast<int64_t>(blockIdx.x) * kSkinnyOutputs;
   typename Gemm::Stream stream;
-  stream.open(w + o * stride, stride, outputs - o, 0, width);
+  stream.open(w.w, w.stride, w.left, 0, width);
   for (int64_t begin = 0; begin < width; begin += kSkinnySplit) {
     const int64_t end = begin + kSkinnySplit < width ? begin + kSkinnySplit : width;
     float acc[kTiles][4] = {};
@@ -223,13 +229,18 @@ __device__ __forceinline__ void whole_sums(float (&sum)[kTiles][4], const Source
       for (int i = 0; i < 4; ++i) sum[n][i] += acc[n][i];
   }
 }
-// The splits added in index order, then the bias.
+// The splits of output `column` of row m added in index order, then its bias, at *bias if any.
 template <class T>
 __device__ __forceinline__ float split_sum(const float* partial, int splits, int64_t rows, int64_t outputs, int64_t m,
-                                           int64_t o, const void* bias) {
+                                           int64_t column, const T* bias) {
   float sum = 0.f;
-  for (int s = 0; s < splits; ++s) sum += partial[(s * rows + m) * outputs + o];
-  return bias ? sum + to_float(static_cast<const T*>(bias)[o]) : sum;
+  for (int s = 0; s < splits; ++s) sum += partial[(s * rows + m) * outputs + column];
+  return bias ? sum + to_float(*bias) : sum;
+}
+// Element o of a bias that may be null.
+template <class T>
+__device__ __forceinline__ const T* bias_of(const void* p, int64_t o) {
+  return p ? static_cast<const T*>(p) + o : nullptr;
 }
 
 // ---- float32, by plain multiply-adds: for correctness, not for speed ----

@@ -32,11 +32,11 @@ inline void* align_packed(void* p) {
 // 7 x 56 blocks: three for each SM of an H200, of which it holds four at a time.
 constexpr int64_t kSkinnySplit = 1024;
 constexpr int64_t skinny_splits(int64_t width) { return (width + kSkinnySplit - 1) / kSkinnySplit; }
-// With two blocks of kSkinnyOutputs for each SM of an H200 a block goes through all splits itself, and no partial sums
-// go through memory; so it does where there is one split.
+// With two blocks of kSkinnyOutputTile for each SM of an H200 a block goes through all splits itself, and no partial
+// sums go through memory; so it does where there is one split.
 constexpr int64_t kSkinnyOutputTile = 64, kSkinnyWholeTiles = 264;
-constexpr bool skinny_whole(int64_t width, int64_t outputs) {
-  return width <= kSkinnySplit || (outputs + kSkinnyOutputTile - 1) / kSkinnyOutputTile >= kSkinnyWholeTiles;
+constexpr bool skinny_whole(int64_t width, int64_t tiles) {
+  return width <= kSkinnySplit || tiles >= kSkinnyWholeTiles;
 }
 constexpr int64_t kPlainRows = 8;  // CUDA, float32: rows of x per block
 // fp32 partial sums [splits, M, O] of up to kSkinnyRows rows.

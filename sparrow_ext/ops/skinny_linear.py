@@ -1,4 +1,4 @@
-"""skinny_linear: a linear layer for few rows, whose rows do not depend on each other."""
+"""skinny_linear, skinny_linear_group: linear layers for few rows, whose rows do not depend on each other."""
 
 import torch
 from torch import Tensor
@@ -58,6 +58,32 @@ def skinny_linear(
 
 
 @operator
+def skinny_linear_group(x: Tensor, weights: list[Tensor], biases: list[Tensor | None] | None = None) -> list[Tensor]:
+    """[skinny_linear(x, weight, bias), ...], with its bits, in one call: for q, k and v, or for gate and up.
+
+    x is packed once, and on CUDA all weights share the launches that skinny_linear makes for each.
+
+    Args:
+        x: [..., K], as for `skinny_linear`.
+        weights: one to three of [N, K], each with an N of its own; the dtype of x, rows dense.
+        biases: for each weight [N] or None. None: no biases.
+
+    Returns:
+        For each weight [..., N] in the dtype of x, contiguous.
+
+    Raises:
+        RuntimeError: wrong device, dtype, shape or stride; other than one to three weights, or than one bias for each.
+
+    Example:
+        >>> skinny_linear_group(torch.tensor([[1.0, 2.0]]), [torch.tensor([[1.0, 1.0]]), torch.eye(2)])
+        [tensor([[3.]]), tensor([[1., 2.]])]
+    """
+    require_backend("skinny_linear_group", x)
+    biases = [None] * len(weights) if biases is None else biases
+    return torch.ops.sparrow.skinny_linear_group(x, weights, biases)
+
+
+@operator
 def skinny_linear_workspace_size(M: int, K: int, N: int) -> int:
     """Bytes of scratch that skinny_linear's `out` form needs for up to M rows; it depends on these numbers only."""
     return torch.ops.sparrow.skinny_linear_workspace_size(M, K, N)
@@ -66,6 +92,11 @@ def skinny_linear_workspace_size(M: int, K: int, N: int) -> int:
 @fake_kernel("skinny_linear")
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@fake_kernel("skinny_linear_group")
+def _fake_group(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> list[Tensor]:
+    return [_fake(x, weight) for weight in weights]
 
 
 @fake_kernel("skinny_linear_out")
@@ -87,3 +118,8 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def eager(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What a user would write."""
     return F.linear(x, weight, bias)
+
+
+def eager_group(x: Tensor, weights: list[Tensor], biases: list[Tensor | None] | None = None) -> list[Tensor]:
+    """What a user would write."""
+    return [F.linear(x, *layer) for layer in zip(weights, biases or [None] * len(weights), strict=True)]

@@ -70,12 +70,17 @@ class Recorder(TorchDispatchMode):
             again = func(*args, **kwargs)
             for old, new, returned in zip(*(_all(r, func) for r in (result, again)), func._schema.returns, strict=True):
                 if returned.alias_info is None:  # else a view, or what was written in place
-                    old.copy_(new)
+                    for one, other in zip(_listed(old), _listed(new), strict=True):
+                        one.copy_(other)
 
 
 def _all(result: object, func) -> list[object]:
     """One value for each that the operator's schema returns."""
     return list(result) if len(func._schema.returns) > 1 else [] if result is None else [result]
+
+
+def _listed(value: Tensor | list[Tensor]) -> list[Tensor]:
+    return value if isinstance(value, list) else [value]
 
 
 class Emulated:

@@ -55,7 +55,7 @@ def _call(op, device: str, args, kwargs):
     result = op(*[move(a) for a in args], **{k: move(v) for k, v in kwargs.items()})
     for here, there in bases.values():
         here.copy_(there)
-    return tuple(map(_back, result)) if isinstance(result, tuple) else _back(result)
+    return type(result)(map(_back, result)) if isinstance(result, tuple | list) else _back(result)
 
 
 def _back(x):

@@ -4,6 +4,7 @@ import torch
 from sparrow_ext.ops import skinny_linear as op
 from tests.ops.checks import DTYPES, assert_close64, poison, strided
 from tests.ops.test_skinny_linear import doubles, inputs, layouts
+from tests.ops.test_skinny_linear_group import SIZES, group_inputs
 
 ALIGNED = (152, 48)  # every row starts at 16 bytes
 
@@ -75,6 +76,51 @@ def test_bad_arguments(simulator):
         simulator.ops.skinny_linear(args[0].half(), *args[1:])
     with pytest.raises(RuntimeError, match="workspace must have at least"):
         simulator.ops.skinny_linear_out(*args, poison(torch.empty(4, 45)), torch.empty(3, dtype=torch.uint8))
+
+
+def parts_of(x, weights, biases, ops):
+    return [ops.skinny_linear(x, *layer) for layer in zip(weights, biases, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outputs", SIZES)
+@pytest.mark.parametrize("m", [0, 1, 2, 8, 16, 31, 63, 64, 65])
+def test_a_group_has_the_bits_of_its_parts(simulator, m, outputs, dtype):
+    """Aligned, ragged, and one weight among aligned ones that is not."""
+    simulator.configure(seed=1)
+    for width in (145, 1032):
+        x, weights, biases = group_inputs((m,), dtype, outputs, width)
+        want = parts_of(x, weights, biases, simulator.ops)
+        got = simulator.ops.skinny_linear_group(x, weights, biases)
+        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+        weights[-1], x = strided(weights[-1]), strided(x)
+        got = simulator.ops.skinny_linear_group(x, weights, biases)
+        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 9, 17, 33])
+def test_a_group_is_close_to_the_reference(sim, m, dtype):
+    x, weights, biases = group_inputs((m,), dtype, (70, 8, 3), 1032)
+    for got, *layer in zip(sim.ops.skinny_linear_group(x, weights, biases), weights, biases, strict=True):
+        assert_close64(got, op.eager(x, *layer), op.reference(*doubles([x, *layer])))
+
+
+def test_a_group_of_whole_blocks_has_the_bits_of_split_parts(simulator):
+    """264 tiles in all, and two splits: one launch; each part alone has too few for that, the last a ragged tile."""
+    simulator.configure(seed=1)
+    x, weights, biases = group_inputs((9,), torch.bfloat16, (131 * 64 + 8, 131 * 64, 5), 1032)
+    got = simulator.ops.skinny_linear_group(x, weights, biases)
+    for one, other in zip(got, parts_of(x, weights, biases, simulator.ops), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bad_groups(simulator):
+    x, weights, _ = group_inputs((4,), torch.float32, (5, 6, 7), 20)
+    with pytest.raises(RuntimeError, match="skinny_linear_group: weights must hold 1 to 3 tensors, got 4"):
+        simulator.ops.skinny_linear_group(x, [*weights, weights[0]], [None] * 4)
+    with pytest.raises(RuntimeError, match=r"skinny_linear_group: weights\[1\] must have the dtype of x"):
+        simulator.ops.skinny_linear_group(x, [weights[0], weights[1].half()], [None, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

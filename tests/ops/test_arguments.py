@@ -151,6 +151,14 @@ def test_freed_memory(op, name):
     refused(call, rf"{re.escape(name)} must lie in its storage, got 0 bytes of storage for shape ")
 
 
+EMPTY = {  # lists, and what is said of one that is empty
+    "keys": "keys and values must have one tensor per layer",
+    "values": "keys and values must have one tensor per layer",
+    "weights": "weights must hold 1 to 3 tensors, got 0$",
+    "biases": r"biases must hold one entry for each of the \d weights, got 0$",
+}
+
+
 @pytest.mark.parametrize(("op", "name"), [(op, name) for op in OPS for name in new_call(op).arguments])
 @pytest.mark.parametrize("what", [None, [], [1], "text", 2.5j, {}, 2**63])
 def test_an_argument_of_the_wrong_kind(op, name, what):
@@ -159,8 +167,8 @@ def test_an_argument_of_the_wrong_kind(op, name, what):
     if what is None and type(None) in getattr(hint, "__args__", ()):
         return
     call.arguments[name] = what
-    if hint == list[torch.Tensor] and what == []:
-        refused(call, "keys and values must have one tensor per layer")
+    if name in EMPTY and what == []:
+        refused(call, EMPTY[name])
     elif hint in (float, float | None) and what == 2**63:
         call.run()
     else:

@@ -11,7 +11,7 @@ import torch
 import sparrow_ext
 
 ROOT = pathlib.Path(__file__).parents[2]
-PARTS_OF_AN_OPERATOR = ("_out", "_workspace_size", "_layers")
+PARTS_OF_AN_OPERATOR = ("_out", "_workspace_size", "_layers", "_group")
 NOT_OPERATORS = {"cpu_isa", "set_cpu_isa"}  # the library's own settings
 MAX_LINES = {".py": 300, ".cu": 500, ".cuh": 500}
 MAX_FUNCTION_LINES = 60

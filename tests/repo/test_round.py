@@ -27,7 +27,7 @@ def test_counts():
     two, three, four = (measured(layers) for layers in (2, 3, 4))
     for rounds in ("drafted", "plain"):
         a, b, c = (made[rounds]["operators"] for made in (two, three, four))
-        assert b["verify"] - a["verify"] == c["verify"] - b["verify"] == 12
+        assert b["verify"] - a["verify"] == c["verify"] - b["verify"] == 9
         assert all(a[stage] == b[stage] == c[stage] for stage in ("draft", "sample", "commit"))
         assert two[rounds]["host_reads"] == {"draft": 0, "verify": 0, "sample": 0, "commit": 1}
         assert all(count > 0 for count in two[rounds]["allocations"].values())

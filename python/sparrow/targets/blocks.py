@@ -58,7 +58,7 @@ class Block:
 
     def attend(self, x: Tensor, cos_sin: Tensor, anc: Tensor, at: Place, error: Tensor | None) -> Tensor:
         """Attention's output for normalised rows x [B, N, E]; their keys and values go to the cache."""
-        q, k, v = (_linear(x, layer).unflatten(-1, (-1, self.head_dim)) for layer in (self.q, self.k, self.v))
+        q, k, v = (rows.unflatten(-1, (-1, self.head_dim)) for rows in _linears(x, self.q, self.k, self.v))
         q, k = q if self.of_q is None else self.of_q(q)[0], k if self.of_k is None else self.of_k(k)[0]
         sparrow_ext.rope_append(q, k, v, cos_sin, at.slots, at.keys, at.values)
         out, _ = sparrow_ext.tree_attention(
@@ -68,7 +68,7 @@ class Block:
 
     def feed(self, x: Tensor) -> Tensor:
         """The MLP's output for normalised rows x [B, N, E]."""
-        return _linear(sparrow_ext.silu_mul(_linear(x, self.gate), _linear(x, self.up)), self.down)
+        return _linear(sparrow_ext.silu_mul(*_linears(x, self.gate, self.up)), self.down)
 
 
 class Blocks:
@@ -150,3 +150,7 @@ def _is_known(layer: Any) -> bool:
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
     return sparrow_ext.skinny_linear(x, layer.weight, layer.bias)
+
+
+def _linears(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
+    return sparrow_ext.skinny_linear_group(x, [layer.weight for layer in layers], [layer.bias for layer in layers])

@@ -207,6 +207,21 @@ def _skinny_linear(draw: Draw) -> Call:
     return Call("skinny_linear", {**arguments, "out": out}, check, ("out",))
 
 
+def _skinny_linear_group(draw: Draw) -> Call:
+    g, dtype, rows, width = draw.generator(), draw.dtype(), lead(draw, 70), draw.integer(0, 90)
+    x = draw.layout(torch.randn(*rows, width, generator=g).to(dtype))
+    sizes = [draw.integer(0, 100) for _ in range(draw.integer(1, 3))]
+    weights = [draw.layout(torch.randn(n, width, generator=g).to(dtype)) for n in sizes]
+    biases = [torch.randn(n, generator=g).to(dtype) if draw.flag() else None for n in sizes]
+
+    def check(got) -> None:
+        for one, *layer in zip(got, weights, biases, strict=True):
+            given = dict(zip(("x", "weight", "bias"), (x, *layer), strict=True))
+            assert_close64(one, skinny_linear.eager(**given), skinny_linear.reference(**doubles(given)))
+
+    return Call("skinny_linear_group", {"x": x, "weights": weights, "biases": biases}, check)
+
+
 def _hsr_project(draw: Draw) -> Call:
     g, dtype = draw.generator(), draw.dtype()
     m, e, h, outputs, vocab, hidden_rows = (draw.integer(0, most) for most in (70, 40, 40, 100, 20, 20))
