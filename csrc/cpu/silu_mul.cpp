@@ -18,6 +18,16 @@ SPARROW_INLINE vf product(vf g, vf u) {
 }
 
 template <class T>
+SPARROW_INLINE void put(T* out, vf g, vf u) {
+  store(out, product<T>(g, u));
+}
+template <>
+inline __attribute__((always_inline)) void put<bf16_t>(bf16_t* out, vf g, vf u) {
+  const vh h = narrowed(nearest_bf16(upper_half(nearest_bf16(silu(g))) * u) >> 16);
+  std::memcpy(out, &h, sizeof h);
+}
+
+template <class T>
 void run(const SiluMulParams& p, int64_t begin, int64_t end) {
   const int64_t pieces = silu_pieces(p.width);
   for (int64_t item = begin; item < end; ++item) {
@@ -27,7 +37,7 @@ void run(const SiluMulParams& p, int64_t begin, int64_t end) {
             *up = static_cast<const T*>(p.up) + m * p.up_stride;
     T* out = static_cast<T*>(p.out) + m * p.width;
     int64_t i = from;
-    for (; i + kLanes <= to; i += kLanes) store(out + i, product<T>(load(gate + i), load(up + i)));
+    for (; i + kLanes <= to; i += kLanes) put(out + i, load(gate + i), load(up + i));
     const int left = static_cast<int>(to - i);
     store_n(out + i, product<T>(load_n(gate + i, left), load_n(up + i, left)), left);
   }

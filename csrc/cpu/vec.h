@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(SPARROW_X86)
 #include <immintrin.h>
 #endif
@@ -34,7 +35,7 @@ typedef uint16_t vh __attribute__((vector_size(kLanes * 2)));
 SPARROW_INLINE vf splat(float x) { return x - vf{}; }  // x - 0 keeps -0 and NaN
 SPARROW_INLINE vi as_int(vf x) { return reinterpret_cast<vi>(x); }
 SPARROW_INLINE vf as_float(vi x) { return reinterpret_cast<vf>(x); }
-SPARROW_INLINE vf select(vi mask, vf a, vf b) { return as_float((mask & as_int(a)) | (~mask & as_int(b))); }
+SPARROW_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 SPARROW_INLINE vf max(vf a, vf b) { return a > b ? a : b; }  // b where either is NaN
 SPARROW_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
 
@@ -109,6 +110,30 @@ inline __attribute__((always_inline)) f16_t from_f32<f16_t>(float x) {
 #endif
 }
 
+// The compiler makes several shuffles of what is one instruction.
+SPARROW_INLINE vu widened(vh h) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vu>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)));
+#else
+  return __builtin_convertvector(h, vu);
+#endif
+}
+SPARROW_INLINE vh narrowed(vu u) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vh>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(u)));
+#else
+  return __builtin_convertvector(u, vh);
+#endif
+}
+// The bits of v as bfloat16 in the upper half of each lane, to nearest even; the lower half is anything. `as_bf16` is
+// for any v; the other for NaNs whose lower half is zero: what sums and products make of bfloat16's NaNs.
+SPARROW_INLINE vu nearest_bf16(vf v) {
+  const vu u = reinterpret_cast<vu>(v);
+  return u + 0x7fffu + ((u >> 16) & 1u);
+}
+SPARROW_INLINE vu as_bf16(vf v) { return v == v ? nearest_bf16(v) : reinterpret_cast<vu>(v) | 0x400000u; }
+SPARROW_INLINE vf upper_half(vu bits) { return reinterpret_cast<vf>(bits & 0xffff0000u); }
+
 // ---- vector loads and stores; p needs no alignment ----
 SPARROW_INLINE vf load(const float* p) {
   vf v;
@@ -118,8 +143,7 @@ SPARROW_INLINE vf load(const float* p) {
 SPARROW_INLINE vf load(const bf16_t* p) {
   vh h;
   std::memcpy(&h, p, sizeof h);
-  const vu u = __builtin_convertvector(h, vu) << 16;
-  return reinterpret_cast<vf>(u);
+  return reinterpret_cast<vf>(widened(h) << 16);
 }
 SPARROW_INLINE vf load(const f16_t* p) {
 #if defined(__AVX512F__)
@@ -141,12 +165,7 @@ SPARROW_INLINE vf load_n(const T* p, int n, float fill = 0.f) {
 }
 SPARROW_INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 SPARROW_INLINE void store(bf16_t* p, vf v) {
-  const vu u = reinterpret_cast<vu>(v);
-  const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const vu nan = (u >> 16) | 0x40u;
-  const vi is_nan = v != v;
-  const vu r = (rounded & ~reinterpret_cast<vu>(is_nan)) | (nan & reinterpret_cast<vu>(is_nan));
-  const vh h = __builtin_convertvector(r, vh);
+  const vh h = narrowed(as_bf16(v) >> 16);
   std::memcpy(p, &h, sizeof h);
 }
 SPARROW_INLINE void store(f16_t* p, vf v) {
@@ -166,6 +185,7 @@ SPARROW_INLINE void store_n(T* p, vf v, int n) {
 template <class T>
 SPARROW_INLINE vf rounded(vf v) {
   if constexpr (sizeof(T) == 4) return v;
+  if constexpr (std::is_same_v<T, bf16_t>) return upper_half(as_bf16(v));
   T as_stored[kLanes];
   store(as_stored, v);
   return load(as_stored);
@@ -185,11 +205,11 @@ SPARROW_INLINE float reduce_max(vf v) {
 
 // e^x to about 1 ulp for x <= 88; 0 below -87.3 and for -inf. NaN is not kept: callers test for it.
 SPARROW_INLINE vf exp(vf x) {
-  const vi tiny = x < splat(-87.33654f);
-  x = max(min(x, splat(88.f)), splat(-87.33654f));
+  const vf least = splat(-87.33654f);  // e^least is normal
+  const vf y = max(min(x, splat(88.f)), least);
   const vf shifter = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
-  const vf t = fma(x, splat(1.44269504088896341f), shifter), n = t - shifter;
-  vf r = fma(n, splat(-0.693145751953125f), x);
+  const vf t = fma(y, splat(1.44269504088896341f), shifter), n = t - shifter;
+  vf r = fma(n, splat(-0.693145751953125f), y);
   r = fma(n, splat(-1.428606765330187e-6f), r);
   vf p = splat(1.9875691500e-4f);
   p = fma(p, r, splat(1.3981999507e-3f));
@@ -198,8 +218,8 @@ SPARROW_INLINE vf exp(vf x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r) + splat(1.f);
-  const vi scale = (__builtin_convertvector(n, vi) + 127) << 23;
-  return as_float(as_int(p * as_float(scale)) & ~tiny);
+  const vf scaled = as_float(as_int(p) + (as_int(t) << 23));  // p * 2^n, n from the low bits of t
+  return x < least ? vf{} : scaled;
 }
 
 }  // namespace SPARROW_ISA

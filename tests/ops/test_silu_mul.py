@@ -92,3 +92,14 @@ def test_bad_arguments(arguments, message):
 def test_compiled():
     gate, up = inputs((2, 3, 64), torch.float32)
     assert torch.equal(compiled(op.silu_mul, gate, up), op.silu_mul(gate, up))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("up", [0x3F80, 0xC040, 0x7F80, 0x7F81, 0x7FFF, 0xFFFF])
+def test_every_bfloat16(up, isa):
+    """As eager computes it; a NaN stays one, whatever its bits, and no number becomes one."""
+    gate = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)
+    up = torch.full((2**16,), up).to(torch.uint16).view(torch.bfloat16)
+    with cpu_isa(isa):
+        got = op.silu_mul(gate, up)
+    torch.testing.assert_close(got, op.eager(gate, up), rtol=2**-6, atol=1e-30, equal_nan=True)
