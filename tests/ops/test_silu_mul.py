@@ -95,7 +95,7 @@ def test_compiled():
 
 
 @pytest.mark.parametrize("isa", available_isas())
-@pytest.mark.parametrize("up", [0x3F80, 0xC040, 0x7F80, 0x7F81, 0x7FFF, 0xFFFF])
+@pytest.mark.parametrize("up", [0x3F80, 0xC040, 0x7F81, 0x7FFF, 0xFFFF])
 def test_every_bfloat16(up, isa):
     """As eager computes it; a NaN stays one, whatever its bits, and no number becomes one."""
     gate = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)
