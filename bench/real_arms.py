@@ -7,8 +7,8 @@
 Every arm takes the same steps over the same answers; one whose steps cost more or less time is trained again with the
 steps that fit into the first arm's seconds (of the CPU; the target's states are not counted). The arms "n steps" are
 the first one's curve over training tokens. All are measured on tapes of the target, float32: tokens per round, greedy
-and at T = 1, on instructions of the dev split (by which to choose) and of the test split, whose topics no training
-prompt has, and on clips of the test split. Training and measuring go on where they were stopped.
+and at T = 1, on instructions of the test split, whose topics no training prompt has, and on clips of the test split.
+Training and measuring go on where they were stopped.
 """
 
 import json
@@ -44,8 +44,8 @@ from sparrow.video import load_settings, prepare
 FIRST = "shipped recipe"
 STEPS, NEW, CLIP_TOKENS = 100, 48, 64
 TRAINING = {"text": 1120, "clip": 80}  # prompts
-MEASURED = {"dev": 24, "text": 60, "clip": 12}
-TREES = ("8-3-4", "25-5-8")
+MEASURED = {"text": 60, "clip": 12}
+TREE = "8-3-4"
 LAYERS = (30, 2, 15, 27, 29)  # of SmolLM2's 30, that any arm reads
 BASE = ("data.num_frames=8", "data.validation=0", "answers.max_new_tokens=64", "answers.temperatures=[0.0,1.0]",
         "answers.batch=96", "dtype=bfloat16", "drafter.draft_vocab=8192", "drafter.tree=8-3-4",
@@ -117,8 +117,7 @@ def asked(kind: str, number: int, settings, tokenizer):
     """The inputs of a test prompt."""
     if kind == "clip":
         return question(settings, tokenizer, CLIP_TOKENS, number, split="test").inputs
-    split = "dev" if kind == "dev" else "test"
-    return prepare(settings, tokenizer, instructions(split, number + 1)[number], [])
+    return prepare(settings, tokenizer, instructions("test", number + 1)[number], [])
 
 
 def tapes(run: pathlib.Path, target: pathlib.Path) -> dict[tuple[str, int, float], Tape]:
@@ -149,15 +148,14 @@ def seen_by(tape: Tape, layers: tuple[int, ...]) -> Tape:
 
 
 def replayed(drafter: SparrowDrafter, found: dict[tuple[str, int, float], Tape]) -> list[dict]:
-    """One row per kind, temperature and tree: tokens and rounds of each prompt."""
+    """One row per kind and temperature: tokens and rounds of each prompt."""
     rows = []
     shown = {key: seen_by(tape, drafter.config.state_layers) for key, tape in found.items()}
     for kind, t in [(kind, t) for kind in MEASURED for t in (0.0, 1.0)]:
         own = [tape for key, tape in shown.items() if (key[0], key[2]) == (kind, t) and len(tape.tokens) > 1]
-        for tree in TREES:
-            emitted = [replay(tape, drafter, TreeConfig.parse(tree)) for tape in own]
-            counts = {"tokens": [sum(e) for e in emitted], "rounds": [len(e) for e in emitted]}
-            rows.append({"kind": kind, "temperature": t, "tree": tree, **counts})
+        emitted = [replay(tape, drafter, TreeConfig.parse(TREE)) for tape in own]
+        counts = {"tokens": [sum(e) for e in emitted], "rounds": [len(e) for e in emitted]}
+        rows.append({"kind": kind, "temperature": t, **counts})
     return rows
 
 
@@ -179,7 +177,7 @@ def measure(run: str, only: str) -> dict[str, object]:
                 train(teacher, clips_of(config, target, tokenizer), config)
     figures = measured(place, target, [pathlib.Path(config.run) for config in settings.values()])
     arms = [row(place, name, settings[name], own) for name, own in zip(settings, figures, strict=True)]
-    return {"new_tokens": NEW, "arms": arms}
+    return {"new_tokens": NEW, "tree": TREE, "arms": arms}
 
 
 def measured(run: pathlib.Path, target: pathlib.Path, arms: list[pathlib.Path]) -> list[list[dict]]:
@@ -227,22 +225,20 @@ def tau(figures: dict, first: dict | None = None) -> str:
 
 
 def table(result: dict) -> str:
-    """Markdown: tau by prompts, temperature and tree; on text, what the arm is over the first one."""
-    columns = [("text", 0.0, "8-3-4"), ("text", 0.0, "25-5-8"), ("text", 1.0, "25-5-8"), ("clip", 0.0, "25-5-8"),
-               ("dev", 0.0, "25-5-8")]  # fmt: skip
-    heads = [f"{kind}, T = {t:g}, {tree}" for kind, t, tree in columns]
-    lines = ["| arm | steps | rows | s a step | " + " | ".join(heads) + " | text, T = 0, 25-5-8, over the first |"]
-    lines.append("|---|---|---|---|" + "---|" * (len(heads) + 1))
+    """Markdown: tau by prompts and temperature, and over the first arm's."""
+    columns = [(kind, t) for kind in MEASURED for t in (0.0, 1.0)]
+    heads = [f"{kind}, T = {t:g}" for kind, t in columns] + ["text, T = 0, over the first", "T = 1"]
+    lines = ["| arm | steps | rows | s a step | " + " | ".join(heads) + " |", "|---|---|---|---|" + "---|" * len(heads)]
 
     def at(arm: dict, key: tuple) -> dict:
-        return next(f for f in arm["figures"] if (f["kind"], f["temperature"], f["tree"]) == key)
+        return next(f for f in arm["figures"] if (f["kind"], f["temperature"]) == key)
 
     first = next((arm for arm in result["arms"] if arm["arm"] == FIRST), None)
     for arm in result["arms"]:
         cells = [tau(at(arm, key)) for key in columns]
-        ratio = "" if first in (None, arm) else tau(at(arm, columns[1]), at(first, columns[1]))
+        ratios = ["" if first in (None, arm) else tau(at(arm, key), at(first, key)) for key in columns[:2]]
         about = f"{arm['arm']} | {arm['steps']} | {arm['rows']} | {arm['step_seconds']:.2f}"
-        lines.append(f"| {about} | " + " | ".join(cells) + f" | {ratio} |")
+        lines.append(f"| {about} | " + " | ".join(cells + ratios) + " |")
     return "\n".join(lines)
 
 
