@@ -7,9 +7,9 @@
 Every arm takes the same steps over the same answers; one whose steps cost much more or less time is trained again with
 the steps that fit into the first arm's seconds (of the CPU), but for those that need other states of the target, which
 are computed as they are read: that takes longer than the steps, and is not counted. The arms "n steps" are the first
-one's curve over training tokens. All are measured on tapes of the target, float32: tokens per round, greedy and at T =
-1, on instructions of the test split, whose topics no training prompt has, and on clips of the test split. Training and
-measuring go on where they were stopped.
+one's curve over training tokens. All are measured on tapes of the target, float32: tokens per round, greedy and
+sampled (T = 1), on instructions of the test split, whose topics no training prompt has, and on clips of the test split.
+Training and measuring go on where they were stopped.
 """
 
 import json
@@ -95,14 +95,17 @@ def settings_of(name: str, run: pathlib.Path, target: pathlib.Path) -> DrafterTr
     """Of an arm; for "NAME, equal seconds" with the steps that NAME would take in the first arm's time."""
     arm = name.removesuffix(EQUAL)
     steps = equal_steps(run, arm) if name.endswith(EQUAL) else STEPS
-    folder = run / name.replace(" ", "_").replace(",", "")
-    places = (f"target={target}", f"run={folder}", f"data.clips={prompt_file(run)}",
+    places = (f"target={target}", f"run={folder_of(run, name)}", f"data.clips={prompt_file(run)}",
               f"answers.folder={run / 'answers'}", f"states.folder={run / 'states'}")  # fmt: skip
     return load_config(DrafterTraining, "sparrow", (*places, *BASE, f"optimisation.steps={steps}", *ARMS[arm]))
 
 
+def folder_of(run: pathlib.Path, name: str) -> pathlib.Path:
+    return run / name.replace(" ", "_").replace(",", "")
+
+
 def logged(run: pathlib.Path, name: str) -> list[dict]:
-    return [row for _, row in read_json_lines(run / name.replace(" ", "_").replace(",", "") / "log.jsonl")]
+    return [row for _, row in read_json_lines(folder_of(run, name) / "log.jsonl")]
 
 
 def seconds_of(run: pathlib.Path, name: str) -> float:
@@ -164,7 +167,7 @@ def replayed(drafter: SparrowDrafter, found: dict[tuple[str, int, float], Tape])
 def measure(run: str, only: str) -> dict[str, object]:
     """Trains and measures the arms, and those of equal seconds; what a row of the result is: see `row`."""
     place, target = pathlib.Path(run), fetch()
-    names = [name for name in only.split(",") if name] or list(ARMS)
+    names = list(dict.fromkeys([FIRST, *(name for name in only.split(",") if name)])) if only else list(ARMS)
     if unknown := set(names) - set(ARMS):
         raise SystemExit(f"--only must name arms of {', '.join(ARMS)}, got {', '.join(unknown)}")
     tokenizer, settings = load_tokenizer(target, False), {}
@@ -173,9 +176,7 @@ def measure(run: str, only: str) -> dict[str, object]:
         if not name.endswith(EQUAL) or costs_other_time(place, name.removesuffix(EQUAL)):
             console.print(f"arm: {name}", markup=False)
             settings[name] = config = settings_of(name, place, target)
-            with mock.patch.object(
-                trainer, "time", SimpleNamespace(perf_counter=time.process_time)
-            ):  # of what is logged
+            with mock.patch.object(trainer, "time", CPU_TIME):
                 train(teacher, clips_of(config, target, tokenizer), config)
     figures = measured(place, target, [pathlib.Path(config.run) for config in settings.values()])
     arms = [row(place, name, settings[name], own) for name, own in zip(settings, figures, strict=True)]
@@ -190,9 +191,8 @@ def measured(run: pathlib.Path, target: pathlib.Path, arms: list[pathlib.Path]) 
         if not (arm / "measured.json").exists():
             found = found or tapes(run, target)
             console.print(f"measuring {arm}", markup=False)
-            write_json(
-                arm / "measured.json", {"figures": replayed(load_drafter(str(arm / trainer.DRAFTER), model), found)}
-            )
+            figures = replayed(load_drafter(str(arm / trainer.DRAFTER), model), found)
+            write_json(arm / "measured.json", {"figures": figures})
     return [read_json(arm / "measured.json")["figures"] for arm in arms]
 
 
@@ -247,6 +247,6 @@ def table(result: dict) -> str:
 if __name__ == "__main__":
     options = {
         "run": {"default": "runs/arms", "help": "folder of answers, states, tapes and drafters"},
-        "only": {"default": "", "help": "arms, separated by commas"},
+        "only": {"default": "", "help": "arms beside the first one, separated by commas"},
     }
     program("bench.real_arms", __doc__, options, measure, table)
