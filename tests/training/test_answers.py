@@ -1,5 +1,6 @@
 """The first stages of training: the target's answers and its states along them."""
 
+import functools
 import multiprocessing
 import pathlib
 import shutil
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sparrow
-from sparrow.files import lock
+from sparrow.files import lock, read_json, write_json
 from sparrow.targets.adapter import Target
 from sparrow.training import stages as training
 from sparrow.training.answers import read_answers
@@ -124,6 +125,23 @@ def test_a_folder_serves_other_temperatures(tiny, tmp_path):
         found |= {(a.clip, a.temperature): a.ids for a in answers} | found  # what was there is kept
         assert all(found[a.clip, a.temperature] == a.ids for a in answers)
     assert len(read_answers(tmp_path / "answers")) == len(list((tmp_path / "states").rglob("*.safetensors"))) == 9
+
+
+def test_a_folder_of_before_goes_on(tiny, tmp_path):
+    """Its settings name the temperatures, those of the states beside the answers'."""
+    target, clips, config = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 2), settings(tmp_path)
+    answers = training.prepare_answers(target, clips, config, training.Ranks())
+    training.states_of(target, clips, config, answers, training.Ranks())
+    for folder, within in (("answers", ()), ("states", ("answers",))):
+        file = tmp_path / folder / "settings.json"
+        kept = read_json(file)
+        functools.reduce(dict.__getitem__, within, kept)["temperatures"] = [0.0]
+        write_json(file, kept)
+    assert training.prepare_answers(target, clips, config, training.Ranks()) == answers
+    training.states_of(target, clips, config, answers, training.Ranks())
+    write_json(file, kept | {"positions": "reference"})
+    with pytest.raises(ValueError, match="states was made with positions='reference', now it is 'hf'"):
+        training.states_of(target, clips, config, answers, training.Ranks())
 
 
 def test_answers_and_states_go_on(tiny, tmp_path):

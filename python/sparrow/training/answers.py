@@ -20,7 +20,7 @@ from sparrow.training.recipe import Answers
 SETTINGS = "settings.json"
 # settings that do not change an answer, but for rounding
 PLACES = ("folder", "batch", "batch_tokens", "ahead", "workers")
-WHICH = ("temperatures",)  # settings that say which answers are asked for: a folder may hold more
+WHICH = "temperatures"  # the setting that says which answers are asked for: a folder may hold more
 OTHER = "choose another folder, or remove it to start again"
 
 
@@ -62,6 +62,8 @@ def keep_settings(folder: pathlib.Path, settings: Mapping[str, object], main: bo
             f"{error}. It says what {folder} was made with: if nothing of that has changed, remove this file alone and "
             "it is written again; otherwise remove the folder"
         ) from None
+    old.pop(WHICH, None)  # a folder of before kept them
+    old.get("answers", {}).pop(WHICH, None)
     for key in new | old:
         if old.get(key) != new.get(key):
             raise ValueError(f"{folder} was made with {key}={old.get(key)!r}, now it is {new.get(key)!r}: {OTHER}")
@@ -111,7 +113,7 @@ def write_answers(
         ValueError: the folder was made with other settings, or a clip is not the one that was answered.
         BlockingIOError: answers are missing, and another process is writing them.
     """
-    settings = {k: v for k, v in asdict(config).items() if k not in PLACES + WHICH}
+    settings = {k: v for k, v in asdict(config).items() if k not in (*PLACES, WHICH)}
     settings |= {} if engine is None else {"engine": engine.name}
     locked = None
     if ranks.main:

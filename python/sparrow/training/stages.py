@@ -96,7 +96,7 @@ def states_of(target: Target, clips: Clips, config: DrafterTraining, answers: li
         "visual_layer": live.visual_layer,
         "dtype": str(live.dtype),
     }
-    given = {k: v for k, v in asdict(config.answers).items() if k not in ANSWERS + WHICH} | {"folder": "", "batch": 0}
+    given = {k: v for k, v in asdict(config.answers).items() if k not in (*ANSWERS, WHICH)} | {"folder": "", "batch": 0}
     settings |= {"visual_states": True} if live.visual_states else {}
     settings |= {"positions": config.states.positions, "answers": given}
     size = cached.fill(live, answers, settings | {"target": target.fingerprint(), "data": _data(config)}, ranks)
