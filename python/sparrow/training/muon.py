@@ -14,8 +14,8 @@ class Muon(torch.optim.Muon):
     """torch.optim.Muon (Jordan et al. 2024), adjust_lr_fn "match_rms_adamw".
 
     torch orthogonalises its updates in bfloat16, for which many CPUs have no instructions: there a step of a matrix of
-    576 x 1536 took longer than all else. On those the same iterations run in float32 here; elsewhere, as torch has it
-    (half of float32's time with AVX-512 BF16). Its state is torch's.
+    576 x 1536 took longer than all else. On those the same iterations run in float32 here; elsewhere, as torch has it.
+    Its state is torch's.
     """
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float):
