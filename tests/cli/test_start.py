@@ -253,6 +253,15 @@ sys.exit(main())
 """
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background job, as `make test &` is, hands an ignored SIGINT on to its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", ["argparse", "sparrow.cli.parser", "sparrow.cli.doctor", "torch", "transformers", "end"])
 def test_interrupted_at_any_moment(at):
     argv = ["--version"] if at == "end" else ["doctor"]
@@ -260,6 +269,7 @@ def test_interrupted_at_any_moment(at):
     assert (done.returncode, done.stderr.strip()) == (cli.INTERRUPTED, "sparrow: interrupted")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_from_the_keyboard():
     """While it decodes: a real signal from another process."""
     command = [sys.executable, "-m", "sparrow", "demo"]
