@@ -114,13 +114,18 @@ inline __attribute__((always_inline)) f16_t from_f32<f16_t>(float x) {
 SPARROW_INLINE vu widened(vh h) {
 #if defined(__AVX512F__)
   return reinterpret_cast<vu>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vu>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
 #else
   return __builtin_convertvector(h, vu);
 #endif
 }
-SPARROW_INLINE vh narrowed(vu u) {
+SPARROW_INLINE vh narrowed(vu u) {  // of lanes below 2^16
 #if defined(__AVX512F__)
   return reinterpret_cast<vh>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(u)));
+#elif defined(__AVX2__)
+  const __m256i x = reinterpret_cast<__m256i>(u), halves = _mm256_packus_epi32(x, x);  // of each 128 bits, twice
+  return reinterpret_cast<vh>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(halves, 0x08)));
 #else
   return __builtin_convertvector(u, vh);
 #endif
