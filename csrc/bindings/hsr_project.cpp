@@ -135,7 +135,7 @@ void run(const HsrArgs& a, const Tensor& out, int64_t valid, void* scratch) {
   const HsrProjectParams p = make_params(a, out, valid, scratch);
   if (valid == 0 || p.outputs == 0) return;
   const bool library = use_library(valid, p.dtype);
-  const int64_t width = p.embed_width + p.hidden_width, most = library ? kHsrChunk : kSkinnyRows;
+  const int64_t width = p.embed_width + p.hidden_width, most = library ? kHsrChunk : skinny_block(valid);
   for (int64_t begin = 0; begin < valid; begin += most) {
     const int64_t count = valid - begin < most ? valid - begin : most;
     if (!library) {

@@ -121,8 +121,9 @@ void run_cpu(const LinearArgs& a, const Out& out, void* scratch) {
   const SkinnyLinearParams all = make_params(a, x, out, scratch);
   const int64_t element = all.dtype == DType::f32 ? 4 : 2;
   SkinnyLinearParams p = all;
-  for (int64_t begin = 0; begin < all.rows && all_outputs(all) > 0; begin += kSkinnyRows) {
-    p.rows = all.rows - begin < kSkinnyRows ? all.rows - begin : kSkinnyRows;
+  const int64_t most = skinny_block(all.rows);
+  for (int64_t begin = 0; begin < all.rows && all_outputs(all) > 0; begin += most) {
+    p.rows = all.rows - begin < most ? all.rows - begin : most;
     p.x = static_cast<const char*>(all.x) + begin * all.x_stride * element;
     for (int i = 0; i < kSkinnyWeights; ++i)
       p.part[i].out = static_cast<char*>(all.part[i].out) + begin * all.part[i].out_stride * element;

@@ -8,11 +8,18 @@ namespace sparrow {
 // Up to this many activation rows take one call of the streaming kernel; a row's bits do not depend on how many there
 // are.
 constexpr int64_t kSkinnyRows = 64;
-// More rows reuse each weight often enough for the library's GEMM to be worth its packing. It has a fast one for bf16;
-// in float32 and float16 the streaming kernel, 64 rows at a time, is twice and six times as fast (Zen 5, oneMKL
-// 2024.2).
+// Rows of a call of the streaming kernel where there are more: as even as can be, in whole fours.
+constexpr int64_t skinny_block(int64_t rows) {
+  const int64_t calls = (rows + kSkinnyRows - 1) / kSkinnyRows;
+  return calls < 2 ? kSkinnyRows : ((rows + calls - 1) / calls + 3) / 4 * 4;
+}
+static_assert(skinny_block(64) == 64 && skinny_block(65) == 36 && skinny_block(193) == 52 && skinny_block(256) == 64);
+// More rows reuse each weight often enough for the library's GEMM to be worth its packing where it has a fast one: for
+// bfloat16 with AVX-512. Otherwise the streaming kernel is as fast in float32 (with AVX2; twice as fast on Zen 5) and
+// six times as fast in 16 bits (oneMKL 2024.2, oneDNN).
 inline bool use_library(int64_t rows, DType dtype) {
-  return rows > kSkinnyRows && (dtype == DType::bf16 || cpu_isa() == Isa::generic);
+  const Isa isa = cpu_isa();
+  return rows > kSkinnyRows && (isa == Isa::generic || (isa == Isa::avx512 && dtype == DType::bf16));
 }
 // Outputs per tile of the streaming kernel.
 constexpr int64_t kSkinnyTile = 48;
