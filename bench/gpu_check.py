@@ -41,6 +41,7 @@ PARTS = {
     "sanitizer": Part("memcheck and racecheck over a small call of every case", 120, 60),
     "bench": Part("every operator at 7B shapes against its floor", 110, 30),
     "round": Part("rounds at 7B shapes by bench.round, at each visual length", 120, 60),
+    "early": Part("decoding and rounds with programmatic launches (SPARROW_PDL=1)", 90, 60),
     "peer_times": Part("other libraries at the same work", 80, 30),
 }
 

@@ -11,6 +11,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;  // a row of a 7B model: t
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) add_rms_norm_kernel(AddRmsNormParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(float, of_warp, kWarps);
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x) + row * p.x_stride;

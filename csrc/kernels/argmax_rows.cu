@@ -12,6 +12,7 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) argmax_chunks_kernel(ArgmaxRowsParams p, uint64_t* partial, int chunks) {
+  await_previous_kernel();
   SMEM_ARRAY(uint64_t, warp_best, kWarps);
   const int64_t row = blockIdx.x / chunks, begin = blockIdx.x % chunks * kArgmaxChunk;
   const int64_t left = p.vocab - begin < kArgmaxChunk ? p.vocab - begin : kArgmaxChunk;
@@ -38,6 +39,7 @@ __global__ void __launch_bounds__(kThreads) argmax_chunks_kernel(ArgmaxRowsParam
 
 __global__ void __launch_bounds__(kThreads)
     argmax_merge_kernel(const uint64_t* partial, int chunks, int64_t rows, int64_t* out) {
+  await_previous_kernel();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= rows) return;
   uint64_t best = 0;

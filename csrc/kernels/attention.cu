@@ -21,6 +21,7 @@ __device__ __forceinline__ float warp_sum(float x) {
 // the four sums are added in order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) attention_combine_kernel(const __grid_constant__ TreeAttentionParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(float, sums, kWarps* kMaxHeadDim);
   const int b = blockIdx.y, n = blockIdx.x / static_cast<int>(p.heads), h = blockIdx.x % static_cast<int>(p.heads);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = static_cast<int>(p.heads / p.kv_heads);
@@ -101,6 +102,7 @@ __device__ __forceinline__ void plain_step(PlainRow& row, const float* q, int di
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 4) attention_plain_kernel(const __grid_constant__ TreeAttentionParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(float, queries, kWarps* kMaxHeadDim);
   const int b = blockIdx.z, head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = static_cast<int>(p.heads / p.kv_heads), dim = static_cast<int>(p.dim);

@@ -428,6 +428,7 @@ __device__ __forceinline__ void read_words(const SplitBlock<T, D, F>& x, int t, 
 template <bool kDraft, class T, int D, class F>
 __global__ void __launch_bounds__(F::kWarps * 32, attention_blocks(F::kWarps))
     attention_mma_kernel(const __grid_constant__ DraftAttentionParams p, int stages) {
+  await_previous_kernel();
   using Tile = AttentionTile<T, D, F>;
   SMEM_DYNAMIC(raw);
   const SplitBlock<T, D, F> x(p, raw, stages);

@@ -13,6 +13,7 @@ constexpr int kThreads = 128;
 // One block per row of one sequence: H query heads to the workspace, K key and value heads to the cache.
 template <class T>
 __global__ void __launch_bounds__(kThreads) draft_append_kernel(const __grid_constant__ DraftAttentionParams p) {
+  await_previous_kernel();
   const TreeAttentionParams& a = p.attention;
   const int b = blockIdx.y, n = blockIdx.x, dim = static_cast<int>(a.dim), half = dim / 2;
   const int heads = static_cast<int>(a.heads), kv_heads = static_cast<int>(a.kv_heads);

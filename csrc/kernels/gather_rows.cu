@@ -11,6 +11,7 @@ namespace {
 
 template <class U>
 __global__ void gather_rows_kernel(GatherRowsParams p) {
+  await_previous_kernel();
   const int64_t b = blockIdx.x / p.max_count, i = blockIdx.x % p.max_count;
   const bool first = threadIdx.x == 0 && blockIdx.y == 0;  // of the threads of this entry
   report_if(first && i == 0 && (p.count[b] < 0 || p.count[b] > p.max_count), p.error, kBadCount);

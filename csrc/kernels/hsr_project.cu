@@ -68,6 +68,7 @@ struct Gathered {
 // Four blocks per SM: at most 128 registers. Gathering unaligned weights element by element takes more.
 template <class T, int kTiles, bool kAligned>
 __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_kernel(HsrProjectParams p) {
+  await_previous_kernel();
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
   SMEM_ARRAY(uint4, stage, Gemm::kStageElements * sizeof(T) / 16);
   SMEM_ARRAY(const T*, row, 2 * Gemm::kRows);
@@ -90,6 +91,7 @@ __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) hsr_parts_ke
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_reduce_kernel(HsrProjectParams p, int splits) {
+  await_previous_kernel();
   const int64_t o = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, m = blockIdx.y, valid = valid_rows(p);
   if (o >= p.outputs) return;
   const float sum = m < valid ? split_sum(p.partial, splits, p.rows, p.outputs, m, o, bias_of<T>(p.bias, o)) : 0.f;
@@ -105,6 +107,7 @@ struct PlainGathered {
 
 // float32: block (4 outputs, 8 rows).
 __global__ void __launch_bounds__(kThreads) hsr_plain_kernel(HsrProjectParams p) {
+  await_previous_kernel();
   const int64_t o = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kPlainRows, valid = valid_rows(p);
   if (o >= p.outputs) return;
@@ -127,6 +130,7 @@ __global__ void __launch_bounds__(kThreads) hsr_plain_kernel(HsrProjectParams p)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_gather_kernel(HsrProjectParams p, int64_t begin, T* x) {
+  await_previous_kernel();
   const int64_t width = p.embed_width + p.hidden_width, m = begin + blockIdx.x;
   const bool exists = m < valid_rows(p);
   if (threadIdx.x == 0) {
@@ -140,6 +144,7 @@ __global__ void __launch_bounds__(kThreads) hsr_gather_kernel(HsrProjectParams p
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) hsr_scatter_kernel(HsrProjectParams p, int64_t begin, const T* y) {
+  await_previous_kernel();
   const int64_t m = begin + blockIdx.x;
   const bool exists = m < valid_rows(p);
   T* out = static_cast<T*>(p.out) + m * p.out_stride;

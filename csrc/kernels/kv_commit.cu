@@ -48,6 +48,7 @@ __device__ void report_bad_values(const KvCommitParams& p, int64_t b, const int3
 
 template <class U>
 __global__ void __launch_bounds__(256, 1) kv_commit_kernel(KvCommitParams p) {
+  await_previous_kernel();
   const int64_t moved = p.tensors * p.heads, per_sequence = moved + p.last;
   const int64_t b = blockIdx.x / per_sequence, item = blockIdx.x % per_sequence;
   const int32_t* path = p.path + b * p.max_path;

@@ -78,6 +78,7 @@ __device__ __forceinline__ void fold_tile(const float* y, int64_t v, int64_t lef
 
 template <class T, int kTiles, bool kAligned>
 __global__ void __launch_bounds__(kThreads, kAligned ? 4 : 2) lm_head_lists_kernel(LmHeadTopkParams p, uint64_t* keys) {
+  await_previous_kernel();
   using Gemm = SkinnyGemm<T, kTiles, kAligned>;
   SMEM_DYNAMIC(raw);
   const LmHeadShared<T, kTiles, kAligned> s(raw);
@@ -131,6 +132,7 @@ struct PlainRows {
 
 // float32: block (4 vocabulary rows, 8 rows of h).
 __global__ void __launch_bounds__(kThreads) lm_head_logits_kernel(LmHeadTopkParams p, float* logits) {
+  await_previous_kernel();
   const int64_t v = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (v >= p.vocab) return;
   const PlainRows x{static_cast<const float*>(p.h), {p.inner, p.outer_stride, p.inner_stride}, p.first};

@@ -34,6 +34,7 @@ __device__ __forceinline__ void penalise_seen(float* x, const uint8_t* seen, int
 }
 
 __global__ void __launch_bounds__(kThreads) repetition_penalty_kernel(RepetitionPenaltyParams p, int chunks) {
+  await_previous_kernel();
   SMEM_ARRAY(int64_t, path, kMaxNodes);  // the visible nodes' tokens; -1: not visible
   const int64_t row = blockIdx.x / chunks, b = row / p.nodes, n = row % p.nodes;
   const int64_t begin = blockIdx.x % chunks * kPenaltyChunk;

@@ -35,6 +35,7 @@ __device__ __forceinline__ void append_heads(const RopeAppendParams& p, int64_t 
 
 template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads) rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
+  await_previous_kernel();
   const int64_t b = blockIdx.y, n = blockIdx.x;
   const int dim = static_cast<int>(p.dim), half = dim / 2, pairs = half / kVec;
   const float* cos_sin = p.cos_sin + (b * p.nodes + n) * dim;

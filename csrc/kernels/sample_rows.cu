@@ -95,6 +95,7 @@ struct Scale {
 // ---- 1: top ----
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_top_kernel(SampleRowsParams p, Scratch s) {
+  await_previous_kernel();
   SMEM_ARRAY(uint64_t, best_of, kWarps);
   SMEM_ARRAY(uint32_t, nan_of, kWarps);
   const int64_t begin = blockIdx.x % s.chunks * kSampleChunk;
@@ -436,6 +437,7 @@ __device__ __forceinline__ void merge_top(const Scratch& s, int64_t row, CutShar
 
 template <class T>
 __global__ void __launch_bounds__(kCutThreads) sample_cut_kernel(SampleRowsParams p, Scratch s) {
+  await_previous_kernel();
   SMEM_ARRAY(CutShared, shared, 1);
   CutShared& sh = shared[0];
   const int64_t row = blockIdx.x, b = row / p.nodes;
@@ -502,6 +504,7 @@ __device__ __forceinline__ void draw_four(const float* x, int64_t i, const RowSt
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_draw_kernel(SampleRowsParams p, Scratch s) {
+  await_previous_kernel();
   SMEM_ARRAY(DrawPart, parts, kWarps);
   const int64_t r = blockIdx.x / s.chunks, begin = blockIdx.x % s.chunks * kSampleChunk, b = r / p.nodes;
   const RowState row = s.row[r];
@@ -533,6 +536,7 @@ __global__ void __launch_bounds__(kThreads) sample_draw_kernel(SampleRowsParams 
 
 // ---- 4: merge ----
 __global__ void __launch_bounds__(kThreads) sample_merge_kernel(Scratch s, int64_t rows, int64_t* out) {
+  await_previous_kernel();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= rows) return;
   const int64_t answer = s.row[row].answer;

@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) silu_mul_kernel(SiluMulParams p) {
+  await_previous_kernel();
   const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kVec<T>, m = blockIdx.x;
   if (i >= p.width) return;
   const T* gate = static_cast<const T*>(p.gate) + m * p.gate_stride + i;

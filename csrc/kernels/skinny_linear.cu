@@ -24,6 +24,7 @@ __device__ __forceinline__ BlockRows<T> weight_rows(const SkinnyPart& part, int6
 // Four blocks per SM: at most 128 registers. Gathering unaligned weights element by element takes more.
 template <class T, int kTiles, bool kAligned>
 __global__ void __launch_bounds__(kSkinnyThreads, kAligned ? 4 : 2) skinny_parts_kernel(SkinnyLinearParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(uint4, stage, (SkinnyGemm<T, kTiles, kAligned>::kStageElements * sizeof(T) / 16));
   const OutputTile tile = output_tile(p, blockIdx.x, kSkinnyOutputs);
   split_parts<T, kTiles, kAligned>(rows_of<T>(p), weight_rows<T>(p.part[tile.part], tile.first), p.width, tile.column,
@@ -36,6 +37,7 @@ template <class T, int kTiles, bool kAligned>
 __global__ void __launch_bounds__(kSkinnyThreads, !kAligned     ? 2
                                                   : kTiles == 8 ? 3
                                                                 : 4) skinny_whole_kernel(SkinnyLinearParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(uint4, stage, (SkinnyGemm<T, kTiles, kAligned>::kStageElements * sizeof(T) / 16));
   const OutputTile tile = output_tile(p, blockIdx.x, kSkinnyOutputs);
   const SkinnyPart& part = p.part[tile.part];
@@ -61,6 +63,7 @@ __global__ void __launch_bounds__(kSkinnyThreads, !kAligned     ? 2
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) skinny_reduce_kernel(SkinnyLinearParams p, int splits) {
+  await_previous_kernel();
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, m = blockIdx.y;
   if (column >= all_outputs(p)) return;
   const OutputTile at = output_tile(p, column, 1);
@@ -78,6 +81,7 @@ struct PlainRows {
 
 // float32: block (4 outputs, 8 rows).
 __global__ void __launch_bounds__(kThreads) skinny_plain_kernel(SkinnyLinearParams p) {
+  await_previous_kernel();
   const int64_t column = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (column >= all_outputs(p)) return;
   const OutputTile tile = output_tile(p, column, 1);

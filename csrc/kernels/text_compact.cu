@@ -12,6 +12,7 @@ namespace {
 constexpr int kRounds = 8;  // loads in flight per thread
 
 __global__ void __launch_bounds__(1024, 1) text_compact_kernel(TextCompactParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(int, per_warp, kMaxWarps);
   const int64_t b = blockIdx.x;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

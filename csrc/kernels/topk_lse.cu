@@ -38,6 +38,7 @@ __device__ __forceinline__ void merge_by_rank(const uint64_t* lists, int k, uint
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, uint64_t* keys, int64_t chunk) {
+  await_previous_kernel();
   SMEM_ARRAY(float, scratch, kWarps);
   SMEM_ARRAY(uint64_t, lists, kWarps* kTopkMax);
   constexpr int kVectors = kItems / kVec<T>;
@@ -101,6 +102,7 @@ __device__ __forceinline__ float merge_lse(const float* stat, int lists) {
 }
 
 __global__ void __launch_bounds__(32) topk_merge_kernel(TopkMergeParams p, const uint64_t* keys) {
+  await_previous_kernel();
   SMEM_ARRAY(uint64_t, heads, kTopkLists);
   SMEM_ARRAY(uint8_t, taken, kTopkLists);
   const int lane = threadIdx.x, k = static_cast<int>(p.parts.k), lists = static_cast<int>(p.parts.chunks);

@@ -21,6 +21,7 @@ __device__ int matching_child(const int64_t* tokens, const int* parent, int n, i
 }
 
 __global__ void tree_accept_kernel(TreeAcceptParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(int64_t, tokens, kMaxNodes);
   SMEM_ARRAY(int64_t, target, kMaxNodes);
   SMEM_ARRAY(int, parent, kMaxNodes);

@@ -40,6 +40,7 @@ __device__ void write_beam(const TreeExpandParams& p, int64_t b, int64_t c, int6
 }
 
 __global__ void __launch_bounds__(1024, 1) tree_expand_kernel(TreeExpandParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(int, per_warp, kMaxWarps);
   SMEM_ARRAY(int32_t, selected, kMaxNodes);
   SMEM_ARRAY(int32_t, keys, kMaxNodes);

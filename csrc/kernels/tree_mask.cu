@@ -8,6 +8,7 @@ namespace sparrow {
 namespace {
 
 __global__ void tree_mask_kernel(TreeMaskParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(Ancestors, state, 1);
   const int n = static_cast<int>(p.nodes), words = words_for(n), lane = threadIdx.x;
   const int64_t tree = blockIdx.x;

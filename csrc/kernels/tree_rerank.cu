@@ -64,6 +64,7 @@ __device__ int place_of(int32_t value, const int32_t* list, int n) {
 }
 
 __global__ void __launch_bounds__(1024, 1) tree_rerank_kernel(TreeRerankParams p) {
+  await_previous_kernel();
   SMEM_ARRAY(int32_t, key, kMaxThreads);
   SMEM_ARRAY(int, up, kMaxThreads);
   SMEM_ARRAY(int, per_warp, kMaxWarps);

@@ -73,6 +73,7 @@ struct Options {
   uint64_t seed = 0;               // 0: in order; otherwise a random schedule
   int workers = 1;                 // OS threads that run blocks
   size_t smem_limit = 227 * 1024;  // per block; sm_90
+  bool must_await = false;         // a thread that ends without await_previous_kernel() is a fault
 };
 inline Options options;
 struct Stats { uint64_t switches = 0, blocks = 0, mma = 0, ldmatrix = 0, ldmatrix_conflicts = 0, cp_async = 0; };
@@ -95,7 +96,7 @@ struct Copy { void* dst; const void* src; int bytes, src_bytes; const char* file
 struct Fiber {
   int lin = 0;
   uint3 tid{};
-  bool done = false;
+  bool done = false, waited = false;  // for the kernel before
   const char *op = "", *file = "";  // where it waits
   int line = 0;
   std::vector<Copy> open;                // cp.async issued since the last commit
@@ -147,7 +148,7 @@ class Engine {
     make_stacks();
     for (int i = 0; i < n_; ++i) {
       Fiber& f = fibers_[i];
-      f.lin = i; f.done = false; f.op = "start"; f.open.clear(); f.groups.clear();
+      f.lin = i; f.done = f.waited = false; f.op = "start"; f.open.clear(); f.groups.clear();
       f.tid = make_uint3(i % block.x, i / block.x % block.y, i / (block.x * block.y));
       make_context(f);
       ready_.push_back(i);
@@ -222,6 +223,8 @@ class Engine {
     policy_ == kInOrder ? ready_.push_back(cur_->lin) : ready_.push_front(cur_->lin);  // behind all the others
     block("yield");
   }
+
+  void await_previous_kernel() { cur_->waited = true; }
 
   // ---- cp.async --------------------------------------------------------------------------------------------------
   void cp_async(void* dst, const void* src, int bytes, int src_bytes, HS_LOC) {
@@ -318,6 +321,7 @@ class Engine {
     engine->finish();
   }
   void finish() {
+    if (options.must_await && !cur_->waited) fail("thread ends without having waited for the kernel before");
     cp_commit();
     for (auto& g : cur_->groups) if (!g.empty()) fail("thread ends with cp.async in flight", g[0].file, g[0].line);
     cur_->done = true; --live_;

@@ -17,9 +17,9 @@ using bf16 = __nv_bfloat16;
 constexpr int kDim = 64, kPitch = kDim + 8;  // elements; 144-byte rows put the 8 rows of an ldmatrix in 8 bank groups
 constexpr int kRows = 16, kTile = 32, kStages = 2, kWarps = 2, kTree = 8, kKeys = 72;  // the third tile is ragged
 
-enum Plant { none, no_wait, late_wait, no_sync_ready, no_sync_reuse, no_sync_combine, divergent_sync, wrong_mask,
+enum Plant { none, no_await, no_wait, late_wait, no_sync_ready, no_sync_reuse, no_sync_combine, divergent_sync, wrong_mask,
              no_bounds_check, shared_overrun, kPlants };
-const char* const kNames[] = {"none", "no_wait", "late_wait", "no_sync_ready", "no_sync_reuse", "no_sync_combine",
+const char* const kNames[] = {"none", "no_await", "no_wait", "late_wait", "no_sync_ready", "no_sync_reuse", "no_sync_combine",
                               "divergent_sync", "wrong_mask", "no_bounds_check", "shared_overrun"};
 
 template <Plant P>
@@ -39,6 +39,7 @@ __device__ bool sees(uint64_t anc, int key) {
 
 template <Plant P>
 __global__ void planted_kernel(const bf16* q, const bf16* k, const uint64_t* anc, float* sum) {
+  if (P != no_await || threadIdx.x < 63) sparrow::await_previous_kernel();
   SMEM_DYNAMIC(raw);
   SmemCarver carve{raw};
   bf16* const sq = carve.take<bf16>(kRows * kPitch);

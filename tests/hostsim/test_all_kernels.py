@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.hostsim.library import declared_kernels, launched_line
+from tests.hostsim.library import ROOT, declared_kernels, launched_line
 
 HERE = pathlib.Path(__file__).parent
 
@@ -20,6 +20,14 @@ def test_every_kernel_was_launched(simulator, request):
     assert {"tree_mask_kernel", "kv_commit_kernel"} <= declared
     never = declared - simulator.launched()
     assert not never, f"no test in tests/hostsim launches {sorted(never)} (SPARROW_LAUNCH must spell the kernel's name)"
+
+
+def test_every_kernel_begins_with_the_wait_for_the_one_before():
+    """Programmatic launches: nothing may be read or written before that line."""
+    waiting = set()
+    for path in (ROOT / "csrc" / "kernels").glob("*.cu*"):
+        waiting |= set(re.findall(r"(\w+_kernel)\([^{}]*\{\n  await_previous_kernel\(\);\n", path.read_text()))
+    assert waiting == declared_kernels()
 
 
 def test_summary_counts_declared_kernels_only():

@@ -12,6 +12,7 @@ FLIGHT = r"access .* has in flight|thread ends with cp.async in flight"
 RACE = r"shared-memory race: .*planted.cu:\d+ is not ordered after .*planted.cu:\d+"
 
 REPORTED_UNDER_EVERY_SCHEDULE = [
+    ("value", "no_await", "thread ends without having waited for the kernel before"),
     ("value", "no_wait", "wrong values|in flight"),
     ("value", "late_wait", "wrong values"),
     ("value", "divergent_sync", "divergent __syncthreads|deadlock"),
