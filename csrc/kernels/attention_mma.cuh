@@ -1,11 +1,15 @@
 // The split kernel on matrix units (mma.sync m16n8k16), for 16-bit elements and head_dim <= 128.
-//   Each warp owns 16 rows: their queries as mma fragments, their output as fp32 accumulators. K and V tiles of 64 keys
-//   go through a ring of stages in shared memory, filled by cp.async one iteration after the other warps have left the
-//   stage (one barrier a tile). Rows in shared memory are cut into chunks of 16 bytes, placed so that the eight rows of
-//   an ldmatrix phase fall into different banks: chunk ^ row where rows are a multiple of 128 bytes, else an odd pitch.
-//   Full prefix tiles carry no mask code; the ragged last one and the tree tiles have a 64-bit word per row.
+//   Each warp owns 16 rows, or 32: their queries as mma fragments, their output as fp32 accumulators. K and V tiles of
+//   64 keys go through a ring of stages in shared memory, filled by cp.async one iteration after the other warps have
+//   left the stage (one barrier a tile). Rows in shared memory are cut into chunks of 16 bytes, placed so that the
+//   eight rows of an ldmatrix phase fall into different banks: chunk ^ row where rows are a multiple of 128 bytes,
+//   else an odd pitch.
+//   Full prefix tiles are not masked; the ragged last one and the tree tiles have a 64-bit word per row.
 //   head_dim is padded to D with zeros in shared memory.
 //   16 rows or fewer: four warps hold the same rows and take 16 keys of each tile; they are merged at the end.
+//   32 rows a warp: many rows are bound by reads of K and V from shared memory; here a fragment read serves two
+//   fragments of rows. Queries are read again for each tile: 80 ldmatrix for a tile and 32 rows of 128 columns, not
+//   128. A row is summed in the order it has with 16 rows a warp, so its bits are the same.
 //   A weight of 0 does not hide NaN or infinity in a value, so a tree tile with such values is summed key by key over
 //   what each row sees: a node never touches the output of one that does not see it.
 //   Drafting (kDraft): queries are roped on their way into shared memory; keys and values of the new rows are taken
@@ -18,23 +22,55 @@
 
 namespace sparrow {
 
-// How the warps of a block share a tile of rows x 64 keys.
-template <int kRowWarps_, int kKeyWarps_>
+// How the warps of a block share a tile of rows x 64 keys; a warp's rows are kFragments operands of mma.
+template <int kRowWarps_, int kKeyWarps_, int kFragments_>
 struct Family {
   static constexpr int kRowWarps = kRowWarps_, kKeyWarps = kKeyWarps_;  // warp = row warp * kKeyWarps + key warp
+  static constexpr int kFragments = kFragments_, kWarpRows = 16 * kFragments, kRows = kRowWarps * kWarpRows;
   static constexpr int kWarps = kRowWarps * kKeyWarps, kKeys = kTileKeys / kKeyWarps;
+  // Accumulators and scores of two fragments are 192 registers at D = 128. What a thread can read again is then not
+  // held: queries, BlockWork, tops and sums come from shared memory and masks from global memory where they are needed,
+  // and full tiles have no code of their own.
+  static constexpr bool kTight = kFragments > 1;
+  // This warp's first row in the block.
+  __device__ static __forceinline__ int warp_row() {
+    return static_cast<int>(threadIdx.x) / 32 / kKeyWarps * kWarpRows;
+  }
+};
+
+// What a block has to do: rows from row0 on; tiles [0, prefix_tiles) of prefix keys [begin, end), then the tree's. Of a
+// split beyond the last these mean nothing.
+struct BlockWork : Work {
+  int group, row0, split, begin, end, prefix_tiles, tiles;
+  __device__ __forceinline__ BlockWork(const TreeAttentionParams& p, int rows) : Work(p, static_cast<int>(blockIdx.z)) {
+    group = static_cast<int>(p.heads / p.kv_heads);
+    const int row_tiles = (static_cast<int>(p.nodes) * group + rows - 1) / rows;
+    row0 = static_cast<int>(blockIdx.x) % row_tiles * rows;
+    split = static_cast<int>(blockIdx.x) / row_tiles;
+    begin = split * split_keys;
+    end = min(begin + split_keys, text);
+    prefix_tiles = (end - begin + kTileKeys - 1) / kTileKeys;
+    tiles = prefix_tiles + (split == last ? (slots + kTileKeys - 1) / kTileKeys : 0);
+  }
 };
 
 template <class T, int D, class F>
 struct AttentionTile {
-  static constexpr int kThreads = F::kWarps * 32, kRows = F::kRowWarps * 16, kChunks = D / 8;
+  static constexpr int kThreads = F::kWarps * 32, kRows = F::kRows, kChunks = D / 8;
+  static constexpr int kStats = F::kTight ? F::kFragments * kThreads : 0;
   static constexpr bool kSwizzled = kChunks % 8 == 0;
   static constexpr int kPitch = (kSwizzled ? kChunks : kChunks | 1) * 8;  // elements
   static constexpr int kStage = kTileKeys * kPitch;
+  static constexpr int64_t kRowBytes = kPitch * static_cast<int64_t>(sizeof(T));
+  static_assert(!F::kTight || (sizeof(BlockWork) <= 128 && 128 + sizeof(float4) * kStats == kTightBytes));
+  BlockWork* work;  // these two: F::kTight
+  float4* stats;    // [kFragments][kThreads]: RowSums' top and sum
   T *q, *k, *v;
   size_t bytes;
   __host__ __device__ AttentionTile(unsigned char* base, int stages) {
     SmemCarver c{base};
+    work = c.take<BlockWork>(F::kTight ? 1 : 0);
+    stats = c.take<float4>(kStats);
     q = c.take<T>(kRows * kPitch);
     k = c.take<T>(static_cast<size_t>(stages) * kStage);
     v = c.take<T>(static_cast<size_t>(stages) * kStage);
@@ -44,14 +80,26 @@ struct AttentionTile {
   __device__ static __forceinline__ T* at(T* tile, int r, int c) {
     return tile + r * kPitch + (kSwizzled ? c ^ (r & 7) : c) * 8;
   }
+  // Chunk c + 2 step, from where chunk c (0 or 1) of the same row lies. Swizzled rows start at multiples of 128 bytes,
+  // so the place of one step is another's by exclusive or with a constant: no register for each.
+  __device__ static __forceinline__ T* ahead(T* chunk, int step) {
+    if constexpr (!kSwizzled) return chunk + step * 16;
+    return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(chunk) ^ (step % 4 * 32)) + step / 4 * 64;
+  }
 };
 
-// What a warp knows of its 16 rows. A lane holds rows lane / 4 and lane / 4 + 8.
+// What a warp sums for 16 rows, a fragment of mma. A lane holds rows lane / 4 and lane / 4 + 8.
 template <int D>
-struct WarpRows {
-  uint32_t q[D / 16][4];
+struct RowSums {
   float acc[D / 8][4] = {};
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+};
+
+// What a warp knows of its rows; where registers are tight, q is one step's.
+template <int D, class F>
+struct WarpRows {
+  uint32_t q[F::kTight ? 1 : D / 16][F::kFragments][4];
+  RowSums<D> part[F::kFragments];
 };
 
 // Block-wide constants.
@@ -61,27 +109,28 @@ struct SplitBlock {
   const DraftAttentionParams& d;
   const TreeAttentionParams& p;
   const Tile s;
-  const int stages, b, head, group, row_tiles, tile, split, row0;
-  const Work w;
-  const int begin, end, prefix_tiles, tiles;  // split > w.last: the block has no keys, these mean nothing
+  const int stages, b, head;
+  const BlockWork& w;
 
-  __device__ __forceinline__ SplitBlock(const DraftAttentionParams& params, unsigned char* raw, int stage_count)
+  __device__ __forceinline__ SplitBlock(const DraftAttentionParams& params, unsigned char* raw, int stage_count,
+                                        const BlockWork& own)
       : d(params),
         p(params.attention),
         s(raw, stage_count),
         stages(stage_count),
         b(static_cast<int>(blockIdx.z)),
         head(static_cast<int>(blockIdx.y)),
-        group(static_cast<int>(p.heads / p.kv_heads)),
-        row_tiles((static_cast<int>(p.nodes) * group + Tile::kRows - 1) / Tile::kRows),
-        tile(static_cast<int>(blockIdx.x) % row_tiles),
-        split(static_cast<int>(blockIdx.x) / row_tiles),
-        row0(tile * Tile::kRows),
-        w(p, b),
-        begin(split * w.split_keys),
-        end(min(begin + w.split_keys, w.text)),
-        prefix_tiles((end - begin + kTileKeys - 1) / kTileKeys),
-        tiles(prefix_tiles + (split == w.last ? (w.slots + kTileKeys - 1) / kTileKeys : 0)) {}
+        w(kept(own, s.work)) {}
+  // Where the block's work is read from. The whole block must come here.
+  __device__ static __forceinline__ const BlockWork& kept(const BlockWork& own, [[maybe_unused]] BlockWork* shared) {
+    if constexpr (F::kTight) {
+      if (threadIdx.x == 0) *shared = own;
+      __syncthreads();
+      return *shared;
+    } else {
+      return own;
+    }
+  }
   __device__ __forceinline__ int dim() const { return static_cast<int>(p.dim); }
   __device__ __forceinline__ const T* qkv(int n, int h) const {
     return static_cast<const T*>(d.qkv) + b * d.qkv_b + n * d.qkv_t + h * dim();
@@ -109,11 +158,11 @@ __device__ __forceinline__ void rope_to(T* tile, int r, int c, const T* x, const
 template <bool kDraft, class T, int D, class F>
 __device__ __forceinline__ void load_queries(const SplitBlock<T, D, F>& x) {
   using Tile = AttentionTile<T, D, F>;
-  const int rows = x.w.used * x.group, dim = x.dim();
+  const int rows = x.w.used * x.w.group, dim = x.dim();
   for (int i = threadIdx.x; i < Tile::kRows * Tile::kChunks; i += Tile::kThreads) {
-    const int r = i / Tile::kChunks, c = i % Tile::kChunks, row = x.row0 + r;
+    const int r = i / Tile::kChunks, c = i % Tile::kChunks, row = x.w.row0 + r;
     const bool ok = row < rows && c * 8 < dim;
-    const int n = row / x.group, h = x.head * x.group + row % x.group;
+    const int n = row / x.w.group, h = x.head * x.w.group + row % x.w.group;
     if constexpr (kDraft) {
       if (!ok)
         zero16(Tile::at(x.s.q, r, c));
@@ -131,8 +180,8 @@ template <class T, int D, class F>
 __device__ __forceinline__ void append_rows(const SplitBlock<T, D, F>& x, T* sk, T* sv, int first, int from, int to) {
   using Tile = AttentionTile<T, D, F>;
   const int dim = x.dim();
-  const bool owner = x.tile == 0;
-  for (int i = threadIdx.x; i < (to - from) * Tile::kChunks; i += Tile::kThreads) {
+  const bool owner = x.w.row0 == 0;
+  for (int i = ptx::fresh(threadIdx.x); i < (to - from) * Tile::kChunks; i += Tile::kThreads) {
     const int slot = from + i / Tile::kChunks, c = i % Tile::kChunks, r = slot - first, n = slot - x.w.start;
     if (c * 8 >= dim) {
       zero16(Tile::at(sk, r, c));
@@ -156,7 +205,7 @@ template <class T, int D, class F>
 __device__ __forceinline__ void load_full_tile(const SplitBlock<T, D, F>& x, int first, T* sk, T* sv) {
   using Tile = AttentionTile<T, D, F>;
   constexpr int kStep = Tile::kThreads / Tile::kChunks;
-  const int r = static_cast<int>(threadIdx.x) / Tile::kChunks, c = static_cast<int>(threadIdx.x) % Tile::kChunks;
+  const int thread = ptx::fresh(threadIdx.x), r = thread / Tile::kChunks, c = thread % Tile::kChunks;
   const int64_t row = x.w.prefix_row(first) + r;
   const T* k = static_cast<const T*>(x.p.k) + x.b * x.p.k_b + x.head * x.p.k_h + row * x.p.k_s + c * 8;
   const T* v = static_cast<const T*>(x.p.v) + x.b * x.p.v_b + x.head * x.p.v_h + row * x.p.v_s + c * 8;
@@ -178,15 +227,15 @@ __device__ __forceinline__ void load_tile(const SplitBlock<T, D, F>& x, int t, i
   T *sk = x.s.k + stage * Tile::kStage, *sv = x.s.v + stage * Tile::kStage;
   const T* k = static_cast<const T*>(x.p.k) + x.b * x.p.k_b + x.head * x.p.k_h;
   const T* v = static_cast<const T*>(x.p.v) + x.b * x.p.v_b + x.head * x.p.v_h;
-  const bool tree = t >= x.prefix_tiles;
-  const int first = tree ? (t - x.prefix_tiles) * kTileKeys : x.begin + t * kTileKeys;
-  const int limit = tree ? x.w.slots : x.end;
+  const bool tree = t >= x.w.prefix_tiles;
+  const int first = tree ? (t - x.w.prefix_tiles) * kTileKeys : x.w.begin + t * kTileKeys;
+  const int limit = tree ? x.w.slots : x.w.end;
   if constexpr (Tile::kThreads % Tile::kChunks == 0)
     if (!tree && first + kTileKeys <= limit && dim == D && (first >= x.w.cut || first + kTileKeys <= x.w.cut))
       return load_full_tile(x, first, sk, sv);
   const int fresh = kDraft && tree ? min(x.w.start, limit) : limit;  // slots from here on come from qkv
 #pragma unroll 4
-  for (int i = threadIdx.x; i < kTileKeys * Tile::kChunks; i += Tile::kThreads) {
+  for (int i = ptx::fresh(threadIdx.x); i < kTileKeys * Tile::kChunks; i += Tile::kThreads) {
     const int r = i / Tile::kChunks, c = i % Tile::kChunks, key = first + r;
     if (kDraft && key >= fresh && key < limit) continue;
     const bool ok = key < limit && c * 8 < dim;
@@ -201,21 +250,26 @@ __device__ __forceinline__ void load_tile(const SplitBlock<T, D, F>& x, int t, i
   }
 }
 
-// Scores of the warp's keys to weights 2^(s - top), with the running top and sum; rescales what was summed before. Bit
-// n*8 + i of a row's word (already shifted by the lane's column): this lane's column i of n-tile n is seen.
-template <bool kMasked, int D, int kKeys>
-__device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[kKeys / 8][4], const uint64_t (&word)[2],
-                                             float scale) {
+// Scores of the warp's keys to weights 2^(s - top), with the running top and sum; rescales what was summed before.
+// masked: bit n*8 + i of a row's word (already shifted by the lane's column): this lane's column i of n-tile n is seen.
+template <int D, int kKeys>
+__device__ __forceinline__ void softmax_tile(RowSums<D>& rows, float (&score)[kKeys / 8][4], bool masked,
+                                             const uint64_t (&word)[2], float scale) {
   float high[2] = {rows.top[0], rows.top[1]};
 #pragma unroll
   for (int n = 0; n < kKeys / 8; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      score[n][i] *= scale;
-      if constexpr (kMasked)
+    for (int i = 0; i < 4; ++i) score[n][i] *= scale;
+  if (masked)
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
         if (((word[i / 2] >> (n * 8 + i % 2)) & 1) == 0) score[n][i] = -INFINITY;
-      high[i / 2] = fmaxf(high[i / 2], score[n][i]);  // NaN is passed over
-    }
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) high[i / 2] = fmaxf(high[i / 2], score[n][i]);  // NaN is passed over
   float base[2], shrink[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -239,77 +293,172 @@ __device__ __forceinline__ void softmax_tile(WarpRows<D>& rows, float (&score)[k
     }
 }
 
-// Weights as mma fragments: keys 16 j .. 16 j + 15 of this warp.
+// Weights as mma fragments, of 16 keys each.
 template <class T, int kKeys>
-__device__ __forceinline__ void weight_fragment(uint32_t (&pf)[4], const float (&score)[kKeys / 8][4], int j) {
-  pf[0] = ptx::pack2<T>(score[2 * j][0], score[2 * j][1]);
-  pf[1] = ptx::pack2<T>(score[2 * j][2], score[2 * j][3]);
-  pf[2] = ptx::pack2<T>(score[2 * j + 1][0], score[2 * j + 1][1]);
-  pf[3] = ptx::pack2<T>(score[2 * j + 1][2], score[2 * j + 1][3]);
+__device__ __forceinline__ void pack_weights(uint32_t (&weight)[kKeys / 16][4], const float (&score)[kKeys / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < kKeys / 8; ++n)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) weight[n / 2][n % 2 * 2 + r] = ptx::pack2<T>(score[n][r * 2], score[n][r * 2 + 1]);
 }
 
-// acc += weights values, of the keys each row sees, one by one. `scratch` [16][64] is this row warp's: the weights
-// cross lanes through it (columns of other key warps stay untouched).
-template <class F, class Tile, int D, class T>
-__device__ void add_seen_values(WarpRows<D>& rows, const float (&score)[F::kKeys / 8][4], const uint64_t (&word)[2],
-                                T* scratch, T* sv, int key0) {
+// acc += weights values, of the keys each row sees, one by one. Of the four lanes that share a row each holds the
+// weights of its own columns and hands them to the others. Uses the weights up: those at hand are always the first
+// ones, because registers take no index.
+template <class T, int D, class F>
+__device__ __forceinline__ void add_seen_values(const SplitBlock<T, D, F>& x, RowSums<D>& rows, int stage, int key0,
+                                                uint32_t (&weight)[F::kKeys / 16][4], const uint64_t (&word)[2]) {
+  using Tile = AttentionTile<T, D, F>;
   const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int n = 0; n < F::kKeys / 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      scratch[(lane / 4 + i / 2 * 8) * kTileKeys + key0 + n * 8 + lane % 4 * 2 + i % 2] = static_cast<T>(score[n][i]);
-  __syncwarp();
+  T* const sv = x.s.v + stage * Tile::kStage;
 #pragma unroll 1
-  for (int key = key0; key < key0 + F::kKeys; ++key)
+  for (int key = key0; key < key0 + F::kKeys; ++key) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const uint32_t pair = __shfl_sync(0xffffffffu, weight[0][r], lane / 4 * 4 + key % 8 / 2);
       if ((word[r] >> key & 1) == 0) continue;
-      const float weight = static_cast<float>(scratch[(lane / 4 + r * 8) * kTileKeys + key]);
+      const float share = ptx::unpack<T>(pair, key % 2);
 #pragma unroll
       for (int d = 0; d < D / 8; ++d)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float v = static_cast<float>(Tile::at(sv, key, d)[lane % 4 * 2 + i]);
-          rows.acc[d][r * 2 + i] = fmaf(weight, v, rows.acc[d][r * 2 + i]);
+          rows.acc[d][r * 2 + i] = fmaf(share, v, rows.acc[d][r * 2 + i]);
         }
     }
-  __syncwarp();
+    if (key % 8 != 7) continue;
+#pragma unroll
+    for (int i = 2; i < F::kKeys / 4; ++i) weight[(i - 2) / 4][(i - 2) % 4] = weight[i / 4][i % 4];
+  }
 }
 
-// One tile. word: what the lane's two rows see of it (kMasked); by_key: it holds values that are not finite.
-template <bool kMasked, class F, class Tile, int D, class T>
-__device__ __forceinline__ void attend(WarpRows<D>& rows, T* sk, T* sv, const uint64_t (&word)[2], float scale,
-                                       [[maybe_unused]] bool by_key, [[maybe_unused]] T* scratch) {
-  constexpr int kKeys = F::kKeys;
-  const int lane = threadIdx.x % 32, key0 = threadIdx.x / 32 % F::kKeyWarps * kKeys;
-  float score[kKeys / 8][4] = {};
+// What this lane's rows of fragment f see of tile t.
+template <class T, int D, class F>
+__device__ __forceinline__ void read_words(const SplitBlock<T, D, F>& x, int t, int f, uint64_t (&word)[2]) {
+  const int first = x.w.row0 + ptx::fresh(F::warp_row() + f * 16 + threadIdx.x % 32 / 4);
 #pragma unroll
-  for (int ks = 0; ks < D / 16; ++ks)
+  for (int r = 0; r < 2; ++r) {
+    const int n = (first + r * 8) / x.w.group;
+    if (t < x.w.prefix_tiles)
+      word[r] = Work::below(x.w.end - x.w.begin, t);
+    else
+      word[r] = n < x.w.used ? x.w.word(x.p, x.b, n, t - x.w.prefix_tiles) : 0;
+  }
+}
+
+// Where this lane reads the warp's queries.
+template <class T, int D, class F>
+__device__ __forceinline__ T* query_place(const SplitBlock<T, D, F>& x) {
+  const int lane = ptx::fresh(threadIdx.x % 32);
+  return AttentionTile<T, D, F>::at(x.s.q, F::warp_row() + lane % 16, lane / 16);
+}
+
+// Columns 16 ks .. 16 ks + 15 of the warp's queries.
+template <class F, class Tile, class T>
+__device__ __forceinline__ void read_queries(uint32_t (&q)[F::kFragments][4], T* place, int ks) {
 #pragma unroll
-    for (int n = 0; n < kKeys / 16; ++n) {
+  for (int f = 0; f < F::kFragments; ++f) ptx::ldmatrix_x4(q[f], Tile::ahead(place + f * 16 * Tile::kPitch, ks));
+}
+
+// Scores of the warp's keys, from key0 of the tile on. Each fragment of K serves all the warp's rows.
+template <class T, int D, class F>
+__device__ __forceinline__ void score_tile(const SplitBlock<T, D, F>& x, WarpRows<D, F>& rows, int stage, int key0,
+                                           float (&score)[F::kFragments][F::kKeys / 8][4]) {
+  using Tile = AttentionTile<T, D, F>;
+  constexpr int kAtATime = F::kTight ? 1 : D / 16;  // steps: ptxas reads ahead as far as they are unrolled
+  const int lane = ptx::fresh(threadIdx.x % 32);
+  T* const k = Tile::at(x.s.k + stage * Tile::kStage, key0 + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  T* const q = F::kTight ? query_place(x) : nullptr;
+#pragma unroll kAtATime
+  for (int ks = 0; ks < D / 16; ++ks) {
+    const int held = F::kTight ? 0 : ks;
+    if constexpr (F::kTight) read_queries<F, Tile>(rows.q[0], q, ks);
+#pragma unroll
+    for (int n = 0; n < F::kKeys / 16; ++n) {
       uint32_t kf[4];
-      ptx::ldmatrix_x4(kf, Tile::at(sk, key0 + n * 16 + lane % 8 + lane / 16 * 8, ks * 2 + lane / 8 % 2));
-      ptx::mma_m16n8k16<T>(score[2 * n], rows.q[ks], kf[0], kf[1]);
-      ptx::mma_m16n8k16<T>(score[2 * n + 1], rows.q[ks], kf[2], kf[3]);
-    }
-  const int shift = key0 + lane % 4 * 2;
-  const uint64_t mine[2] = {word[0] >> shift, word[1] >> shift};
-  softmax_tile<kMasked, D, kKeys>(rows, score, mine, scale);
-  if constexpr (kMasked)
-    if (by_key) return add_seen_values<F, Tile, D>(rows, score, word, scratch, sv, key0);
+      ptx::ldmatrix_x4(kf, Tile::ahead(k + n * 16 * Tile::kPitch, ks));
 #pragma unroll
-  for (int j = 0; j < kKeys / 16; ++j) {
-    uint32_t pf[4];
-    weight_fragment<T, kKeys>(pf, score, j);
+      for (int f = 0; f < F::kFragments; ++f) {
+        ptx::mma_m16n8k16<T>(score[f][2 * n], rows.q[held][f], kf[0], kf[1]);
+        ptx::mma_m16n8k16<T>(score[f][2 * n + 1], rows.q[held][f], kf[2], kf[3]);
+      }
+    }
+  }
+}
+
+// acc += weights values. Each fragment of V serves all the warp's rows.
+template <class T, int D, class F>
+__device__ __forceinline__ void add_values(const SplitBlock<T, D, F>& x, WarpRows<D, F>& rows, int stage, int key0,
+                                           const uint32_t (&weight)[F::kFragments][F::kKeys / 16][4]) {
+  using Tile = AttentionTile<T, D, F>;
+  const int lane = ptx::fresh(threadIdx.x % 32);
+  T* const v = Tile::at(x.s.v + stage * Tile::kStage, key0 + lane % 16, lane / 16);
+#pragma unroll
+  for (int j = 0; j < F::kKeys / 16; ++j)
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) {
       uint32_t vf[4];
-      ptx::ldmatrix_x4_trans(vf, Tile::at(sv, key0 + j * 16 + lane % 16, d * 2 + lane / 16));
-      ptx::mma_m16n8k16<T>(rows.acc[2 * d], pf, vf[0], vf[1]);
-      ptx::mma_m16n8k16<T>(rows.acc[2 * d + 1], pf, vf[2], vf[3]);
+      ptx::ldmatrix_x4_trans(vf, Tile::ahead(v + j * 16 * Tile::kPitch, d));
+#pragma unroll
+      for (int f = 0; f < F::kFragments; ++f) {
+        ptx::mma_m16n8k16<T>(rows.part[f].acc[2 * d], weight[f][j], vf[0], vf[1]);
+        ptx::mma_m16n8k16<T>(rows.part[f].acc[2 * d + 1], weight[f][j], vf[2], vf[3]);
+      }
     }
+}
+
+// Top and sum of fragment f to and from shared memory, where registers are tight.
+template <class T, int D, class F>
+__device__ __forceinline__ void keep_stats([[maybe_unused]] const SplitBlock<T, D, F>& x,
+                                           [[maybe_unused]] const WarpRows<D, F>& rows, [[maybe_unused]] int f) {
+  if constexpr (F::kTight) {
+    const RowSums<D>& part = rows.part[f];
+    x.s.stats[f * F::kWarps * 32 + threadIdx.x] = make_float4(part.top[0], part.top[1], part.sum[0], part.sum[1]);
   }
+}
+template <class T, int D, class F>
+__device__ __forceinline__ void take_stats([[maybe_unused]] const SplitBlock<T, D, F>& x,
+                                           [[maybe_unused]] WarpRows<D, F>& rows, [[maybe_unused]] int f) {
+  if constexpr (F::kTight) {
+    const float4 kept = x.s.stats[f * F::kWarps * 32 + threadIdx.x];
+    rows.part[f].top[0] = kept.x, rows.part[f].top[1] = kept.y;
+    rows.part[f].sum[0] = kept.z, rows.part[f].sum[1] = kept.w;
+  }
+}
+
+// Tile t. given: what the lane's rows see of it, if it is masked and registers are not tight; by_key: it holds values
+// that are not finite.
+template <bool kMasked, class T, int D, class F>
+__device__ __forceinline__ void attend(const SplitBlock<T, D, F>& x, WarpRows<D, F>& rows, int t, int stage,
+                                       const uint64_t (&given)[2], [[maybe_unused]] bool by_key) {
+  constexpr int kKeys = F::kKeys;
+  const int key0 = threadIdx.x / 32 % F::kKeyWarps * kKeys;
+  float score[F::kFragments][kKeys / 8][4] = {};
+  score_tile(x, rows, stage, key0, score);
+  const bool masked = kMasked && (!F::kTight || (t + 1) * kTileKeys > x.w.end - x.w.begin);
+  uint32_t weight[F::kFragments][kKeys / 16][4];
+  const int shift = key0 + ptx::fresh(threadIdx.x % 4) * 2;
+#pragma unroll
+  for (int f = 0; f < F::kFragments; ++f) {
+    uint64_t word[2] = {given[0], given[1]};
+    if (F::kTight && masked) read_words(x, t, f, word);
+    const uint64_t mine[2] = {word[0] >> shift, word[1] >> shift};
+    take_stats(x, rows, f);
+    softmax_tile<D, kKeys>(rows.part[f], score[f], masked, mine, x.p.scale * kLog2E);
+    keep_stats(x, rows, f);
+    pack_weights<T, kKeys>(weight[f], score[f]);
+  }
+  if constexpr (kMasked)
+    if (by_key) {
+#pragma unroll
+      for (int f = 0; f < F::kFragments; ++f) {
+        uint64_t word[2] = {given[0], given[1]};
+        if constexpr (F::kTight) read_words(x, t, f, word);
+        add_seen_values(x, rows.part[f], stage, key0, weight[f], word);
+      }
+      return;
+    }
+  add_values(x, rows, stage, key0, weight);
 }
 
 // Whether a tile of values holds NaN or infinity; of the whole block, which must call it together.
@@ -328,8 +477,8 @@ __device__ __forceinline__ bool any_not_finite(T* sv) {
 // The key warps' sums become those of key warp 0. The stages are free by now: lane by lane, acc to the keys' part
 // ([key warp][D / 8][32] of 16 bytes: two stages), top and sum to the values' part.
 template <class F, class Tile, int D>
-__device__ __forceinline__ void merge_key_warps(WarpRows<D>& rows, void* keys_part, void* values_part) {
-  static_assert(F::kRowWarps == 1 && sizeof(float4) * F::kKeyWarps * D / 8 * 32 <= 2 * 2 * Tile::kStage);
+__device__ __forceinline__ void merge_key_warps(RowSums<D>& rows, void* keys_part, void* values_part) {
+  static_assert(F::kRows == 16 && sizeof(float4) * F::kKeyWarps * D / 8 * 32 <= 2 * 2 * Tile::kStage);
   float4 *acc = static_cast<float4*>(keys_part), *stats = static_cast<float4*>(values_part);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads();
@@ -365,20 +514,21 @@ __device__ __forceinline__ void merge_key_warps(WarpRows<D>& rows, void* keys_pa
   }
 }
 
-// Two neighbouring columns a lane; the result itself where the grid has one split, else the workspace.
+// 16 rows from `first` of the block on, two neighbouring columns a lane; the result itself where the grid has one
+// split, else the workspace.
 template <class T, int D, class F>
-__device__ __forceinline__ void store_rows(const SplitBlock<T, D, F>& x, WarpRows<D>& rows) {
+__device__ __forceinline__ void store_rows(const SplitBlock<T, D, F>& x, RowSums<D>& rows, int first) {
   const TreeAttentionParams& p = x.p;
   const int lane = threadIdx.x % 32, dim = x.dim();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     rows.sum[r] += __shfl_xor_sync(0xffffffffu, rows.sum[r], 1);
     rows.sum[r] += __shfl_xor_sync(0xffffffffu, rows.sum[r], 2);
-    const int row = x.row0 + threadIdx.x / 32 / F::kKeyWarps * 16 + lane / 4 + r * 8, n = row / x.group;
+    const int row = x.w.row0 + ptx::fresh(first + lane / 4) + r * 8, n = row / x.w.group;
     const bool used = n < x.w.used;
     if (n >= p.nodes || (!used && (p.splits > 1 || !p.zero_unused))) continue;
     if (p.splits > 1) {
-      const int64_t slot = partial_row(p, x.b, x.split, x.head, row);
+      const int64_t slot = partial_row(p, x.b, x.w.split, x.head, row);
       float* to = p.partial + slot * padded_dim(p.dim);
 #pragma unroll
       for (int d = 0; d < D / 8; ++d)
@@ -390,7 +540,7 @@ __device__ __forceinline__ void store_rows(const SplitBlock<T, D, F>& x, WarpRow
     }
     const bool nothing = !used || rows.sum[r] == 0.f;  // NaN goes on
     const float inverse = nothing ? 0.f : 1.f / rows.sum[r];
-    const int64_t h = x.head * x.group + row % x.group;
+    const int64_t h = x.head * x.w.group + row % x.w.group;
     T* to = static_cast<T*>(p.out) + x.b * p.o_b + n * p.o_n + h * p.o_h;
 #pragma unroll
     for (int d = 0; d < D / 8; ++d)
@@ -412,47 +562,37 @@ __device__ __forceinline__ void wait_for(int open) {
     ptx::cp_async_wait<3>();
 }
 
-// What this lane's two rows see of tile t, which is not a full prefix tile.
-template <class T, int D, class F>
-__device__ __forceinline__ void read_words(const SplitBlock<T, D, F>& x, int t, uint64_t (&word)[2]) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = threadIdx.x / 32 / F::kKeyWarps * 16 + threadIdx.x % 32 / 4 + r * 8, n = (x.row0 + row) / x.group;
-    if (t < x.prefix_tiles)
-      word[r] = Work::below((x.end - x.begin) % kTileKeys, 0);
-    else
-      word[r] = n < x.w.used ? x.w.word(x.p, x.b, n, t - x.prefix_tiles) : 0;
-  }
-}
-
 template <bool kDraft, class T, int D, class F>
 __global__ void __launch_bounds__(F::kWarps * 32, attention_blocks(F::kWarps))
     attention_mma_kernel(const __grid_constant__ DraftAttentionParams p, int stages) {
   await_previous_kernel();
   using Tile = AttentionTile<T, D, F>;
   SMEM_DYNAMIC(raw);
-  const SplitBlock<T, D, F> x(p, raw, stages);
+  const BlockWork own(p.attention, F::kRows);
+  const SplitBlock<T, D, F> x(p, raw, stages, own);
   report_lengths(x.p, x.b);
-  if (x.split > x.w.last) return;
+  if (x.w.split > x.w.last) return;
   const bool zeros = x.p.splits == 1 && x.p.zero_unused;
-  if (x.row0 >= x.w.used * x.group && !zeros) return;
+  if (x.w.row0 >= x.w.used * x.w.group && !zeros) return;
 
   if constexpr (!kDraft) load_queries<kDraft>(x);
   ptx::cp_async_commit();
   for (int t = 0; t < stages - 1; ++t) {
-    if (t < x.tiles) load_tile<kDraft>(x, t, t);
+    if (t < x.w.tiles) load_tile<kDraft>(x, t, t);
     ptx::cp_async_commit();
   }
   if constexpr (kDraft) load_queries<kDraft>(x);  // waits for its loads: the tiles are under way
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 / F::kKeyWarps * 16;
-  WarpRows<D> rows;
+  WarpRows<D, F> rows;
   wait_for(stages - 1);
   __syncthreads();
 #pragma unroll
-  for (int ks = 0; ks < D / 16; ++ks)
-    ptx::ldmatrix_x4(rows.q[ks], Tile::at(x.s.q, warp_row + lane % 16, ks * 2 + lane / 16));
+  for (int f = 0; f < F::kFragments; ++f) keep_stats(x, rows, f);
+  if constexpr (!F::kTight) {
+    T* const q = query_place(x);
+#pragma unroll
+    for (int ks = 0; ks < D / 16; ++ks) read_queries<F, Tile>(rows.q[ks], q, ks);
+  }
 
-  const float scale = x.p.scale * kLog2E;
   // Tile t has landed for everybody, and everybody has left the stage of tile t - 1: fill it. Returns tile t's stage.
   int at = stages - 1;  // of tile t - 1
   const auto next = [&](int t) {
@@ -461,41 +601,42 @@ __global__ void __launch_bounds__(F::kWarps * 32, attention_blocks(F::kWarps))
     else
       wait_for(stages - 2);
     __syncthreads();
-    if (t + stages - 1 < x.tiles) load_tile<kDraft>(x, t + stages - 1, at);
+    if (t + stages - 1 < x.w.tiles) load_tile<kDraft>(x, t + stages - 1, at);
     ptx::cp_async_commit();
     return at = at + 1 == stages ? 0 : at + 1;
   };
-  const bool busy = x.row0 + warp_row < x.w.used * x.group;  // else this warp only loads
+  const bool busy = x.w.row0 + F::warp_row() < x.w.used * x.w.group;  // else this warp only loads
   uint64_t word[2] = {0, 0};
-  const int full = (x.end - x.begin) / kTileKeys;
-  T* const scratch = x.s.q + warp_row * Tile::kPitch;  // the queries are in registers
+  const int full = F::kTight ? 0 : (x.w.end - x.w.begin) / kTileKeys;
   for (int t = 0; t < full; ++t) {
     const int stage = next(t);
-    T *sk = x.s.k + stage * Tile::kStage, *sv = x.s.v + stage * Tile::kStage;
-    if (busy) attend<false, F, Tile, D>(rows, sk, sv, word, scale, false, scratch);
+    if (busy) attend<false>(x, rows, t, stage, word, false);
   }
-  for (int t = full; t < x.tiles; ++t) {
+  for (int t = full; t < x.w.tiles; ++t) {
     const int stage = next(t);
-    T *sk = x.s.k + stage * Tile::kStage, *sv = x.s.v + stage * Tile::kStage;
-    read_words(x, t, word);
-    const bool by_key = t >= x.prefix_tiles && any_not_finite<Tile>(sv);
-    if (busy) attend<true, F, Tile, D>(rows, sk, sv, word, scale, by_key, scratch);
+    if constexpr (!F::kTight) read_words(x, t, 0, word);
+    const bool by_key = t >= x.w.prefix_tiles && any_not_finite<Tile>(x.s.v + stage * Tile::kStage);
+    if (busy) attend<true>(x, rows, t, stage, word, by_key);
   }
   ptx::cp_async_wait<0>();
   if constexpr (F::kKeyWarps > 1) {
-    merge_key_warps<F, Tile, D>(rows, x.s.k, x.s.v);
+    merge_key_warps<F, Tile>(rows.part[0], x.s.k, x.s.v);
     if (threadIdx.x >= 32) return;
   }
-  store_rows(x, rows);
+#pragma unroll
+  for (int f = 0; f < F::kFragments; ++f) {
+    take_stats(x, rows, f);
+    store_rows(x, rows.part[f], F::warp_row() + f * 16);
+  }
 }
 
 template <bool kDraft, class T, int D, class F>
 cudaError_t launch_mma(const DraftAttentionParams& d, int64_t shared_limit, cudaStream_t stream) {
   using Tile = AttentionTile<T, D, F>;
   const TreeAttentionParams& p = d.attention;
-  const int64_t row_bytes = Tile::kPitch * static_cast<int64_t>(sizeof(T));
+  const int64_t fixed = Tile::kRows * Tile::kRowBytes + (F::kTight ? kTightBytes : 0);
   const int stages =
-      attention_stages(Tile::kRows * row_bytes, 2 * kTileKeys * row_bytes, attention_blocks(F::kWarps), shared_limit);
+      attention_stages(fixed, 2 * kTileKeys * Tile::kRowBytes, attention_blocks(F::kWarps), shared_limit);
   const int64_t row_tiles = (p.nodes * (p.heads / p.kv_heads) + Tile::kRows - 1) / Tile::kRows;
   const dim3 grid(static_cast<unsigned>(row_tiles * p.splits), static_cast<unsigned>(p.kv_heads),
                   static_cast<unsigned>(p.batch));
@@ -505,11 +646,14 @@ cudaError_t launch_mma(const DraftAttentionParams& d, int64_t shared_limit, cuda
 
 template <bool kDraft, class T, int D>
 cudaError_t launch_mma_family(const DraftAttentionParams& d, int64_t shared_limit, cudaStream_t stream) {
+  using Rows256 = Family<8, 1, 2>;
   const TreeAttentionParams& p = d.attention;
-  switch (attention_family(p.nodes * (p.heads / p.kv_heads), p.split_keys > 0)) {
-    case AttentionFamily::few_rows: return launch_mma<kDraft, T, D, Family<1, 4>>(d, shared_limit, stream);
-    case AttentionFamily::rows64: return launch_mma<kDraft, T, D, Family<4, 1>>(d, shared_limit, stream);
-    default: return launch_mma<kDraft, T, D, Family<8, 1>>(d, shared_limit, stream);
+  const int64_t rows = p.nodes * (p.heads / p.kv_heads), row_bytes = AttentionTile<T, D, Rows256>::kRowBytes;
+  switch (attention_family(rows, p.split_keys > 0, row_bytes, shared_limit)) {
+    case AttentionFamily::few_rows: return launch_mma<kDraft, T, D, Family<1, 4, 1>>(d, shared_limit, stream);
+    case AttentionFamily::rows64: return launch_mma<kDraft, T, D, Family<4, 1, 1>>(d, shared_limit, stream);
+    case AttentionFamily::rows128: return launch_mma<kDraft, T, D, Family<8, 1, 1>>(d, shared_limit, stream);
+    default: return launch_mma<kDraft, T, D, Rows256>(d, shared_limit, stream);
   }
 }
 

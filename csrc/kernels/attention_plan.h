@@ -43,13 +43,21 @@ constexpr int64_t attention_grid_splits(int64_t max_prefix, int64_t wish) {
 // Which warps a block has.
 //   few_rows  16 rows at most: four warps share the keys of a tile, or three of them would only load;
 //   rows64    four warps of 16 rows, while one block holds all rows;
-//   rows128   eight: half as many reads of K and V.
+//   rows128   eight: half as many reads of K and V;
+//   rows256   eight of 32 rows: again half as many, from shared memory too. More than 128 rows, where two stages fit.
 // few_rows sums in another order, so with a caller's split size, which promises the same bits for any N, it is not
-// used.
-enum class AttentionFamily { few_rows, rows64, rows128 };
-constexpr AttentionFamily attention_family(int64_t rows, bool fixed_splits) {
+// used. The others give a row the same bits.
+enum class AttentionFamily { few_rows, rows64, rows128, rows256 };
+
+// Bytes of shared memory rows256 takes beside queries and stages: what its threads have no registers for.
+constexpr int64_t kTightBytes = 128 + 2 * 256 * 16;
+
+// `row_bytes`: of a row of queries, keys or values in shared memory. `limit`: see attention_stages.
+constexpr AttentionFamily attention_family(int64_t rows, bool fixed_splits, int64_t row_bytes, int64_t limit) {
   if (rows <= 16 && !fixed_splits) return AttentionFamily::few_rows;
-  return rows <= 64 ? AttentionFamily::rows64 : AttentionFamily::rows128;
+  if (rows <= 64) return AttentionFamily::rows64;
+  const bool fits = kTightBytes + (256 + 2 * 2 * kTileKeys) * row_bytes <= limit;
+  return rows > 128 && fits ? AttentionFamily::rows256 : AttentionFamily::rows128;
 }
 
 // Blocks meant to share an SM: at up to 255 registers a thread two of 4 warps fit the register file, one of 8 warps
@@ -58,9 +66,10 @@ constexpr int attention_blocks(int warps) { return warps == 4 ? 2 : 1; }
 
 // Key tiles in flight: as many as fit, at most 4 (beyond that the memory system is full), at least 2. `limit`: bytes of
 // shared memory a block may have (sm_89 and sm_120: 99 KiB, the least; 2 stages of head_dim 128 and 128 rows take 96).
-constexpr int attention_stages(int64_t query_bytes, int64_t stage_bytes, int blocks, int64_t limit) {
+// `fixed_bytes`: of all that is not a stage.
+constexpr int attention_stages(int64_t fixed_bytes, int64_t stage_bytes, int blocks, int64_t limit) {
   for (int stages = 4; stages > 2; --stages)
-    if ((query_bytes + stages * stage_bytes) * blocks <= limit) return stages;
+    if ((fixed_bytes + stages * stage_bytes) * blocks <= limit) return stages;
   return 2;
 }
 

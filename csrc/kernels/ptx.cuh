@@ -58,6 +58,14 @@ PTX_FN uint4 ld_nc16(const void* p PTX_AT) {
 #endif
 }
 
+// x, of which the compiler knows nothing: what follows from it is computed here, not kept in registers through a loop.
+PTX_FN int fresh(int x) {
+#if !defined(SPARROW_HOSTSIM)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 PTX_FN float exp2_approx(float x) {
 #if defined(SPARROW_HOSTSIM)
   return std::exp2(x);
@@ -198,5 +206,13 @@ PTX_FN uint32_t pack2(float lo, float hi) {
     memcpy(&r, &v, 4);
   }
   return r;
+}
+// Half 0 (low) or 1 of pack2's result.
+template <class T>
+PTX_FN float unpack(uint32_t pair, int half) {
+  const uint16_t bits = static_cast<uint16_t>(pair >> half * 16);
+  T x;
+  memcpy(&x, &bits, 2);
+  return static_cast<float>(x);
 }
 }  // namespace ptx

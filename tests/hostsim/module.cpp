@@ -48,6 +48,13 @@ void plans(py::module_& m) {
   m.def("attention_used_splits", &sparrow::attention_used_splits);
   m.def("attention_grid_splits", &sparrow::attention_grid_splits);
   m.def("attention_scratch_splits", &sparrow::attention_scratch_splits);
+  m.attr("TIGHT_BYTES") = sparrow::kTightBytes;
+  py::enum_<sparrow::AttentionFamily>(m, "Family")
+      .value("few_rows", sparrow::AttentionFamily::few_rows)
+      .value("rows64", sparrow::AttentionFamily::rows64)
+      .value("rows128", sparrow::AttentionFamily::rows128)
+      .value("rows256", sparrow::AttentionFamily::rows256);
+  m.def("attention_family", &sparrow::attention_family);
   m.def("attention_blocks", &sparrow::attention_blocks);
   m.def("attention_stages", &sparrow::attention_stages);
   m.def("lm_head_lists", &sparrow::lm_head_lists);

@@ -19,6 +19,9 @@ CASES = [
     (5, 4, 2, 16, 700, 3, True, 300, 70),
     (5, 2, 1, 24, 150, 3, True, 40, 7),  # head_dim of the plain path
     (2, 4, 2, 16, 50, 0, False, 7, 0),
+    (31, 7, 1, 128, 75, 5, False, 0, 0),  # 217 rows
+    (43, 3, 1, 80, 90, 2, True, 60, 4),  # 129
+    (128, 3, 1, 16, 20, 0, False, 0, 0),  # 384, two tiles of rows: the first writes the cache
 ]
 
 
@@ -94,19 +97,20 @@ def test_visible_set_is_exact(simulator, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ragged_rows_equal_single_runs_and_unused_rows_write_nothing(sim, dtype):
-    lens, starts, used = [20, 0, 200], [2, 60, 1], [4, 0, 6]
-    args = case(3, 6, 4, 2, 16, lens, starts, dtype, causal=True)
+@pytest.mark.parametrize(("t", "used"), [(6, [4, 0, 6]), (67, [66, 0, 20])])  # 12 and 134 rows
+def test_ragged_rows_equal_single_runs_and_unused_rows_write_nothing(sim, t, used, dtype):
+    lens, starts = [20, 0, 200], [2, 60, 1]
+    args = case(3, t, 4, 2, 16, lens, starts, dtype, causal=True)
     full = [x.clone() if x is not None else None for x in args]
     want = run(sim, *full)
-    out = run(sim, *args, num_rows=ints(*used), out=poison(strided(torch.zeros(3, 6, 4, 16, dtype=dtype))))
+    out = run(sim, *args, num_rows=ints(*used), out=poison(strided(torch.zeros(3, t, 4, 16, dtype=dtype))))
     for b in range(3):
         first = lens[b] + starts[b]
         assert torch.equal(out[b, : used[b]], want[b, : used[b]]) and bool(out[b, used[b] :].isnan().all())
         for i in (2, 3):
             assert torch.equal(args[i][b, : first + used[b]], full[i][b, : first + used[b]])
             assert bool(args[i][b, first + used[b] :].isnan().all())
-        one = case(3, 6, 4, 2, 16, lens, starts, dtype, causal=True)
+        one = case(3, t, 4, 2, 16, lens, starts, dtype, causal=True)
         one = [x if x is None else x[b : b + 1] for x in one]
         assert torch.equal(run(sim, *one)[0], want[b])
 
@@ -118,6 +122,16 @@ def test_lengths_out_of_range_stay_inside_the_cache(sim, dtype):
     run(sim, qkv, cos_sin, kc, vc, ints(-3, 2**31 - 1, 41, 60), ints(2**31 - 1, -1, 5, 126), num_rows=ints(9, -1, 5, 5))
     assert all(torch.equal(x[1].nan_to_num(), y[1].nan_to_num()) for x, y in zip((kc, vc), guard, strict=True))
     assert run(sim, qkv[:0], cos_sin[:0], kc[:0], vc[:0], ints(), ints()).shape == (0, 5, 2, 16)
+
+
+def test_warps_of_32_rows_give_the_bits_of_16(simulator):
+    results = []
+    for kib in (99, 163, 227):
+        simulator.configure(seed=1, shared_kib=kib)
+        args = case(2, 31, 7, 1, 128, [70, 3], [40, 45], torch.bfloat16)
+        results.append((run(simulator, *args, num_rows=ints(31, 29)), *args[2:4]))
+    for got in results[1:]:
+        torch.testing.assert_close(got, results[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -36,6 +36,37 @@ def test_stages(simulator):
     assert 128 * row + 2 * stage <= 99 * 1024  # the largest block fits the smallest limit
 
 
+def test_rows256_stages(simulator):
+    m = simulator.module
+    row = 256
+    stages = [m.attention_stages(m.TIGHT_BYTES + 256 * row, 128 * row, m.attention_blocks(8), k * 1024)
+              for k in (137, 163, 180, 227)]  # fmt: skip
+    assert stages == [2, 2, 3, 4]  # 163: sm_80; 227: sm_90 and sm_100
+
+
+@pytest.mark.parametrize("row", [128, 176, 256])  # bytes: head_dim 64, 80 (padded), 128
+def test_family_follows_rows_split_size_and_shared_memory(simulator, row):
+    m = simulator.module
+
+    def family(rows: int, fixed: bool = False, kib: int = 227) -> str:
+        return m.attention_family(rows, fixed, row, kib * 1024).name
+
+    for kib in (99, 163, 227):
+        assert [family(rows, kib=kib) for rows in (1, 16, 17, 64, 65, 128)] == [
+            *["few_rows"] * 2,
+            *["rows64"] * 2,
+            *["rows128"] * 2,
+        ]
+        assert family(1, True, kib) == family(64, True, kib) == "rows64" and family(65, True, kib) == "rows128"
+    for rows in (129, 256, 257, 128 * 28):
+        for fixed in (False, True):
+            assert family(rows, fixed) == family(rows, fixed, 163) == "rows256"
+            assert family(rows, fixed, 99) == ("rows128" if row == 256 else "rows256")
+    least = m.TIGHT_BYTES + (256 + 2 * 2 * m.TILE_KEYS) * row  # the queries and two stages
+    assert m.attention_family(129, False, row, least).name == "rows256"
+    assert m.attention_family(129, False, row, least - 1).name == "rows128"
+
+
 def test_lists_of_top_k_fit_the_merge(simulator):
     m = simulator.module
     for vocab in [1, 64, 4096, 4097, 32_000, 152_064, 262_144, 262_145, 2**24, 2**31 - 1]:

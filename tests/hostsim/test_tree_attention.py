@@ -18,6 +18,11 @@ SHAPES = [
     (1, 2, 4, 4, 24, [129]),
     (1, 16, 1, 1, 112, [400]),
     (2, 3, 5, 1, 80, [5, 200]),
+    (1, 43, 3, 1, 128, [70]),  # 129 rows
+    (1, 31, 7, 1, 128, [190]),  # 217
+    (2, 51, 5, 1, 80, [140, 3]),  # 255
+    (1, 128, 2, 1, 64, [1]),  # 256, two tiles of the tree
+    (1, 1, 257, 1, 40, [130]),  # 257, two tiles of rows
 ]
 PLAIN = [(3, 9, 4, 2, 20, [1, 0, 140]), (1, 65, 1, 1, 6, [40]), (1, 2, 2, 1, 256, [33])]
 
@@ -44,12 +49,13 @@ def test_shapes_without_matrix_units(simulator, shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_unused_nodes(sim, dtype):
+@pytest.mark.parametrize(("nodes", "used"), [(20, [18, 0, 3]), (67, [65, 0, 9])])  # 40 and 134 rows
+def test_unused_nodes(sim, nodes, used, dtype):
     for lens in ([30, 5, 0], [150, 5, 0]):  # one split and two
-        args = case((3, 20, 4, 2, 32, lens), dtype, used=[18, 0, 3])
+        args = case((3, nodes, 4, 2, 32, lens), dtype, used=used)
         out, lse = run(sim, *args, bound=max(lens))
-        for b, used in enumerate([18, 0, 3]):
-            assert bool((out[b, used:] == 0).all()) and bool(lse[b, used:].isneginf().all())
+        for b, n in enumerate(used):
+            assert bool((out[b, n:] == 0).all()) and bool(lse[b, n:].isneginf().all())
         check((out, lse), *args, "num_nodes")
 
 
@@ -70,21 +76,22 @@ def test_visible_set_is_exact(simulator, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_do_not_depend_on_their_company(sim, dtype):
+@pytest.mark.parametrize("dim", [32, 80])
+def test_rows_do_not_depend_on_their_company(sim, dim, dtype):
     """Not on B or the bound of the lengths; with a split size not on N either."""
-    q, kc, vc, lens, _, anc = case((2, 66, 2, 1, 32, [150, 300]), dtype)
+    q, kc, vc, lens, _, anc = case((2, 66, 2, 1, dim, [150, 300]), dtype)
     out, lse = run(sim, q, kc, vc, lens, None, anc)
     again = run(sim, q[1:], kc[1:], vc[1:], lens[1:], None, anc[1:], bound=4000)
     assert torch.equal(out[1:], again[0]) and torch.equal(lse[1:], again[1])
     out, lse = run(sim, q, kc, vc, lens, None, anc, split_size=100)
-    for n in (3, 20):  # 6 and 40 rows
+    for n in (3, 20, 40):  # 6, 40 and 80 rows, of 132
         words = anc[1:, :n, :1].contiguous()
         few = run(sim, q[1:, :n], kc[1:], vc[1:], lens[1:], None, words, split_size=100)
         assert torch.equal(few[0], out[1:, :n]) and torch.equal(few[1], lse[1:, :n])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads", [2, 9])  # 8 and 36 rows
+@pytest.mark.parametrize("heads", [2, 9, 40])  # 8, 36 and 160 rows
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_stay_with_those_who_see_them(sim, value, heads, dtype):
     q, kc, vc, lens, _, _ = case((1, 4, heads, 1, 32, [70]), dtype, anc=False)
@@ -178,6 +185,39 @@ def test_stages_follow_the_shared_memory(simulator, nodes, rows):
     for size, count in zip(sizes, stages, strict=True):
         assert 0 <= size - (rows + 2 * 64 * count) * 256 < 1024  # and the simulator's red zones
     assert all(torch.equal(out, results[0][0]) and torch.equal(lse, results[0][1]) for out, lse in results)
+
+
+# What a block may have, in KiB, and the rows and stages it then has at head_dim 128: sm_89 has no room for 256 rows.
+ROOM = [(99, 128, 2), (163, 256, 2), (180, 256, 3), (227, 256, 4)]
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize(("nodes", "heads", "used"), [(43, 3, None), (66, 4, [66, 40]), (31, 7, [31, 30])])
+def test_warps_of_32_rows_give_the_bits_of_16(simulator, nodes, heads, used, bad):
+    """Ragged prefixes, splits of 100 keys; a value that is not finite in the first of the tree's tiles."""
+    dtype = torch.bfloat16 if heads % 2 else torch.float16
+    q, kc, vc, lens, used, anc = case((2, nodes, heads, 1, 128, [250, 63]), dtype, used=used or [nodes] * 2)
+    simulator.configure(seed=1)
+    clean, _ = run(simulator, q, kc, vc, lens, used, anc, split_size=100)
+    if bad is not None:
+        vc[0, 250 + 5, 0, 3] = vc[1, 63 + 10, 0, 3] = bad
+    results = []
+    for kib, rows, stages in ROOM:
+        simulator.configure(seed=1, shared_kib=kib)
+        results.append(run(simulator, q, kc, vc, lens, used, anc, split_size=100))
+        size = simulator.shared_bytes("attention_mma_kernel<kDraft") - simulator.module.TIGHT_BYTES * (rows == 256)
+        assert 0 <= size - (rows + 2 * 64 * stages) * 256 < 1024
+    n = min(nodes, 128 // heads)  # once more without the nodes beyond: 128 rows or fewer, whatever the room
+    few = run(
+        simulator, q[:, :n], kc, vc, lens, used.clamp(max=n), anc[:, :n, : (n + 63) // 64].contiguous(), split_size=100
+    )
+    for out, lse in results:
+        torch.testing.assert_close((out, lse), results[0], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(out[:, :n], few[0], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(lse[:, :n], few[1], rtol=0, atol=0, equal_nan=True)
+    out = results[0][0]
+    assert bool(out[..., 3].isfinite().all()) == (bad is None)
+    torch.testing.assert_close(out[..., 4:], clean[..., 4:])  # key by key, or by mma
 
 
 def test_too_many_sequences_are_refused(simulator):
