@@ -22,7 +22,8 @@ def hsr_project(
     """out[m] = weight @ concat(embed[token_ids[m]], hidden[row_index[m]]) + bias, without the gathered copies.
 
     float32 accumulation; one rounding to the dtype. Up to 64 rows a row has the same bits whatever their number. More
-    rows are taken 64 at a time or, where that is faster (bfloat16), gathered in chunks of 512 for the library's GEMM.
+    rows are taken up to 64 at a time or, where that is faster (bfloat16 with AVX-512, and CPUs without AVX2), gathered
+    in chunks of 512 for the library's GEMM.
     With bfloat16 on CPUs that multiply it natively (avx512_bf16) denormal inputs count as zero.
 
     Args:

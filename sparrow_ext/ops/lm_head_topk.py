@@ -15,8 +15,8 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
 
     Up to 64 rows (the product of h's leading dimensions) the logits are float32 sums, never rounded to the dtype, and a
     row's result has the same bits whatever the number of rows. More rows are taken 64 at a time or, where that is
-    faster (bfloat16), 128 at a time through the library's GEMM: the logits then have the dtype of h, as F.linear
-    returns them, and are in memory for those rows.
+    faster (bfloat16 with AVX-512, and CPUs without AVX2), 128 at a time through the library's GEMM: the logits then
+    have the dtype of h, as F.linear returns them, and are in memory for those rows.
 
     Args:
         h: float32, bfloat16 or float16, [M, E] or [B, N, E]; the last dimension dense.

@@ -20,8 +20,8 @@ def skinny_linear(
 
     float32 accumulation in one order, whatever the number of rows M (the product of x's leading dimensions): a row has
     the same bits alone and among others, on one machine and instruction set. F.linear's rows do not. One rounding to
-    the dtype. More than 64 rows are taken 64 at a time: each 64 rows read the weights once. No gradients.
-    With bfloat16 on CPUs that multiply it natively (avx512_bf16) denormal inputs count as zero.
+    the dtype. More than 64 rows are taken in even parts of up to 64, each of which reads the weights once. No
+    gradients. With bfloat16 on CPUs that multiply it natively (avx512_bf16) denormal inputs count as zero.
 
     Args:
         x: [..., K], 1 to 8 dimensions, float32, bfloat16 or float16. Rows that are dense and lie one step apart in
