@@ -20,7 +20,7 @@ def main_table() -> tuple[str, list[str]]:
         own = [f"{next(value) / 100:.2f}" for _ in range(5)]
         figures += own
         rows.append(
-            [str(length), str(temperature), name, "auto: 16-6-4", *(f"{x} [0.91, 9.99]" for x in own), "4 of 4"]
+            [str(length), str(temperature), name, "fastest: 16-6-4", *(f"{x} [0.91, 9.99]" for x in own), "4 of 4"]
         )
     head = ["visual tokens", "T", "system", "tree", "tau", "decode vs transformers", "decode vs plain loop"]
     return table([*head, "whole vs transformers", "whole vs plain loop", "identical"], rows), figures

@@ -275,17 +275,17 @@ def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch)
     monkeypatch.setattr(trees, "CANDIDATES", ("2-2-1", "25-5-8"))
     monkeypatch.setattr(evaluate, "CLIPS", 2)
     model, tokenizer, drafter = pair
-    system = System("auto", "sparrow", folder, "auto")
+    system = System("fastest", "sparrow", folder, "fastest")
     plan = Plan("main", (system,), ((64, 0.0), (64, 1.0)), clips=2, live=2, timed=1, max_new_tokens=12)
-    made = Evaluation(plan, model, tokenizer, SETTINGS, {"auto": drafter}, tmp_path)
-    cells = made.write(tmp_path / "auto.json", {})["cells"]
+    made = Evaluation(plan, model, tokenizer, SETTINGS, {"fastest": drafter}, tmp_path)
+    cells = made.write(tmp_path / "chosen.json", {})["cells"]
     cell = cells[2]
     assert cell["tree_choice"] == cells[5]["tree_choice"]  # chosen once per length
     (tmp_path / "half.json").write_text(
-        json.dumps({**json.loads((tmp_path / "auto.json").read_text()), "cells": cells[:3]})
+        json.dumps({**json.loads((tmp_path / "chosen.json").read_text()), "cells": cells[:3]})
     )
     monkeypatch.setattr(evaluate, "choose", lambda *_: pytest.fail("chosen again"))
-    resumed = Evaluation(plan, model, tokenizer, SETTINGS, {"auto": drafter}, tmp_path)
+    resumed = Evaluation(plan, model, tokenizer, SETTINGS, {"fastest": drafter}, tmp_path)
     assert resumed.write(tmp_path / "half.json", {})["cells"][5]["tree_choice"] == cell["tree_choice"]
     rows = cell["tree_choice"]
     assert {r["tree"] for r in rows} == {"2-2-1", "25-5-8"} and cell["tree"] == rows[0]["tree"]
@@ -303,7 +303,7 @@ def test_a_tree_is_chosen_by_measured_speed(pair, folder, tmp_path, monkeypatch)
         assert row["tau"] == pytest.approx(tau, abs=1e-4)
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["tau"] / row["round_ms"], rel=1e-2)
     assert cell["identical"]["clips"] == cell["replay_equals_live"]["clips"] == 2
-    assert f"| auto: {cell['tree']} |" in render(json.loads((tmp_path / "auto.json").read_text()), tmp_path)
+    assert f"| fastest: {cell['tree']} |" in render(json.loads((tmp_path / "chosen.json").read_text()), tmp_path)
 
 
 def test_what_is_known_is_of_these_weights_and_this_config(pair, tmp_path, folder):

@@ -300,9 +300,22 @@ def test_what_is_not_there(small, tmp_path, capsys, monkeypatch):
         table_of("none", quick=True)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--tree", "auto"], "--tree auto, chosen while decoding, needs --clips FILE.jsonl"),
+        (["--tree", "8-3-4", "--tree", "fastest", "--clips", "x.jsonl"], "--tree fastest is chosen on synthetic clips"),
+    ],
+)
+def test_the_two_ways_to_choose_a_tree(capsys, more, words):
+    fails(capsys, ["eval", *more], words)
+
+
 def test_trees_of_an_arm():
-    made = replace(TABLES["main"], trees=("own", "25-5-8"), arms=(Arm("a", "x", trees=("12-6-2", "auto")),), others=())
-    assert [s.name for s in systems(made, {"a": "25-5-8"})] == ["a 25-5-8", "a 12-6-2", "a auto"]
+    made = replace(
+        TABLES["main"], trees=("own", "25-5-8"), arms=(Arm("a", "x", trees=("12-6-2", "fastest")),), others=()
+    )
+    assert [s.name for s in systems(made, {"a": "25-5-8"})] == ["a 25-5-8", "a 12-6-2", "a fastest"]
     assert grid((1, 2), 0.0, 1.0) == ((1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0))
 
 

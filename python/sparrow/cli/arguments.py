@@ -15,6 +15,7 @@ from sparrow.cli.options import (
     option,
     positive,
     shape,
+    shape_or_choice,
     shape_or_word,
 )
 from sparrow.evaluation.names import TABLES
@@ -156,8 +157,9 @@ class Eval(Command):
         default=(), action="append", metavar="[NAME=]FOLDER",
     )  # fmt: skip
     tree: tuple[TreeConfig | str, ...] = option(
-        "in place of the table's own; may be repeated; auto: the fastest at each visual length; own: of its config",
-        default=(), action="append", type=shape_or_word,
+        "in place of the table's own; may be repeated; fastest: of ten, at each visual length; auto: chosen while "
+        "decoding, with --clips FILE.jsonl; own: of its config",
+        default=(), action="append", type=shape_or_choice,
     )  # fmt: skip
     systems: tuple[str, ...] | None = option(
         "in place of the table's own; transformers and our plain loop are in timed ones",
@@ -204,6 +206,11 @@ class Eval(Command):
         check_seed(self.seed)
         if (self.num_frames or self.fps) and not isinstance(self.clips, str):
             raise ValueError("--num-frames and --fps need --clips FILE.jsonl: synthetic clips are taken whole")
+        words = {tree for tree in self.tree if isinstance(tree, str)}
+        if "auto" in words and not isinstance(self.clips, str):
+            raise ValueError("--tree auto, chosen while decoding, needs --clips FILE.jsonl: tables have --tree fastest")
+        if "fastest" in words and isinstance(self.clips, str):
+            raise ValueError("--tree fastest is chosen on synthetic clips: --clips FILE.jsonl has --tree auto")
         if self.timed is not None and not 0 <= self.timed <= MAX_INT32:
             raise ValueError(f"--timed must be at least 0 (0 = no times), got {self.timed}")
 

@@ -42,6 +42,11 @@ def shape_or_word(text: str) -> TreeConfig | str:
     return text if text in ("auto", "own") else shape(text)
 
 
+def shape_or_choice(text: str) -> TreeConfig | str:
+    """The same, or "fastest"."""
+    return text if text == "fastest" else shape_or_word(text)
+
+
 def check_temperature(value: float) -> None:
     """Raises ValueError for a temperature the operators do not take."""
     if not 0 <= value < math.inf:

@@ -23,7 +23,7 @@ from sparrow.cli.arguments import (
     Synthetic,
 )
 from sparrow.cli.decoding_arguments import Chat, Generate
-from sparrow.cli.options import positive, shape, shape_or_word
+from sparrow.cli.options import positive, shape, shape_or_choice, shape_or_word
 from sparrow.cli.train_arguments import TrainAnswers, TrainDrafter, TrainSmolLM2, TrainTarget
 
 COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
@@ -39,7 +39,14 @@ COMMANDS: dict[str, type[Command] | dict[str, type[Command]]] = {
     "fetch": Fetch,
     "doctor": Doctor,
 }
-METAVARS: dict[Any, str] = {int: "N", float: "X", positive: "N", shape: "TREE", shape_or_word: "TREE"}
+METAVARS: dict[Any, str] = {
+    int: "N",
+    float: "X",
+    positive: "N",
+    shape: "TREE",
+    shape_or_word: "TREE",
+    shape_or_choice: "TREE",
+}
 WIDTH = 78
 ABOUT = "Fast, lossless decoding for video LLMs."
 ABOUT_TRAIN = "train a drafter, or a target"

@@ -13,7 +13,7 @@ from sparrow.drafters.storage import WEIGHTS_FILE
 from sparrow.evaluation import systems as one
 from sparrow.evaluation.cells import LEVEL, RESAMPLES, SEED, Runs, cell
 from sparrow.evaluation.questions import Question, question, sampling
-from sparrow.evaluation.systems import AUTO, Run, System
+from sparrow.evaluation.systems import FASTEST, Run, System
 from sparrow.evaluation.tables import Plan
 from sparrow.evaluation.tape import Key, Tapes, model_hash, replay
 from sparrow.evaluation.trees import CANDIDATES, CLIPS, TIMED, choose
@@ -91,7 +91,7 @@ class Evaluation:
     def cells(self, length: int, temperature: float) -> list[dict[str, Any]]:
         """One cell per system."""
         plan = self.plan
-        choices = {s.name: self._choose(s, length) for s in plan.systems if s.tree == AUTO}
+        choices = {s.name: self._choose(s, length) for s in plan.systems if s.tree == FASTEST}
         best = {name: rows[0]["tree"] for name, rows in choices.items()}
         now = [replace(s, tree=best.get(s.name, s.tree)) for s in plan.run_at(temperature)]
         runs: Runs = {s.name: [] for s in now}

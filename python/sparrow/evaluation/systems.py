@@ -17,7 +17,8 @@ from sparrow.tree import TreeConfig
 OURS = ("plain", "sparrow", "specvlm")
 KINDS = ("transformers", "lookup", *OURS)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-AUTO = "auto"  # a tree: the fastest at each visual length
+AUTO = "auto"  # a tree: chosen while decoding, by `generate`
+FASTEST = "fastest"  # a tree: of some, the fastest at each visual length, on other clips
 LOOKUP_TOKENS = 10  # transformers' own choice in its documentation of prompt lookup
 
 
@@ -30,7 +31,8 @@ class System:
         kind: "transformers" = model.generate, "lookup" = the same with prompt_lookup_num_tokens, "plain" = our loop
             without a drafter, "sparrow" = our loop with one, "specvlm" = our loop with SpecVLM().
         drafter: its folder or arm (miniature.drafter_folder), for "sparrow".
-        tree: "total-depth-width", for "sparrow"; "auto" = chosen per visual length (trees.choose).
+        tree: "total-depth-width", for "sparrow"; "fastest" = chosen per visual length (trees.choose); "auto" = chosen
+            while decoding, for prompts of one's own.
         overrides: fields of its DrafterConfig that are replaced.
         arm: what systems that differ in their trees only have in common; default: the name.
     """
@@ -49,7 +51,7 @@ class System:
             raise ValueError(f"system {self.name!r}: drafter and tree belong to kind 'sparrow', and both to it")
         if self.overrides and self.kind != "sparrow":
             raise ValueError(f"system {self.name!r}: overrides belong to kind 'sparrow', got {self.overrides}")
-        if self.tree not in (None, AUTO):
+        if self.tree not in (None, AUTO, FASTEST):
             TreeConfig.parse(str(self.tree))
         object.__setattr__(self, "arm", self.arm or self.name)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparrow.evaluation.questions import form_of, sampling
-from sparrow.evaluation.systems import AUTO, CLOCKS, LOOKUP, PLAIN, SPECVLM, TRANSFORMERS, System
+from sparrow.evaluation.systems import CLOCKS, FASTEST, LOOKUP, PLAIN, SPECVLM, TRANSFORMERS, System
 
 PAPER_TREE, DEEP_TREE, OWN = "25-5-8", "40-10-6", "own"
 TREES = (PAPER_TREE, DEEP_TREE)
@@ -42,7 +42,7 @@ class Table:
     Attributes:
         name: its name; names.py says what it shows.
         arms: drafters, each with every tree. others: keys of OTHERS.
-        trees: "total-depth-width"; "auto" = the fastest at each visual length, of each arm; "own" = the config's.
+        trees: "total-depth-width"; "fastest" = that of ten at each visual length, of each arm; "own" = the config's.
         points: (visual length, temperature).
         clips, live, live_others, timed, runs: see plan.Plan.
         visual: it is of the target alone (visual.py): what it gets right, teacher-forced, over `clips` clips.
@@ -85,7 +85,7 @@ MSD, VATA = Arm("MSD", "msd"), Arm("MSD + VATA", "msd", {"visual": "none"})
 VISPEC, VISPEC_VATA = Arm("ViSpec", "vispec"), Arm("ViSpec + VATA", "vispec", {"visual": "none"})
 TEXT_ONLY = Arm("text-only", "text_only")
 EAGLE3, EAGLE3_VATA = Arm("EAGLE-3", "eagle3"), Arm("EAGLE-3 + VATA", "eagle3", {"visual": "none"})
-MAIN = (*(replace(arm, trees=(AUTO,)) for arm in (SHIPPED, PAPER, MSD, VISPEC)), VATA, TEXT_ONLY)
+MAIN = (*(replace(arm, trees=(FASTEST,)) for arm in (SHIPPED, PAPER, MSD, VISPEC)), VATA, TEXT_ONLY)
 RIVALS = (SHIPPED, PAPER, MSD, VATA, VISPEC, TEXT_ONLY)
 IVSB_LAYER = 4  # half of the miniature's layers
 

@@ -41,7 +41,7 @@ def over_length(result: Result, key: str, label: str, line: float | None, file: 
 
 
 def _kind(cells: list[Cell]) -> str:
-    """The tree, "auto" where it was chosen, "" where there is none."""
+    """The tree, "fastest" where it was chosen, "" where there is none."""
     tree = tree_of(cells)
     return "" if tree == "-" else tree.partition(":")[0]
 

@@ -103,7 +103,7 @@ def tree_of(cells: Iterable[Cell]) -> str:
     """The tree of a system's cells; where it was chosen, that it was."""
     trees = distinct(cells, "tree")
     if any("tree_choice" in c for c in cells):
-        return "auto: " + ", ".join(trees)
+        return "fastest: " + ", ".join(trees)
     return trees[0] or "-"
 
 
