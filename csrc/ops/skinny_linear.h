@@ -1,7 +1,7 @@
 // skinny_linear: out[m, o] = sum_k weight[o, k] x[m, k] + bias[o], for few rows m; skinny_linear_group: the same with
 // up to kSkinnyWeights weights at once. fp32 accumulation in one order per (m, o) that the columns alone decide, one
 // rounding: a row's bits do not depend on how many rows there are, nor on the other weights. More than kSkinnyRows rows
-// are taken that many at a time.
+// are taken in even blocks (skinny_block).
 #pragma once
 #include "ops/skinny.h"
 
