@@ -17,10 +17,10 @@ using bf16 = __nv_bfloat16;
 constexpr int kDim = 64, kPitch = kDim + 8;  // elements; 144-byte rows put the 8 rows of an ldmatrix in 8 bank groups
 constexpr int kRows = 16, kTile = 32, kStages = 2, kWarps = 2, kTree = 8, kKeys = 72;  // the third tile is ragged
 
-enum Plant { none, no_await, no_wait, late_wait, no_sync_ready, no_sync_reuse, no_sync_combine, divergent_sync, wrong_mask,
-             no_bounds_check, shared_overrun, kPlants };
-const char* const kNames[] = {"none", "no_await", "no_wait", "late_wait", "no_sync_ready", "no_sync_reuse", "no_sync_combine",
-                              "divergent_sync", "wrong_mask", "no_bounds_check", "shared_overrun"};
+enum Plant { none, no_await, no_wait, late_wait, no_sync_ready, no_sync_reuse, no_sync_combine, divergent_sync,
+             wrong_mask, no_bounds_check, shared_overrun, kPlants };
+const char* const kNames[] = {"none", "no_await", "no_wait", "late_wait", "no_sync_ready", "no_sync_reuse",
+                              "no_sync_combine", "divergent_sync", "wrong_mask", "no_bounds_check", "shared_overrun"};
 
 template <Plant P>
 __device__ void load_tile(bf16* stage, const bf16* k, int tile) {
