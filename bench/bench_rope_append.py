@@ -18,7 +18,8 @@ def test_rope_append(benchmark, shape, nodes, impl):
     heads, kv_heads, dim, dtype = SHAPES[shape]
     k_cache, v_cache = torch.randn(2, 1, kv_heads, 1600, dim).to(dtype).transpose(2, 3)
     q, k, v = (torch.randn(1, nodes, h, dim).to(dtype) for h in (heads, kv_heads, kv_heads))
-    cos_sin = torch.rand(1, nodes, dim)
+    angles = torch.rand(1, nodes, dim // 2)  # true rotations: q, turned in place again and again, keeps its length
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
     if impl == "eager":
         benchmark(op.eager, q, k, v, cos_sin, 1500, k_cache, v_cache)
     else:
