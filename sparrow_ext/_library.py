@@ -53,12 +53,12 @@ def gpu_warning() -> str | None:
 
 
 def cpu_isa() -> str:
-    """The instruction set the CPU kernels use: generic, avx2 or avx512 (with bf16)."""
+    """The instruction set the CPU kernels use: generic, avx2, avx512, or avx512_bf16 where that is the faster one."""
     return torch.ops.sparrow.cpu_isa()
 
 
 def set_cpu_isa(name: str) -> None:
-    """Chooses the CPU kernels' instruction set for this process: generic, avx2 or avx512.
+    """Chooses the CPU kernels' instruction set for this process: generic, avx2, avx512 or avx512_bf16.
 
     Raises RuntimeError where the name is unknown or this CPU lacks the instructions.
     """

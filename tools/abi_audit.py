@@ -18,7 +18,7 @@ STABLE = re.compile(r"(aoti_torch|torch)_\w+")
 CUDA_ONLY = re.compile(r"aoti_torch_(?!device_type_)\w*cuda\w*")
 SYSTEM = re.compile(r".+@+(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+")
 TOOLCHAIN_WEAK = re.compile(r"__gmon_start__|_ITM_\w+|__cxa_finalize|_?_?pthread_\w+|__cxa_thread_atexit_impl")
-ISAS = ("avx2", "avx512")
+ISAS = ("avx2", "avx512", "avx512_bf16")
 
 
 def run(*command: str) -> str:

@@ -7,7 +7,7 @@ std::string cpu_isa_op() { return isa_name(cpu_isa()); }
 
 void set_cpu_isa_op(std::string name) {
   check_that(set_cpu_isa(name.c_str()), "set_cpu_isa",
-             "name must be generic, avx2 or avx512 and supported by this CPU, got ", name);
+             "name must be generic, avx2, avx512 or avx512_bf16 and supported by this CPU, got ", name);
 }
 
 }  // namespace sparrow

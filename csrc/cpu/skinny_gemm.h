@@ -27,7 +27,11 @@ constexpr int kTokens = kLanes / 4;
 // the registers, and there are as many sums under way as the multipliers need.
 #if defined(__AVX512F__)
 constexpr int kMaxVectors = 4;
+#if defined(__AVX512BF16__)
 constexpr int64_t kBlockBytes = 512;  // of a weight row, where there are several parts
+#else
+constexpr int64_t kBlockBytes = 4096;
+#endif
 constexpr int weight_rows(int64_t vectors) { return vectors == 4 ? 6 : 8; }
 #else
 constexpr int kMaxVectors = 3;
@@ -91,8 +95,13 @@ struct Step<bf16_t> {
   using V = vf;
   static constexpr int kChunk = 8, kHalves = 2;
   SPARROW_MEMBER V weights(const bf16_t* p, int half) {
+#if defined(__AVX512F__)
+    const __m512i bits = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return half == 0 ? (vf)_mm512_slli_epi32(bits, 16) : upper_half((vu)bits);
+#else
     const __m256i bits = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return half == 0 ? (vf)_mm256_slli_epi32(bits, 16) : upper_half((vu)bits);
+#endif
   }
   SPARROW_MEMBER V activations(const X* p) { return load(p); }
   SPARROW_MEMBER vf add(vf acc, V w, V x) { return fma(w, x, acc); }

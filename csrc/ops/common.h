@@ -31,9 +31,10 @@ struct f16_t {
   uint16_t bits;
 };
 
-// The CPU sources are compiled once per instruction set, each time into a namespace of that name.
-// The widest one the machine has is used; set_cpu_isa lowers it (tests, comparisons).
-enum class Isa : int32_t { generic = 0, avx2 = 1, avx512 = 2 };
+// The CPU sources are compiled once per instruction set, each time into a namespace of that name. The widest one the
+// machine has is used, avx512_bf16 (with the instruction that multiplies bfloat16) only where that is the faster one;
+// set_cpu_isa chooses another (tests, comparisons).
+enum class Isa : int32_t { generic = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 Isa cpu_isa();
 const char* isa_name(Isa isa);
 // Returns false, changing nothing, where the name is unknown or the machine lacks the instructions.
@@ -45,21 +46,25 @@ bool set_cpu_isa(const char* name);
 // dispatcher of the same name. [begin, end) is a range of independent work items; what an item is, is
 // said in the operator's header beside `name##_items`.
 #if defined(SPARROW_X86)
-#define SPARROW_CPU_KERNEL(name, Params)                          \
-  namespace generic {                                             \
-  void name(const Params& p, int64_t begin, int64_t end);         \
-  }                                                               \
-  namespace avx2 {                                                \
-  void name(const Params& p, int64_t begin, int64_t end);         \
-  }                                                               \
-  namespace avx512 {                                              \
-  void name(const Params& p, int64_t begin, int64_t end);         \
-  }                                                               \
-  inline void name(const Params& p, int64_t begin, int64_t end) { \
-    const Isa isa = cpu_isa();                                    \
-    if (isa == Isa::avx512) return avx512::name(p, begin, end);   \
-    if (isa == Isa::avx2) return avx2::name(p, begin, end);       \
-    generic::name(p, begin, end);                                 \
+#define SPARROW_CPU_KERNEL(name, Params)                                  \
+  namespace generic {                                                     \
+  void name(const Params& p, int64_t begin, int64_t end);                 \
+  }                                                                       \
+  namespace avx2 {                                                        \
+  void name(const Params& p, int64_t begin, int64_t end);                 \
+  }                                                                       \
+  namespace avx512 {                                                      \
+  void name(const Params& p, int64_t begin, int64_t end);                 \
+  }                                                                       \
+  namespace avx512_bf16 {                                                 \
+  void name(const Params& p, int64_t begin, int64_t end);                 \
+  }                                                                       \
+  inline void name(const Params& p, int64_t begin, int64_t end) {         \
+    const Isa isa = cpu_isa();                                            \
+    if (isa == Isa::avx512_bf16) return avx512_bf16::name(p, begin, end); \
+    if (isa == Isa::avx512) return avx512::name(p, begin, end);           \
+    if (isa == Isa::avx2) return avx2::name(p, begin, end);               \
+    generic::name(p, begin, end);                                         \
   }
 #else
 #define SPARROW_CPU_KERNEL(name, Params)                  \

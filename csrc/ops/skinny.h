@@ -15,11 +15,12 @@ constexpr int64_t skinny_block(int64_t rows) {
 }
 static_assert(skinny_block(64) == 64 && skinny_block(65) == 36 && skinny_block(193) == 52 && skinny_block(256) == 64);
 // More rows reuse each weight often enough for the library's GEMM to be worth its packing where it has a fast one: for
-// bfloat16 with AVX-512. Otherwise the streaming kernel is as fast in float32 (with AVX2; twice as fast on Zen 5) and
-// six times as fast in 16 bits (oneMKL 2024.2, oneDNN).
+// bfloat16 where the machine has a fast instruction for it. Otherwise the streaming kernel is as fast in float32 (with
+// AVX2 and on Intel; twice as fast on Zen 5), and in 16 bits one and a half (Intel, AVX-512) to six times (AVX2) as
+// fast (oneMKL 2024.2, oneDNN).
 inline bool use_library(int64_t rows, DType dtype) {
   const Isa isa = cpu_isa();
-  return rows > kSkinnyRows && (isa == Isa::generic || (isa == Isa::avx512 && dtype == DType::bf16));
+  return rows > kSkinnyRows && (isa == Isa::generic || (isa == Isa::avx512_bf16 && dtype == DType::bf16));
 }
 // Outputs per tile of the streaming kernel.
 constexpr int64_t kSkinnyTile = 48;

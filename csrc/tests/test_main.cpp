@@ -35,7 +35,7 @@ void expect(bool ok, const char* what) {
 
 int main() {
   using namespace sparrow::tests;
-  for (const char* isa : {"generic", "avx2", "avx512"}) {
+  for (const char* isa : {"generic", "avx2", "avx512", "avx512_bf16"}) {
     if (!sparrow::set_cpu_isa(isa)) {
       std::printf("%s: not on this machine\n", isa);
       continue;

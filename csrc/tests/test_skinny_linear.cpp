@@ -52,7 +52,7 @@ class Numbers {
 // Whether pairs of products are added by one instruction, which rounds otherwise than two.
 template <class T>
 bool native() {
-  return std::is_same_v<T, bf16_t> && cpu_isa() == Isa::avx512;
+  return std::is_same_v<T, bf16_t> && cpu_isa() == Isa::avx512_bf16;
 }
 
 // Element i goes to partial sum (i % chunk) * 4 / chunk.

@@ -13,8 +13,13 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 def available_isas() -> list[str]:
     """The instruction sets of this CPU, narrowest first."""
-    names, best = ["generic", "avx2", "avx512"], sparrow_ext.cpu_isa()
-    return names[: names.index(best) + 1]
+    names, before = [], sparrow_ext.cpu_isa()
+    for name in ("generic", "avx2", "avx512", "avx512_bf16"):
+        with contextlib.suppress(RuntimeError):
+            sparrow_ext.set_cpu_isa(name)
+            names.append(name)
+    sparrow_ext.set_cpu_isa(before)
+    return names
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from sparrow.training.muon import Muon, orthogonal
 @pytest.fixture(params=[False, True], ids=["float32", "native"])
 def native(request, monkeypatch):
     """Whether the CPU multiplies bfloat16 natively."""
-    monkeypatch.setattr(sparrow_ext, "cpu_isa", lambda: "avx512" if request.param else "avx2")
+    monkeypatch.setattr(sparrow_ext, "cpu_isa", lambda: "avx512_bf16" if request.param else "avx2")
     return request.param
 
 

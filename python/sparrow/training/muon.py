@@ -13,9 +13,9 @@ import sparrow_ext
 class Muon(torch.optim.Muon):
     """torch.optim.Muon (Jordan et al. 2024), adjust_lr_fn "match_rms_adamw".
 
-    torch orthogonalises its updates in bfloat16, for which many CPUs have no instructions: there a step of a matrix of
-    576 x 1536 took longer than all else. On those the same iterations run in float32 here; elsewhere, as torch has it.
-    Its state is torch's.
+    torch orthogonalises its updates in bfloat16, for which many CPUs have no instructions, or slow ones: there a step
+    of a matrix of 576 x 1536 took longer than all else. On those the same iterations run in float32 here; elsewhere, as
+    torch has it. Its state is torch's.
     """
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float):
@@ -25,7 +25,7 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable | None = None) -> Any:
         """See torch.optim.Optimizer.step."""
         devices = {p.device.type for group in self.param_groups for p in group["params"]}
-        if devices != {"cpu"} or sparrow_ext.cpu_isa() == "avx512":  # ours are chosen where bfloat16's are there, too
+        if devices != {"cpu"} or sparrow_ext.cpu_isa() == "avx512_bf16":  # chosen where bfloat16 is the faster
             return super().step(closure)
         loss = None
         if closure is not None:
