@@ -12,7 +12,6 @@ sampled (T = 1), on instructions of the test split, whose topics no training pro
 Training and measuring go on where they were stopped.
 """
 
-import json
 import pathlib
 import time
 from types import SimpleNamespace
@@ -22,15 +21,14 @@ import numpy as np
 import torch
 
 from bench.measured import program
+from bench.real_prompts import CLIP_TOKENS, prompt_file
 from sparrow.cli.loading import load_drafter, load_model, load_target, load_tokenizer
-from sparrow.cli.synthetic import write_clips
 from sparrow.cli.train import clips_of
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation.cells import interval, quotient
-from sparrow.evaluation.questions import form_of, question, sampling
+from sparrow.evaluation.questions import question, sampling
 from sparrow.evaluation.tape import Tape, cached, record, replay
-from sparrow.files import read_json, read_json_lines, write_json, write_text
-from sparrow.miniature.world import sample
+from sparrow.files import read_json, read_json_lines, write_json
 from sparrow.progress import console, track
 from sparrow.smollm2.fetch import fetch
 from sparrow.smollm2.prompts import prompts as instructions
@@ -43,8 +41,8 @@ from sparrow.tree import TreeConfig
 from sparrow.video import load_settings, prepare
 
 FIRST = "shipped recipe"
-STEPS, NEW, CLIP_TOKENS = 100, 48, 64
-TRAINING = {"text": 1120, "clip": 80}  # prompts
+STEPS, NEW = 100, 48
+TRAINING = (1120, 80)  # prompts: instructions, clips
 MEASURED = {"text": 60, "clip": 12}
 TREE = "8-3-4"
 LAYERS = (30, 2, 15, 27, 29)  # of SmolLM2's 30, that any arm reads
@@ -76,26 +74,11 @@ CPU_TIME = SimpleNamespace(perf_counter=time.process_time)  # of a step, in the 
 NEAR = 0.2  # an arm whose steps take the first one's time, but for this share, is not trained again
 
 
-def prompt_file(run: pathlib.Path) -> pathlib.Path:
-    """<run>/prompts.jsonl: instructions of the training split, and clips spread among them."""
-    folder, file = run / "clips_train", run / "prompts.jsonl"
-    if not file.exists():
-        numbers = range(TRAINING["clip"])
-        drawn = [sample(n, form_of(CLIP_TOKENS, n), split="train", kind="describe") for n in numbers]
-        write_clips(drawn, numbers, folder, CLIP_TOKENS, "train")
-        lines = [{"prompt": text} for text in instructions("train", TRAINING["text"])]
-        every = TRAINING["text"] // TRAINING["clip"]
-        for n, clip in enumerate(drawn):
-            lines.insert(n * (every + 1) + every, {"video": f"{folder.name}/{n:06d}.mp4", "prompt": clip.prompt})
-        write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
-    return file
-
-
 def settings_of(name: str, run: pathlib.Path, target: pathlib.Path) -> DrafterTraining:
     """Of an arm; for "NAME, equal seconds" with the steps that NAME would take in the first arm's time."""
     arm = name.removesuffix(EQUAL)
     steps = equal_steps(run, arm) if name.endswith(EQUAL) else STEPS
-    places = (f"target={target}", f"run={folder_of(run, name)}", f"data.clips={prompt_file(run)}",
+    places = (f"target={target}", f"run={folder_of(run, name)}", f"data.clips={prompt_file(run, *TRAINING)}",
               f"answers.folder={run / 'answers'}", f"states.folder={run / 'states'}")  # fmt: skip
     return load_config(DrafterTraining, "sparrow", (*places, *BASE, f"optimisation.steps={steps}", *ARMS[arm]))
 

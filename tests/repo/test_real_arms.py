@@ -14,16 +14,15 @@ from tests.videos import sample_inputs
 RESULT = pathlib.Path(real_arms.__file__).parent / "results" / "smollm2" / "arms.json"
 
 
-def test_prompts_are_spread_and_kept(tmp_path, monkeypatch):
+def test_prompts_are_spread_and_kept(tmp_path):
     """A clip behind every three instructions; a file that is there stays as it is: answers belong to it."""
-    monkeypatch.setattr(real_arms, "TRAINING", {"text": 6, "clip": 2})
-    file = real_arms.prompt_file(tmp_path)
+    file = real_arms.prompt_file(tmp_path, 6, 2)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [("video" in line) for line in lines] == [False, False, False, True] * 2
     assert [line["prompt"] for line in lines if "video" not in line] == real_arms.instructions("train", 6)
     assert all((tmp_path / line["video"]).stat().st_size > 0 for line in lines if "video" in line)
     file.write_text("kept")
-    assert real_arms.prompt_file(tmp_path).read_text() == "kept"
+    assert real_arms.prompt_file(tmp_path, 6, 2).read_text() == "kept"
 
 
 def logs(run, **seconds):
@@ -35,7 +34,7 @@ def logs(run, **seconds):
 
 def test_equal_seconds(tmp_path, monkeypatch):
     """Steps in inverse proportion to their seconds; an arm of about the first one's cost is not trained again."""
-    monkeypatch.setattr(real_arms, "prompt_file", lambda run: run / "prompts.jsonl")
+    monkeypatch.setattr(real_arms, "prompt_file", lambda run, text, clips: run / "prompts.jsonl")
     logs(tmp_path, shipped_recipe=2.0, AdamW=1.7, **{"1_pass": 1.25, "5_passes": 2.5, "25_steps": 4.0})
     config = real_arms.settings_of("1 pass" + real_arms.EQUAL, tmp_path, tmp_path)
     assert config.optimisation.steps == round(real_arms.STEPS * 2.0 / 1.25) and config.recipe.mtp_depth == 1
