@@ -8,10 +8,15 @@ import functools
 import pytest
 import torch
 
+import sparrow_ext
 from bench.bandwidth import report
 from sparrow_ext.ops import skinny_linear as op
 
 SHAPES = [(512, 192), (512, 1536), (1408, 512), (512, 4096), (3584, 3584)]
+
+
+USED = sparrow_ext.cpu_isa()
+OTHER = {"avx512": "avx512_bf16", "avx512_bf16": "avx512"}.get(USED)  # how else bfloat16 may be multiplied here
 
 
 @functools.cache
@@ -51,3 +56,21 @@ def test_skinny_linear(benchmark, capsys, shape, dtype, rows, impl):
     benchmark.pedantic(function, args, rounds=9, iterations=1 if big else 20, warmup_rounds=1)
     if impl == "sparrow" and big and rows <= 26:
         report(benchmark, capsys, args[-1], lambda: function(*args))
+
+
+@pytest.mark.skipif(OTHER is None, reason="there is one way to multiply bfloat16 on this machine")
+@pytest.mark.parametrize("impl", [OTHER])
+@pytest.mark.parametrize("rows", [1, 4, 9, 26, 64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_other_instructions(benchmark, shape, rows, impl):
+    benchmark.group = f"skinny_linear K={shape[0]} N={shape[1]} {torch.bfloat16} M={rows}"
+    args = [torch.randn(1, rows, shape[0]).bfloat16(), weights(*shape, torch.bfloat16)]
+    try:
+        sparrow_ext.set_cpu_isa(impl)
+    except RuntimeError as error:  # AVX-512 without the instruction
+        pytest.skip(str(error))
+    try:
+        big = shape[0] > 2000
+        benchmark.pedantic(op.skinny_linear, args, rounds=9, iterations=1 if big else 20, warmup_rounds=1)
+    finally:
+        sparrow_ext.set_cpu_isa(USED)

@@ -86,6 +86,15 @@ def test_the_document_shows_what_auto_does():
     assert auto_tree.table(result) in (ROOT / "docs" / "round.md").read_text()
 
 
+def test_a_lucky_tree_is_not_the_best():
+    """Two trees of one speed: each turn's luck is gone in the turns that did not choose."""
+    turns = {"auto": [9.0, 9.0], "transformers": [1.0, 1.0], "a": [12.0, 8.0], "b": [8.0, 12.0]}
+    row = {"tokens_per_second": {}, "turns": turns}
+    assert auto_tree.over_the_other_turns([row]) == 9.0 / 8.0
+    assert auto_tree.over_the_other_turns([{"tokens_per_second": {}}]) is None
+    assert auto_tree.best_fixed({"auto": 9.0, "plain": 8.0, "transformers": 7.0, "a": 2.0, "b": 3.0}) == "b"
+
+
 @pytest.mark.parametrize(("name", "module"), [("blocks", blocks), ("blocks_smollm2", blocks), ("batches", batches)])
 def test_the_document_shows_what_was_measured(name, module):
     result = json.loads((ROOT / "bench" / "results" / f"{name}.json").read_text())
