@@ -162,6 +162,18 @@ def test_a_step_has_every_word_that_needs_the_video_and_few_of_the_others(whole)
         assert clip.kind != CUT or int(tokenizer().eos_token_id) not in row[row != IGNORE].tolist()
 
 
+def test_a_batch_of_one_short_answer_keeps_a_loss(whole):
+    """None of whose words needs the video: where the draw would leave all of them out, all stay."""
+    teacher = whole[0]
+    clip = dataclasses.replace(sample(0, Format(8, 64), split="train"), kind="motion", answer="It stays still.")
+    left = set()
+    for step in range(40):
+        batch = Lessons(teacher.model, tokenizer(), SETTINGS, 0.5).batch([clip], Format(8, 64))
+        teacher._thinned(batch, step)
+        left.add(int((batch.labels != IGNORE).sum()))
+    assert min(left) >= 1 and len(left) > 1
+
+
 def test_documents_are_pieces_of_pythons_reference():
     rows = texts.documents(tokenizer(), 3, 20, 0)
     assert len(rows) == 3 and all(0 < len(ids) <= 20 and begin == 1 for ids, begin in rows)

@@ -204,6 +204,8 @@ class Teacher:
         kept = told | (torch.rand(len(told), generator=torch.Generator().manual_seed(step)) < self.recipe.other_share)
         ends = torch.tensor([len(self.tokenizer(clip.answer)["input_ids"]) + 1 for clip in batch.clips]).cumsum(0) - 1
         kept[ends[torch.tensor([clip.kind == CUT for clip in batch.clips])]] = False
+        if not kept.any():  # a batch of one short answer: a step with nothing in its loss has none
+            kept[:] = True
         where = batch.labels != IGNORE
         batch.labels[where] = torch.where(kept, batch.labels[where], IGNORE)
         return told[kept]
