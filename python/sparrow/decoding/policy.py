@@ -25,7 +25,9 @@ from sparrow.drafters.protocol import Drafter
 from sparrow.tree import MAX_NODES, Root, TreeConfig
 
 PLAIN = ANY = Root()
-MENU = tuple(TreeConfig.parse(text) for text in ("2-2-1", "4-2-2", "8-3-4", "15-4-6", "25-5-8", "40-10-6"))
+# With the root, whole fours of rows: those the CPU kernels multiply together.
+SHAPES = ("3-1-3", "3-3-1", "7-3-3", "15-4-6", "23-5-8", "39-10-6")
+MENU = tuple(TreeConfig.parse(text) for text in SHAPES)
 EVERY = 4  # rounds between choices, after as many that each make one
 FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
 REMEMBERS, FORGETS = 0.98, 0.97  # what a round foretold and what came fade so much per round; of trees that do not run
