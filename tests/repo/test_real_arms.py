@@ -23,6 +23,8 @@ def test_prompts_are_spread_and_kept(tmp_path):
     assert all((tmp_path / line["video"]).stat().st_size > 0 for line in lines if "video" in line)
     file.write_text("kept")
     assert real_arms.prompt_file(tmp_path, 6, 2).read_text() == "kept"
+    other = real_arms.prompt_file(tmp_path / "other", 3, 1, skip_text=3, skip_clips=1).read_text().splitlines()
+    assert [json.loads(line) for line in other] == lines[4:]
 
 
 def logs(run, **seconds):
