@@ -188,9 +188,10 @@ class Teacher:
         logits, labels = self.forward(batch)
         each = F.cross_entropy(logits, labels, reduction="none")
         weight = torch.where(told, 1.0, self.recipe.other_words / self.recipe.other_share)
-        right = (logits.detach().argmax(-1) == labels)[told].float().mean()
+        right = (logits.detach().argmax(-1) == labels)[told].float().tolist()
         loss = (each * weight).sum() / weight.sum()
-        values = {"loss": round(loss.item(), 4), "right": round(float(right), 3), "clips": len(batch.clips),
+        values = {"loss": round(loss.item(), 4), "right": round(sum(right) / len(right), 3) if right else None,
+                  "clips": len(batch.clips),
                   "visual": int((batch.input_ids[0] == self.collator.video_token).sum())}  # fmt: skip
         if dense:
             visual = batch.input_ids == self.collator.video_token
