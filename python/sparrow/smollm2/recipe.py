@@ -22,7 +22,8 @@ class SmolRecipe:
             warm_lr: peak rate.
         merger_steps: the language model frozen; lora_steps: with adapters of rank `rank` on q, k, v and o.
         batch_tokens: positions of a step, padding included.
-        bf16: autocast, for a CPU with instructions for it: there a step takes half the time, on others longer.
+        bf16: autocast, for a CPU with fast instructions for it (AMD's): there a step takes half the time, on others
+            longer, on Intel's without AMX, too.
         merger_lr, lora_lr: peak rates; tower_lr: of the rest of the tower in the last stage, 0 = not trained there;
             warmup: steps; hold: share of a stage at the peak.
         clip: bound of the gradient's norm.
