@@ -3,6 +3,7 @@
 import functools
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,21 +139,20 @@ def test_a_choice_is_a_function_of_the_numbers():
 
 def test_expected_counts_what_a_tree_would_hold():
     shape = TreeConfig(6, 2, 2)
-    scores = torch.tensor([0.6, 0.3, 0.36, 0.18, 0.2, 0.05]).log()
+    scores = np.log([[0.6, 0.3, 0.36, 0.18, 0.2, 0.05], [0.5, 0.5, 0.1, 0.1, 0.4, 0.3]])
     got = expected(scores, shape, [TreeConfig(6, 2, 2), TreeConfig(3, 2, 2), TreeConfig(2, 2, 1), PLAIN])
-    want = [[0.9, 0.79], [0.9, 0.36], [0.6, 0.36], []]
-    for have, should in zip(got, want, strict=True):
-        assert have == pytest.approx(should)
+    want = [[[0.9, 0.79], [0.9, 0.36], [0.6, 0.36], []], [[1.0, 0.9], [1.0, 0.4], [0.5, 0.1], []]]
+    for draft, should in zip(got, want, strict=True):
+        assert draft == [pytest.approx(levels) for levels in should]
 
 
 def test_a_level_not_drafted_goes_on_as_the_last_two():
-    scores = torch.tensor([0.8, 0.4]).log()
-    (levels,) = expected(scores, TreeConfig(2, 2, 1), [TreeConfig(4, 4, 1)])
+    ((levels,),) = expected(np.log([[0.8, 0.4]]), TreeConfig(2, 2, 1), [TreeConfig(4, 4, 1)])
     assert levels == pytest.approx([0.8, 0.4, 0.2, 0.1])
 
 
 def test_minus_infinity_is_no_chance():
-    (levels,) = expected(torch.tensor([0.0, -torch.inf]), TreeConfig(2, 1, 2), [TreeConfig(2, 1, 2)])
+    ((levels,),) = expected(np.array([[0.0, -np.inf]]), TreeConfig(2, 1, 2), [TreeConfig(2, 1, 2)])
     assert levels == [1.0]
 
 

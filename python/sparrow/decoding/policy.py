@@ -14,7 +14,7 @@ import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -163,23 +163,26 @@ def _between(known: dict[int, float], nodes: int) -> float:
     return max(known[near] + ROW * row * (nodes - near), 0.2 * known[near])
 
 
-def expected(scores: Tensor, drafted: TreeConfig, menu: Sequence[TreeConfig]) -> list[list[float]]:
-    """Per tree of `menu` and level: the sum of its nodes' probabilities, by a draft of `drafted`.
+def expected(scores: np.ndarray, drafted: TreeConfig, menu: Sequence[TreeConfig]) -> list[list[list[float]]]:
+    """Per draft of `drafted`, tree of `menu` and level: the sum of its nodes' probabilities.
 
     A level that was not drafted counts as the last one times the ratio of the last two, at most 1.
 
     Args:
-        scores: float32 [candidates of `drafted`], joint log-probabilities: `width` of level 1, then width * width of
-            each further one, grouped by parent, best first.
+        scores: float32 [drafts, candidates of `drafted`], joint log-probabilities: `width` of level 1, then width *
+            width of each further one, grouped by parent, best first.
     """
     within, total, levels = _holds(drafted, tuple(menu))
-    probability = np.exp(scores.numpy().astype(np.float64))
+    probability = np.exp(scores.astype(np.float64))
     probability[np.isnan(probability)] = 0.0
-    best = np.argsort(-probability, kind="stable")
-    within = within[:, best]
-    kept = within & (within.cumsum(1) <= total)
-    sums = ((kept * probability[best]) @ levels[best]).clip(max=1.0).tolist()
-    return [_deeper(of[: shape.depth], shape) for of, shape in zip(sums, menu, strict=True)]
+    best = np.argsort(-probability, axis=1, kind="stable")
+    within = within[:, best]  # [trees, drafts, candidates]
+    kept = within & (within.cumsum(2) <= total[..., None])
+    sums = (kept * np.take_along_axis(probability, best, 1)).swapaxes(0, 1) @ levels[best]
+    return [
+        [_deeper(of[: shape.depth], shape) for of, shape in zip(draft, menu, strict=True)]
+        for draft in sums.clip(max=1.0).tolist()
+    ]
 
 
 @functools.lru_cache(maxsize=256)
@@ -235,6 +238,8 @@ class Policy:
         _wait, _until: rounds without a draft to come next time, and the round that ends the present ones.
         _behind: the drafter has not seen the prompt, or the tokens of rounds that drafted nothing: its next draft
             costs more than those that follow.
+        _unread: of the drafts of self.shape since the last choice, the tokens accepted and the scores: they are read
+            together, for the next choice.
     """
 
     costs: Costs
@@ -246,6 +251,7 @@ class Policy:
     _until: int = 0
     _behind: bool = True
     _drafts: int = 0
+    _unread: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.costs.measured and self.costs.gains:
@@ -267,6 +273,7 @@ class Policy:
 
     def batch(self, model: nn.Module, drafter: Drafter, sequences: int) -> None:
         """So many sequences go on: what their rounds cost is known by itself, or begins as what was known before."""
+        self._learn()
         costs = costs_of(model, drafter.identity(), self.context, sequences)
         if not costs.measured:
             vars(costs).update(copy.deepcopy(vars(self.costs)))
@@ -300,8 +307,8 @@ class Policy:
         self._behind = self.shape.nodes == 1
         if self.shape.nodes > 1:
             self._drafts += 1
-            for own, of in zip(accepted, scores, strict=True):
-                self._learn(own, of[: self.shape.candidates])
+            own = scores[:, : self.shape.candidates].numpy().copy()
+            self._unread += zip(accepted, own, strict=True)
         if self.shape.nodes == 1:
             if self._rounds >= self._until:
                 self.shape = self.best(drafts=True)
@@ -313,13 +320,19 @@ class Policy:
         """Whether the next choice should not wait: a tree's cost is new, or nothing was drafted lately."""
         return not self.costs.sure(self.shape) or self._wait > FIRST_WAIT
 
-    def _learn(self, accepted: int, scores: Tensor) -> None:
-        (own, *others) = expected(scores, self.shape, (self.shape, *self.menu))
+    def _learn(self) -> None:
+        if not self._unread:
+            return
+        counts, scores = zip(*self._unread, strict=True)
+        self._unread.clear()
         new = 0.4 if self._wait > FIRST_WAIT else 0.15  # drafts that are few count more
-        self.costs.drafted(self.shape, own, accepted)
-        self.costs.foretells(new, dict(zip(self.menu, others, strict=True)))
+        foretold = expected(np.stack(scores), self.shape, (self.shape, *self.menu))
+        for accepted, (own, *others) in zip(counts, foretold, strict=True):
+            self.costs.drafted(self.shape, own, accepted)
+            self.costs.foretells(new, dict(zip(self.menu, others, strict=True)))
 
     def _choose(self) -> None:
+        self._learn()
         self.shape = self.best()
         if self.shape.nodes == 1:
             self._until, self._wait = self._rounds + self._wait, min(2 * self._wait, LONGEST_WAIT)
