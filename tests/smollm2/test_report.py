@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench import real_text
 from bench import smollm2_report as report
 from sparrow.files import read_json
 from sparrow.smollm2.fetch import TAUGHT
@@ -15,6 +16,11 @@ def test_pages_are_rendered_from_the_results():
     if (report.RESULTS / "samples.json").exists():
         shown = report.samples_page(read_json(report.RESULTS / "samples.json"))
         assert (report.RESULTS / "samples.md").read_text() == shown
+
+
+def test_the_document_shows_what_the_drafter_does():
+    page = report.ROOT / "docs" / "smollm2.md"
+    assert real_text.table(read_json(report.RESULTS / "drafter.json")) in page.read_text()
 
 
 @pytest.mark.parametrize("file", MEASURED, ids=lambda file: file.stem)
