@@ -142,7 +142,8 @@ def test_a_drafted_answer_in_colour(monkeypatch, capsys):
             told.append((tokens, accepted))
             stream.on_round(tokens, accepted, seconds)
 
-        options = {"max_new_tokens": 24, "eos_token_id": None, "streamer": stream, "on_round": on_round}
+        options = {"max_new_tokens": 24, "eos_token_id": None, "streamer": stream, "on_round": on_round,
+                   "tree": "own"}  # fmt: skip
         sparrow.generate(model, drafter, input_ids=torch.tensor([[5, 6, 7]]), **options)
         return capsys.readouterr().out
 
