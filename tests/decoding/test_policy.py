@@ -146,6 +146,30 @@ def test_expected_counts_what_a_tree_would_hold():
         assert draft == [pytest.approx(levels) for levels in should]
 
 
+def test_drafts_read_together_teach_what_they_teach_one_by_one():
+    """However many rounds lie between two choices."""
+    world, taught = World(*WORLDS["hard text"]), []
+    rounds = [world.round(MENU[2]) for _ in range(7)]
+    for each in (1, 7):
+        policy = Policy(Costs())
+        for number, (accepted, scores) in enumerate(rounds):
+            policy._unread.append((accepted, scores.numpy()))
+            if (number + 1) % each == 0:
+                policy._learn()
+        assert not policy._unread
+        taught.append((policy.costs.said, policy.costs.kept, policy.costs.gains))
+    assert taught[0] == taught[1] and taught[0][2]
+
+
+def test_what_is_not_yet_read_is_learned_before_sequences_leave(tiny):
+    model = tiny("qwen2_5_vl")
+    policy = Policy(Costs())
+    policy._unread.append((1, candidates(0.5, MENU[2])[0].numpy()))
+    drafter = sparrow.SparrowDrafter.from_target(Target(model)).in_loop(Target(model), None)[0]
+    policy.batch(model, drafter, 1)
+    assert policy.costs.gains and not policy._unread
+
+
 def test_a_level_not_drafted_goes_on_as_the_last_two():
     ((levels,),) = expected(np.log([[0.8, 0.4]]), TreeConfig(2, 2, 1), [TreeConfig(4, 4, 1)])
     assert levels == pytest.approx([0.8, 0.4, 0.2, 0.1])

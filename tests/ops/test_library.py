@@ -13,6 +13,7 @@ import torch
 import sparrow_ext
 from sparrow_ext import _library
 from sparrow_ext.ops import argmax_rows, tree_mask
+from tests.ops.checks import available_isas
 
 PACKAGE = pathlib.Path(sparrow_ext.__file__).parent
 
@@ -63,6 +64,15 @@ def test_cuda_kernels_are_looked_up_by_name():
     assert isinstance(_library.has_cuda_kernels("tree_mask"), bool)
     with pytest.raises(RuntimeError, match="no_such_operator does not exist"):
         _library.has_cuda_kernels("no_such_operator")
+
+
+def test_the_default_instruction_set_is_the_fastest_one():
+    """In a process of its own; Intel's instruction for bfloat16 is slower than none."""
+    ask = "import sparrow_ext; print(sparrow_ext.cpu_isa())"
+    used = subprocess.run([sys.executable, "-c", ask], check=True, text=True, capture_output=True).stdout.strip()
+    about = pathlib.Path("/proc/cpuinfo").read_text()
+    widest = available_isas()[-1]
+    assert used == ("avx512" if widest == "avx512_bf16" and "GenuineIntel" in about else widest)
 
 
 def test_unknown_instruction_set():
