@@ -16,6 +16,7 @@ struct LmHeadArgs {
   const Tensor& weight;
   const std::optional<Tensor>& id_map;
   const int64_t k;
+  const LogitBias bias;
   int64_t workspace_bytes() const { return lm_head_topk_workspace_bytes(rows.rows, weight.size(1), weight.size(0), k); }
 };
 
@@ -31,6 +32,7 @@ LmHeadTopkParams make_params(const LmHeadArgs& a) {
   p.weight_stride = a.weight.stride(0);
   p.width = a.weight.size(1);
   p.vocab = a.weight.size(0);
+  p.bias = a.bias;
   return p;
 }
 
@@ -88,7 +90,8 @@ void with_library(const LmHeadArgs& a, const TopkResult& result, char* scratch) 
   for (int64_t begin = 0; begin < a.rows.rows; begin += m.most) {
     const int64_t count = a.rows.rows - begin < m.most ? a.rows.rows - begin : m.most;
     library_linear(rows_of(m.logits, 0, count), rows_of(x, begin, count), a.weight, std::nullopt);
-    const TopkLseParams p{m.logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), parts};
+    const TopkLseParams p{
+        m.logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), parts, bias_from(a.bias, begin)};
     run_items(topk_lse_cpu, p, count * parts.chunks, /*grain=*/4);
     topk_merge(parts, a.id_map, result, begin, count);
   }
@@ -100,15 +103,16 @@ void run(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
   skinny(a, result, scratch);
 }
 
-LmHeadArgs check_arguments(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map) {
-  check_tensors(kOp, {{"h", h}, {"weight", weight}, {"id_map", id_map}});
+LmHeadArgs check_arguments(const Tensor& h, const Tensor& weight, int64_t k, const std::optional<Tensor>& id_map,
+                           const std::optional<Tensor>& bias) {
+  check_tensors(kOp, {{"h", h}, {"weight", weight}, {"id_map", id_map}, {"bias", bias}});
   const Arg arg{kOp, "h", h}, weight_arg{kOp, "weight", weight};
   arg.floating();
   weight_arg.same_dtype(arg).dim(2).last_dense();
   const RowLayout rows = row_layout(arg);
   weight_arg.size(1, h.size(h.dim() - 1), "E, the last dimension of h");
   check_topk(kOp, weight.size(0), k, id_map);
-  return {h, rows, weight, id_map, k};
+  return {h, rows, weight, id_map, k, check_bias(kOp, bias, h, weight.size(0))};
 }
 
 // The form that allocates; `run_on` is run or run_cuda.
@@ -143,7 +147,8 @@ void through_logits_cuda(const LmHeadArgs& a, const TopkResult& result, char* sc
       check_launch(kOp, lm_head_logits_cuda(p, static_cast<float*>(m.logits.mutable_data_ptr()), stream));
     else
       library_linear(rows_of(m.logits, 0, p.rows), rows_of(x, p.first, p.rows), a.weight, std::nullopt);
-    const TopkLseParams topk{m.logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, parts};
+    const TopkLseParams topk{
+        m.logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, parts, bias_from(a.bias, p.first)};
     topk_lse_rows_cuda(kOp, topk, parts, a.id_map, result, p.first, p.rows, stream);
   }
 }
@@ -159,21 +164,25 @@ void run_cuda(const LmHeadArgs& a, const TopkResult& result, char* scratch) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cpu(const Tensor& h, const Tensor& weight, int64_t k,
-                                                       const std::optional<Tensor>& id_map) {
-  return allocate_and(run, check_arguments(h, weight, k, id_map));
+                                                       const std::optional<Tensor>& id_map,
+                                                       const std::optional<Tensor>& bias) {
+  return allocate_and(run, check_arguments(h, weight, k, id_map, bias));
 }
 
 #if defined(SPARROW_CUDA)
 std::tuple<Tensor, Tensor, Tensor> lm_head_topk_op_cuda(const Tensor& h, const Tensor& weight, int64_t k,
-                                                        const std::optional<Tensor>& id_map) {
-  return allocate_and(run_cuda, check_arguments(h, weight, k, id_map));
+                                                        const std::optional<Tensor>& id_map,
+                                                        const std::optional<Tensor>& bias) {
+  return allocate_and(run_cuda, check_arguments(h, weight, k, id_map, bias));
 }
 #endif
 
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
-  m.def("lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
+  m.def(
+      "lm_head_topk(Tensor h, Tensor weight, int k, Tensor? id_map=None, Tensor? bias=None) -> (Tensor logp, "
+      "Tensor ids, Tensor lse)");
 }
 SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("lm_head_topk", &sparrow::lm_head_topk_op_cpu)); }
 #if defined(SPARROW_CUDA)

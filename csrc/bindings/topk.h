@@ -17,6 +17,25 @@ inline void check_topk(const char* op, int64_t vocab, int64_t k, const std::opti
   if (id_map) Arg{op, "id_map", *id_map}.dtype({ScalarType::Long}).dim(1).size(0, vocab, "V").contiguous();
 }
 
+// float32 [B, V], rows of any stride, where `like` is [B, N, E]; [1, V] where it is [M, E].
+inline LogitBias check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& like, int64_t vocab) {
+  if (!bias) return {};
+  const bool batched = like.dim() == 3;
+  Arg{op, "bias", *bias}
+      .dtype({ScalarType::Float})
+      .dim(2)
+      .size(0, batched ? like.size(0) : 1, batched ? "B" : "one for all rows")
+      .size(1, vocab, "V")
+      .last_dense();
+  const int64_t rows = like.size(like.dim() - 2);
+  return {bias->const_data_ptr<float>(), rows > 0 ? rows : 1, bias->stride(0), 0};
+}
+// The same for the rows from `first` on.
+inline LogitBias bias_from(LogitBias bias, int64_t first) {
+  bias.first = first;
+  return bias;
+}
+
 // logp, ids [.., k] and lse [..] for the leading dimensions of `like` (2-D or 3-D).
 inline TopkResult topk_outputs(const char* op, const Tensor& like, int64_t k) {
   const int64_t last = like.dim() - 1, shape[] = {like.size(0), last == 2 ? like.size(1) : k, k};

@@ -14,8 +14,9 @@ struct Prepared {
   int64_t rows;
 };
 
-Prepared prepare(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map) {
-  check_tensors(kOp, {{"logits", logits}, {"id_map", id_map}});
+Prepared prepare(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map,
+                 const std::optional<Tensor>& bias) {
+  check_tensors(kOp, {{"logits", logits}, {"id_map", id_map}, {"bias", bias}});
   const Arg arg{kOp, "logits", logits};
   arg.floating();
   const RowLayout rows = row_layout(arg);
@@ -28,6 +29,7 @@ Prepared prepare(const Tensor& logits, int64_t k, const std::optional<Tensor>& i
   p.inner_stride = rows.inner_stride;
   p.vocab = vocab;
   p.dtype = dtype_of(logits);
+  p.bias = check_bias(kOp, bias, logits, vocab);
   return {p, rows.rows};
 }
 
@@ -41,8 +43,9 @@ void run(Prepared a, int64_t k, const std::optional<Tensor>& id_map, const TopkR
 // The form that allocates; `run_on` is run or run_cuda.
 template <class Run>
 std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor& logits, int64_t k,
-                                                const std::optional<Tensor>& id_map) {
-  const Prepared a = prepare(logits, k, id_map);
+                                                const std::optional<Tensor>& id_map,
+                                                const std::optional<Tensor>& bias) {
+  const Prepared a = prepare(logits, k, id_map, bias);
   const TopkResult result = topk_outputs(kOp, logits, k);
   const Tensor scratch = empty(kOp, logits, {topk_lse_workspace_bytes(a.rows, a.params.vocab, k)}, ScalarType::Byte);
   run_on(a, k, id_map, result, scratch.mutable_data_ptr());
@@ -52,8 +55,9 @@ std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor&
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t k,
-                                                   const std::optional<Tensor>& id_map) {
-  return allocate_and(run, logits, k, id_map);
+                                                   const std::optional<Tensor>& id_map,
+                                                   const std::optional<Tensor>& bias) {
+  return allocate_and(run, logits, k, id_map, bias);
 }
 
 #if defined(SPARROW_CUDA)
@@ -70,15 +74,18 @@ void run_cuda(const Prepared& a, int64_t k, const std::optional<Tensor>& id_map,
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cuda(const Tensor& logits, int64_t k,
-                                                    const std::optional<Tensor>& id_map) {
-  return allocate_and(run_cuda, logits, k, id_map);
+                                                    const std::optional<Tensor>& id_map,
+                                                    const std::optional<Tensor>& bias) {
+  return allocate_and(run_cuda, logits, k, id_map, bias);
 }
 #endif
 
 }  // namespace sparrow
 
 SPARROW_LIBRARY(m) {
-  m.def("topk_lse(Tensor logits, int k, Tensor? id_map=None) -> (Tensor logp, Tensor ids, Tensor lse)");
+  m.def(
+      "topk_lse(Tensor logits, int k, Tensor? id_map=None, Tensor? bias=None) -> (Tensor logp, Tensor ids, "
+      "Tensor lse)");
 }
 SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("topk_lse", &sparrow::topk_lse_op_cpu)); }
 #if defined(SPARROW_CUDA)

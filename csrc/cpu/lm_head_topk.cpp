@@ -39,14 +39,21 @@ void chunks(const LmHeadTopkParams& p, int64_t begin, int64_t end) {
   TopkState s[kSkinnyRows];
   float floor[kSkinnyRows];  // k entries of this call's earlier chunks are at least the floor and come first
   float y[kSkinnyRows * kTile];
-  for (int64_t m = 0; m < p.rows; ++m) floor[m] = -kInf;
+  const float* bias[kSkinnyRows];
+  for (int64_t m = 0; m < p.rows; ++m) {
+    floor[m] = -kInf;
+    bias[m] = bias_of(p.bias, p.first + m);
+  }
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t stop = (chunk + 1) * kLmHeadChunk < p.vocab ? (chunk + 1) * kLmHeadChunk : p.vocab;
     for (int64_t m = 0; m < p.rows; ++m) topk_clear(s[m], k);
     for (int64_t v = chunk * kLmHeadChunk; v < stop; v += kTile) {
       const int64_t n = stop - v < kTile ? stop - v : kTile;
       logits<T>(p, v, n, y);
-      for (int64_t m = 0; m < p.rows; ++m) topk_fold(s[m], k, floor[m], y + m * kTile, n, v);
+      for (int64_t m = 0; m < p.rows; ++m) {
+        if (bias[m] != nullptr) add_bias(y + m * kTile, bias[m] + v, n, y + m * kTile);
+        topk_fold(s[m], k, floor[m], y + m * kTile, n, v);
+      }
     }
     for (int64_t m = 0; m < p.rows; ++m) {
       if (s[m].value[k - 1] > floor[m]) floor[m] = s[m].value[k - 1];

@@ -12,7 +12,7 @@
 
 #include <cmath>
 
-#include "cpu/philox.h"
+#include "cpu/noise.h"
 #include "cpu/row_max.h"
 
 namespace sparrow {
@@ -195,35 +195,10 @@ Cut nucleus(const Row<T>& row, float low, float m, float temperature, double top
   return cut;
 }
 
-struct Noise {
-  uint32_t key[2], position[2];
-  Noise(int64_t seed, int64_t at)
-      : key{static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32)},
-        position{static_cast<uint32_t>(at), static_cast<uint32_t>(static_cast<uint64_t>(at) >> 32)} {}
-
-  // The words of the 64 tokens from begin on.
-  SPARROW_INLINE void words(const Noise& self, int64_t begin, uint32_t* out) {
-    vu lane{};
-    for (int i = 0; i < kLanes; ++i) lane[i] = static_cast<uint32_t>(i);
-    for (int group = 0; group < kBlock / 4; group += kLanes) {
-      const vu none{};
-      vu c[4] = {lane + static_cast<uint32_t>(begin / 4 + group), none + self.position[0], none + self.position[1],
-                 none + kSampleStream};
-      philox(c, self.key[0], self.key[1]);
-      for (int i = 0; i < kLanes; ++i)
-        for (int w = 0; w < 4; ++w) out[4 * (group + i) + w] = c[w][i];
-    }
-  }
-  uint32_t word(int64_t token) const {
-    uint32_t c[4] = {static_cast<uint32_t>(token / 4), position[0], position[1], kSampleStream};
-    philox(c, key[0], key[1]);
-    return c[token % 4];
-  }
-  static double gumbel(uint32_t word) {
-    const double u = (static_cast<double>(word) + .5) * 0x1p-32;
-    return -std::log(-std::log(u));
-  }
-};
+double gumbel(uint32_t word) {
+  const double u = (static_cast<double>(word) + .5) * 0x1p-32;
+  return -std::log(-std::log(u));
+}
 
 struct Best {
   double score;
@@ -240,13 +215,13 @@ struct Best {
 template <class T>
 int64_t draw(const Row<T>& row, const RowMax& top, float temperature, const Cut& cut, const Noise& noise) {
   const Scale scale(top.value, temperature);
-  Best best{Noise::gumbel(noise.word(top.index)), top.index};
+  Best best{gumbel(noise.word(top.index)), top.index};
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
     const float block_top = row.block_top(begin);
     const float lead = static_cast<float>(best.score) - kMargin;
     if (block_top < cut.value || scale(block_top) - lead < -kMaxNoise) continue;
     alignas(64) uint32_t words[kBlock];
-    Noise::words(noise, begin, words);
+    block_words(noise, begin, words);
     vf block[kBlockVecs];
     load_block(row.x, begin, row.vocab, block);
     for (int j = 0; j < kBlockVecs; ++j) {
@@ -262,7 +237,7 @@ int64_t draw(const Row<T>& row, const RowMax& top, float temperature, const Cut&
         const float x = block[j][i];
         if (candidate[i] == 0 || (x == cut.value && token > cut.last_tie)) continue;
         const double d = (static_cast<double>(x) - top.value) / temperature;
-        best.offer(d + Noise::gumbel(word[i]), token);
+        best.offer(d + gumbel(word[i]), token);
       }
     }
   }

@@ -90,6 +90,18 @@ SPARROW_INLINE void topk_fold(TopkState& s, int64_t k, float floor, const T* x, 
   if (block_max > s.value[k - 1] && block_max > floor) topk_scan(s, k, floor, x, n, first);
 }
 
+// What is added to row r of a call; null = nothing.
+SPARROW_INLINE const float* bias_of(const LogitBias& b, int64_t r) {
+  return b.data == nullptr ? nullptr : b.data + (b.first + r) / b.inner * b.stride;
+}
+// y[i] = x[i] + bias[i], i < n, in float32.
+template <class T>
+SPARROW_INLINE void add_bias(const T* x, const float* bias, int64_t n, float* y) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(y + i, load(x + i) + load(bias + i));
+  for (; i < n; ++i) y[i] = to_f32(x[i]) + bias[i];
+}
+
 SPARROW_INLINE void topk_save(const TopkState& s, const TopkPartials& parts, int64_t entry) {
   parts.stat[entry * 2] = s.max;
   parts.stat[entry * 2 + 1] = s.sum;

@@ -12,7 +12,7 @@ template <class T>
 void chunks(const TopkLseParams& p, int64_t begin, int64_t end) {
   const int64_t k = p.parts.k;
   TopkState s;
-  float floor = -kInf;
+  float floor = -kInf, y[kBlock];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t row = item / p.parts.chunks, chunk = item % p.parts.chunks;
     const T* x = static_cast<const T*>(p.logits) + row / p.inner * p.outer_stride + row % p.inner * p.inner_stride;
@@ -20,8 +20,16 @@ void chunks(const TopkLseParams& p, int64_t begin, int64_t end) {
     // k entries of this row's earlier chunks are at least the floor and come first where equal.
     if (chunk == 0 || item == begin) floor = -kInf;
     topk_clear(s, k);
-    for (int64_t i = chunk * kTopkChunk; i < stop; i += kBlock)
-      topk_fold(s, k, floor, x + i, stop - i < kBlock ? stop - i : kBlock, i);
+    const float* bias = bias_of(p.bias, row);
+    for (int64_t i = chunk * kTopkChunk; i < stop; i += kBlock) {
+      const int64_t n = stop - i < kBlock ? stop - i : kBlock;
+      if (bias == nullptr) {
+        topk_fold(s, k, floor, x + i, n, i);
+      } else {
+        add_bias(x + i, bias + i, n, y);
+        topk_fold(s, k, floor, y, n, i);
+      }
+    }
     if (s.value[k - 1] > floor) floor = s.value[k - 1];
     topk_save(s, p.parts, item);
   }

@@ -227,5 +227,23 @@ SPARROW_INLINE vf exp(vf x) {
   return x < least ? vf{} : scaled;
 }
 
+// The natural logarithm of a normal positive x to about 1 ulp; near 1 of x - 1, relatively.
+SPARROW_INLINE vf log(vf x) {
+  const vi bits = as_int(x), e = (bits - 0x3f3504f3) >> 23;  // x = m 2^e, m in [sqrt(1/2), sqrt(2))
+  const vf f = as_float(bits - (e << 23)) - splat(1.f), z = f * f, n = __builtin_convertvector(e, vf);
+  vf p = splat(7.0376836292e-2f);
+  p = fma(p, f, splat(-1.1514610310e-1f));
+  p = fma(p, f, splat(1.1676998740e-1f));
+  p = fma(p, f, splat(-1.2420140846e-1f));
+  p = fma(p, f, splat(1.4249322787e-1f));
+  p = fma(p, f, splat(-1.6668057665e-1f));
+  p = fma(p, f, splat(2.0000714765e-1f));
+  p = fma(p, f, splat(-2.4999993993e-1f));
+  p = fma(p, f, splat(3.3333331174e-1f));
+  vf y = fma(n, splat(-2.12194440e-4f), p * f * z);
+  y = fma(z, splat(-.5f), y);
+  return fma(n, splat(0.693359375f), f + y);
+}
+
 }  // namespace SPARROW_ISA
 }  // namespace sparrow

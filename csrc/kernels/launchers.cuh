@@ -8,6 +8,7 @@
 #include "ops/argmax_rows.h"
 #include "ops/draft_attention.h"
 #include "ops/gather_rows.h"
+#include "ops/gumbel_noise.h"
 #include "ops/hsr_project.h"
 #include "ops/kv_commit.h"
 #include "ops/lm_head_topk.h"
@@ -40,6 +41,9 @@ cudaError_t draft_attention_cuda(const DraftAttentionParams& p, int64_t shared_l
 
 // Counts are clamped to [0, I] (kBadCount); an entry outside src or a target outside dst is skipped (kBadIndex).
 cudaError_t gather_rows_cuda(const GatherRowsParams& p, cudaStream_t stream);
+
+// V <= 65535 * 512.
+cudaError_t gumbel_noise_cuda(const GumbelNoiseParams& p, cudaStream_t stream);
 
 // M <= kSkinnyRows in bf16 and fp16 (p.partial is used), any M in float32. A row's bits do not depend on M. Rows whose
 // index lies outside its table take zeros for that half (kBadIndex); num_rows is clamped to [0, M] (kBadCount).

@@ -47,8 +47,10 @@ struct LmHeadShared {
   }
 };
 
-// Takes the tile's logits y[0 .. left) of one row, whose first index is v, into the row's running results. One warp.
-__device__ __forceinline__ void fold_tile(const float* y, int64_t v, int64_t left, int k, float* stat, uint64_t* list) {
+// Takes the tile's logits y[0 .. left) of one row, whose first index is v, into the row's running results; bias: null, or
+// what is added to them. One warp.
+__device__ __forceinline__ void fold_tile(const float* y, const float* bias, int64_t v, int64_t left, int k,
+                                          float* stat, uint64_t* list) {
   const int lane = threadIdx.x % 32;
   const auto index_of = [&](int e) { return static_cast<uint32_t>(v + e * 32 + lane); };
   float x[2];
@@ -56,6 +58,7 @@ __device__ __forceinline__ void fold_tile(const float* y, int64_t v, int64_t lef
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     x[e] = e * 32 + lane < left ? y[e * 32 + lane] : -INFINITY;
+    if (bias != nullptr && e * 32 + lane < left) x[e] += bias[v + e * 32 + lane];
     value[e] = e * 32 + lane < left ? ordered(x[e], ordered(-INFINITY)) : 0;
   }
   float high = stat[0], sum = stat[1];
@@ -113,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kAligned ? 4 : 2) lm_head_lists_kern
     }
     __syncthreads();
     for (int m = warp; m < p.rows; m += kSkinnyWarps)
-      fold_tile(s.logits + m * kPitch, v, end - v, k, s.stat + m * 2, s.list + m * 32);
+      fold_tile(s.logits + m * kPitch, bias_of(p.bias, p.first + m), v, end - v, k, s.stat + m * 2, s.list + m * 32);
     __syncthreads();  // the logits' readers
   }
   for (int m = warp; m < p.rows; m += kSkinnyWarps) {

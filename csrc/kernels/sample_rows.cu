@@ -13,6 +13,7 @@
 #include "kernels/launchers.cuh"
 
 #include "kernels/logits.cuh"
+#include "kernels/noise.cuh"
 
 namespace sparrow {
 namespace {
@@ -55,35 +56,10 @@ __device__ __forceinline__ const T* row_of(const SampleRowsParams& p, int64_t ro
   return static_cast<const T*>(p.logits) + Rows{p.nodes, p.stride_b, p.stride_n}.at(row);
 }
 
-// ---- random numbers ----
-// Philox4x32-10, in place: counter -> the four random words.
-__device__ __forceinline__ void philox(uint32_t (&c)[4], uint32_t key0, uint32_t key1) {
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{c[0]} * 0xD2511F53u, b = uint64_t{c[2]} * 0xCD9E8D57u;
-    c[0] = static_cast<uint32_t>(b >> 32) ^ c[1] ^ key0;
-    c[1] = static_cast<uint32_t>(b);
-    c[2] = static_cast<uint32_t>(a >> 32) ^ c[3] ^ key1;
-    c[3] = static_cast<uint32_t>(a);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
+__device__ __forceinline__ double gumbel(uint32_t word) {
+  const double u = (static_cast<double>(word) + .5) * 0x1p-32;
+  return -log(-log(u));
 }
-struct Noise {
-  uint64_t seed, position;
-  // The words of tokens [4 group, 4 group + 4).
-  __device__ __forceinline__ void words(uint32_t (&c)[4], uint32_t group) const {
-    c[0] = group;
-    c[1] = static_cast<uint32_t>(position);
-    c[2] = static_cast<uint32_t>(position >> 32);
-    c[3] = kSampleStream;
-    philox(c, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  }
-  __device__ static __forceinline__ double gumbel(uint32_t word) {
-    const double u = (static_cast<double>(word) + .5) * 0x1p-32;
-    return -log(-log(u));
-  }
-};
 
 // (x - m) / temperature, in halves: the difference of two finite floats may overflow.
 struct Scale {
@@ -467,7 +443,7 @@ __global__ void __launch_bounds__(kCutThreads) sample_cut_kernel(SampleRowsParam
     const Noise noise{static_cast<uint64_t>(p.seed[b]), static_cast<uint64_t>(p.position[row])};
     noise.words(words, static_cast<uint32_t>(out.top_index / 4));
     const int w = static_cast<int>(out.top_index % 4);
-    out.lead = Noise::gumbel(w == 0 ? words[0] : w == 1 ? words[1] : w == 2 ? words[2] : words[3]);
+    out.lead = gumbel(w == 0 ? words[0] : w == 1 ? words[1] : w == 2 ? words[2] : words[3]);
   }
   s.row[row] = out;
 }
@@ -498,7 +474,7 @@ __device__ __forceinline__ void draw_four(const float* x, int64_t i, const RowSt
     const float room = static_cast<float>(~words[j] >> 1);  // floor(2^31 (1 - u)) rounds 1 - u down
     const float reach = __expf(scale(x[j]) - lead) * 0x1p31f;
     if (!(room <= reach) || !(x[j] >= row.cut) || (x[j] == row.cut && i + j > row.last_tie)) continue;
-    offer(best, (static_cast<double>(x[j]) - row.top) / temperature + Noise::gumbel(words[j]), i + j);
+    offer(best, (static_cast<double>(x[j]) - row.top) / temperature + gumbel(words[j]), i + j);
   }
 }
 

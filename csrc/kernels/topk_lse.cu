@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, u
   const int64_t row = blockIdx.x / p.parts.chunks, first = blockIdx.x % p.parts.chunks * chunk;
   const int64_t last = first + chunk < p.vocab ? first + chunk : p.vocab;
   const T* x = static_cast<const T*>(p.logits) + Rows{p.inner, p.outer_stride, p.inner_stride}.at(row);
+  const float* bias = bias_of(p.bias, row);
   const bool aligned = is_aligned(x);
   const int k = static_cast<int>(p.parts.k);
   float high = -INFINITY, sum = 0.f;
@@ -60,6 +61,10 @@ __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, u
       float part[kVec<T>];
       const int64_t at = tile + (u * kThreads + threadIdx.x) * kVec<T>;
       load_vec(part, x + at, last - at, aligned);
+      if (bias != nullptr) {
+        for (int j = 0; j < kVec<T>; ++j)
+          if (at + j < last) part[j] += bias[at + j];
+      }
 #pragma unroll
       // NaN loses
       for (int j = 0; j < kVec<T>; ++j) {

@@ -1,8 +1,14 @@
 // A warp's running top-k, k <= 32: lane j holds the j-th best key, 0 = unused.
 #pragma once
 #include "kernels/logits.cuh"
+#include "ops/topk_lse.h"
 
 namespace sparrow {
+
+// What is added to row r of a call; null = nothing.
+__device__ __forceinline__ const float* bias_of(const LogitBias& b, int64_t r) {
+  return b.data == nullptr ? nullptr : b.data + (b.first + r) / b.inner * b.stride;
+}
 
 // Inserts `key` (the same in all lanes), which is better than lane k - 1's.
 __device__ __forceinline__ void warp_insert(uint64_t& list, uint64_t key, int k) {

@@ -17,6 +17,7 @@ struct LmHeadTopkParams {
   int64_t width, vocab;  // E, V < 2^31
   DType dtype;
   TopkPartials parts;
+  LogitBias bias;
 };
 
 // Stage 1, pack_items(M) items: packs h. Stage 2, one item = one chunk of the vocabulary, all rows.

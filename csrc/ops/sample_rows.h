@@ -15,7 +15,7 @@
 
 namespace sparrow {
 
-constexpr uint32_t kSampleStream = 0;      // a drafter that samples must use another one
+constexpr uint32_t kSampleStream = 0;      // the target's draws, and those of a drafter that draws with their noise
 constexpr int64_t kSampleBlock = 64;       // tokens per entry of block_max
 constexpr float kMinTemperature = 1e-30f;  // above 0: smaller ones have no float32 reciprocal to prune with
 constexpr int64_t sample_blocks(int64_t vocab) { return (vocab + kSampleBlock - 1) / kSampleBlock; }

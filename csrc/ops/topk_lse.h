@@ -1,4 +1,4 @@
-// Top-k log-probabilities and log-sum-exp of rows of logits.
+// Top-k log-probabilities and log-sum-exp of rows of logits x, a bias added first where there is one.
 //   lse = log sum_v exp(x[v]);   logp[j] = x[i_j] - lse, i_0, i_1, ... in the order (x descending, index ascending)
 // NaN counts as -inf. A row of -inf: lse = -inf, logp = -inf, the first k indices. A row with +inf: lse = +inf, logp =
 // 0 for its +inf entries and -inf for the others. A row is cut into chunks of fixed length; each leaves a partial
@@ -19,6 +19,14 @@ struct TopkPartials {
   int64_t k;
 };
 
+// Added to the logits in float32: to row r of a call the V floats at data + (first + r) / inner * stride.
+struct LogitBias {
+  const float* data;  // null = none
+  int64_t inner;      // rows of a sequence
+  int64_t stride;     // floats from one sequence's to the next
+  int64_t first;      // the operator's row that row 0 of the call is
+};
+
 struct TopkMergeParams {
   TopkPartials parts;
   const int64_t* id_map;  // [V] or null: ids = id_map[index]
@@ -36,6 +44,7 @@ struct TopkLseParams {
   int64_t vocab;                       // V < 2^31
   DType dtype;
   TopkPartials parts;
+  LogitBias bias;
 };
 // One item = one chunk of one row: row = item / chunks.
 constexpr int64_t kTopkChunk = 8192;

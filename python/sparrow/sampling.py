@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ NO_DRAW = (
     "cannot sample: the logits of a token hold NaN or +inf, or nothing but -inf (float16 overflow, broken weights?)"
 )
 MIN_TEMPERATURE, MAX_FLOAT32 = 1e-30, 3.4028234e38  # what sample_rows takes
+COLDEST = 0.01  # a drafter draws at no lower temperature: the noise decides nothing there, and its states stay in range
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,25 @@ class SamplingRules:
             )
 
 
+class Noise(NamedTuple):
+    """The noise of the target's next draws, for a drafter that draws with it ("coupling without communication", arXiv
+    2408.07978): what it then proposes is what the target draws wherever the two agree well enough, and no draw of the
+    target's depends on it.
+
+    Attributes:
+        temperature: float32 [B].
+        levels: float32 [B, L, V], of the token drawn at the root, the one behind it, ... Tokens are drawn as
+            argmax(logits / temperature + levels[:, i]).
+    """
+
+    temperature: Tensor
+    levels: Tensor
+
+    def at(self, level: int) -> "Noise":
+        """Of one level, [B, V]."""
+        return Noise(self.temperature, self.levels[:, level])
+
+
 class Sampler:
     """Draws one token per node. The noise depends on (seed, absolute position, token id) only, so the output is that of
     plain decoding with the same seed, whatever the tree.
@@ -81,6 +102,7 @@ class Sampler:
             return torch.full((b,), value, dtype=dtype, device=device)
 
         self.temperature = per_sequence(rules.temperature if plain or not rules.temperature else 1.0)
+        self.draft_temperature = per_sequence(max(rules.temperature, COLDEST))
         self.seed = torch.tensor(_seeds(rules.seed, b), device=device)
         self.top_k = per_sequence(rules.top_k, torch.int32) if plain and rules.top_k else None
         self.top_p = per_sequence(rules.top_p) if plain and rules.top_p < 1 else None
@@ -98,13 +120,23 @@ class Sampler:
 
     def select(self, order: Tensor) -> None:
         """Goes on with these sequences, int64 [B']."""
-        for name in ("temperature", "seed", "top_k", "top_p", "penalty", "seen"):
+        for name in ("temperature", "draft_temperature", "seed", "top_k", "top_p", "penalty", "seen"):
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, value[order])
         if self._processors:
             rows = order.tolist()
             self._processors = [self._processors[row] for row in rows]
             self._sequences = [self._sequences[row] for row in rows]
+
+    def noise(self, length: Tensor, levels: int, vocab: int, id_map: Tensor | None = None) -> Noise | None:
+        """The noise of the next `levels` draws of each sequence; None where none is added (greedy decoding).
+
+        length: int64 [B], absolute position of the first of them. vocab: columns; id_map: int64 [V], their token ids.
+        """
+        if self.rules.temperature == 0:
+            return None
+        position = length[:, None] + torch.arange(levels, device=length.device)
+        return Noise(self.draft_temperature, sparrow_ext.gumbel_noise(self.seed, position, vocab, id_map))
 
     def see(self, tokens: Tensor) -> None:
         """Marks emitted tokens, int64 [B, T]; -1 pads."""

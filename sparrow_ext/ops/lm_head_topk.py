@@ -10,8 +10,10 @@ from sparrow_ext.ops import topk_lse as _topk
 
 
 @operator
-def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """topk_lse(h @ weight.T): the head's weights are streamed once and the logits are never written to memory.
+def lm_head_topk(
+    h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """topk_lse(h @ weight.T + bias): the head's weights are streamed once and the logits are never written to memory.
 
     Up to 64 rows (the product of h's leading dimensions) the logits are float32 sums, never rounded to the dtype, and a
     row's result has the same bits whatever the number of rows. More rows are taken 64 at a time or, where that is
@@ -23,6 +25,8 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
         weight: [V, E], the dtype of h; the last dimension dense.
         k: 1 <= k <= min(32, V).
         id_map: int64 [V], contiguous: the token id of each row of weight (a trimmed vocabulary); None = the row itself.
+        bias: float32 [B, V], or [1, V] for h of two dimensions, the last dimension dense: added to the logits in float32
+            (`gumbel_noise`; -inf takes a token out). None = nothing.
 
     Returns:
         logp: float32 [..., k], sorted (logit descending, then row of weight ascending).
@@ -40,11 +44,13 @@ def lm_head_topk(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None
         (tensor([[1, 0]]), tensor([[0.8808, 0.1192]]))
     """
     require_backend("lm_head_topk", h)
-    return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map)
+    return torch.ops.sparrow.lm_head_topk(h, weight, k, id_map, bias)
 
 
 @fake_kernel("lm_head_topk")
-def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     lead = h.shape[:-1]
     return (
         h.new_empty((*lead, k), dtype=torch.float32),
@@ -53,11 +59,15 @@ def _fake(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tu
     )
 
 
-def reference(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def reference(
+    h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in the dtype of the inputs (float64 for tests)."""
-    return _topk.reference(h @ weight.T, k, id_map)
+    return _topk.reference(h @ weight.T, k, id_map, bias)
 
 
-def eager(h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def eager(
+    h: Tensor, weight: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What a user would write: F.linear, then torch.logsumexp and torch.topk."""
-    return _topk.eager(F.linear(h, weight), k, id_map)
+    return _topk.eager(F.linear(h, weight), k, id_map, bias)

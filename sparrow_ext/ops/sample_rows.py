@@ -6,7 +6,7 @@ from torch import Tensor
 from sparrow_ext._arguments import fake_kernel, operator
 from sparrow_ext._library import require_backend
 
-STREAM = 0  # the last word of the Philox counter; a drafter that samples must use another one
+STREAM = 0  # the last word of the Philox counter; a drafter that draws with the target's noise has the same one
 
 
 @operator

@@ -10,7 +10,9 @@ MAX_K = 32
 
 
 @operator
-def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def topk_lse(
+    logits: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k log-probabilities and log-sum-exp of rows of logits, in one pass and without writing probabilities.
 
     Args:
@@ -18,6 +20,8 @@ def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tens
             Computed in float32.
         k: 1 <= k <= min(32, V).
         id_map: int64 [V], contiguous: the token id of each column (a trimmed vocabulary); None = the column itself.
+        bias: float32 [B, V], or [1, V] for logits of two dimensions, the last dimension dense: added to the logits in
+            float32 before all else (`gumbel_noise`; -inf takes a token out). None = nothing.
 
     Returns:
         logp: float32 [..., k], x - lse, in the order (logit descending, then column ascending).
@@ -39,11 +43,13 @@ def topk_lse(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tens
         (tensor([[1, 0]]), tensor([[0.8808, 0.1192]]), tensor([2.1269]))
     """
     require_backend("topk_lse", logits)
-    return torch.ops.sparrow.topk_lse(logits, k, id_map)
+    return torch.ops.sparrow.topk_lse(logits, k, id_map, bias)
 
 
 @fake_kernel("topk_lse")
-def _fake(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    logits: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     lead = logits.shape[:-1]
     return (
         logits.new_empty((*lead, k), dtype=torch.float32),
@@ -52,8 +58,11 @@ def _fake(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor,
     )
 
 
-def reference(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def reference(
+    logits: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The definition, in the dtype of the logits (float64 for tests)."""
+    logits = biased(logits, bias)
     x = logits.masked_fill(logits.isnan(), float("-inf"))
     order = torch.sort(x, dim=-1, descending=True, stable=True)
     value, ids = order.values[..., :k], order.indices[..., :k]
@@ -63,9 +72,16 @@ def reference(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Ten
     return logp, ids if id_map is None else id_map[ids], lse
 
 
-def eager(logits: Tensor, k: int, id_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def biased(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """logits [M, V] or [B, N, V], plus bias [1, V] or [B, V]."""
+    return logits if bias is None else logits + (bias[:, None] if logits.dim() == 3 else bias)
+
+
+def eager(
+    logits: Tensor, k: int, id_map: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """What a user would write: torch.logsumexp and torch.topk (ties in any order, NaN not handled)."""
-    x = logits.float()
+    x = biased(logits.float(), bias)
     lse = torch.logsumexp(x, dim=-1)
     top = torch.topk(x, k, dim=-1)
     return top.values - lse.unsqueeze(-1), top.indices if id_map is None else id_map[top.indices], lse

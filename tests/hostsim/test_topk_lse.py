@@ -9,7 +9,7 @@ NAN = float("nan")
 
 
 def check(sim, x, k, what="", id_map=None):
-    got, want, eager = sim.ops.topk_lse(x, k, id_map), op.reference(x.double(), k, id_map), op.eager(x, k, id_map)
+    got, want, eager = sim.ops.topk_lse(x, k, id_map, None), op.reference(x.double(), k, id_map), op.eager(x, k, id_map)
     assert torch.equal(got[1], want[1]) and torch.equal(got[1], op.topk_lse(x, k, id_map)[1]), f"{what}: ids"
     assert_close64(got[0], eager[0], want[0], f"{what}: logp")
     assert_close64(got[2], eager[2], want[2], f"{what}: lse")
@@ -44,12 +44,12 @@ def test_scales(sim, scale):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_strides_batches_and_id_map(sim, dtype):
     x, id_map = logits(6, 130, dtype), torch.randperm(1000)[:130]
-    flat = sim.ops.topk_lse(x, 5, id_map)
+    flat = sim.ops.topk_lse(x, 5, id_map, None)
     for view in (strided(x), x.view(2, 3, 130), strided(x.view(2, 3, 130)), torch.cat([x[:, :1], x], 1)[:, 1:]):
-        for got, want in zip(sim.ops.topk_lse(view, 5, id_map), flat, strict=True):
+        for got, want in zip(sim.ops.topk_lse(view, 5, id_map, None), flat, strict=True):
             assert torch.equal(got.flatten(0, -2 if got.dim() > want.dim() else 0).view_as(want), want)
     for row in (0, 5):
-        for got, want in zip(sim.ops.topk_lse(x[row : row + 1], 5, id_map), flat, strict=True):
+        for got, want in zip(sim.ops.topk_lse(x[row : row + 1], 5, id_map, None), flat, strict=True):
             assert torch.equal(got[0], want[row])
 
 
@@ -63,10 +63,24 @@ def test_special_values(sim, vocab, dtype):
     x[6, 3] = NAN
     x[7] = torch.finfo(dtype).min
     x[7, 20] = torch.finfo(dtype).max
-    got, want, cpu = sim.ops.topk_lse(x, 20, None), op.reference(x.double(), 20), op.topk_lse(x, 20)
+    got, want, cpu = sim.ops.topk_lse(x, 20, None, None), op.reference(x.double(), 20), op.topk_lse(x, 20)
     assert torch.equal(got[1], want[1]) and torch.equal(got[1], cpu[1])
     for value, expected in ((got[0], cpu[0]), (got[2], cpu[2])):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [33, 4095, 4097])
+def test_bias(sim, vocab, dtype):
+    x, wide = logits(6, vocab, dtype), logits(3, vocab + 5)
+    wide[1, vocab // 2 :] = -INF
+    bias = wide[:, :vocab]
+    got = sim.ops.topk_lse(x.view(3, 2, vocab), 5, None, bias)
+    want = sim.ops.topk_lse(x.float().view(3, 2, vocab) + bias[:, None], 5, None, None)
+    flat, alone = sim.ops.topk_lse(x, 5, None, bias[:1]), sim.ops.topk_lse(x.float() + bias[:1], 5, None, None)
+    for one, other in zip((*got[:2], *flat[:2]), (*want[:2], *alone[:2]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got[2], want[2], rtol=1e-6, atol=1e-6)
 
 
 def test_far_offsets(simulator):
@@ -77,7 +91,7 @@ def test_far_offsets(simulator):
 
 def test_empty_and_bad_arguments(simulator):
     for shape in [(0, 50), (0, 3, 50), (3, 0, 50)]:
-        logp, ids, lse = simulator.ops.topk_lse(torch.empty(shape), 4, None)
+        logp, ids, lse = simulator.ops.topk_lse(torch.empty(shape), 4, None, None)
         assert logp.shape == ids.shape == (*shape[:-1], 4) and lse.shape == shape[:-1]
     with pytest.raises(RuntimeError, match="topk_lse: k must lie in"):
-        simulator.ops.topk_lse(torch.zeros(2, 50), 33, None)
+        simulator.ops.topk_lse(torch.zeros(2, 50), 33, None, None)

@@ -117,6 +117,29 @@ def test_nan_and_infinite_logits_follow_topk_lse():
     assert got[2][2] == -INF and bool((got[0][2] == -INF).all()) and got[1][2].tolist() == list(range(6))
 
 
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 2, 9, 33, 65])
+def test_bias(m, dtype, isa):
+    """One for each sequence, beyond 64 rows and across its calls, too; -inf takes a token out."""
+    h, weight = inputs(3 * m, dtype, vocab=1100)
+    h, wide = h.view(3, m, 70), torch.randn(3, 1105, generator=torch.Generator().manual_seed(0)) * 4
+    wide[1, 550:] = -INF
+    bias = wide[:, :1100]
+    with cpu_isa(isa):
+        got, flat = op.lm_head_topk(h, weight, 5, None, bias), op.lm_head_topk(h[2], weight, 5, None, bias[2:])
+    want = op.reference(h.double(), weight.double(), 5, None, bias.double())
+    eager = op.eager(h, weight, 5, None, bias)
+    for i in (0, 2):
+        assert_close64(got[i], eager[i], want[i])
+        if m <= 64:
+            assert_close64(flat[i], eager[i][2], want[i][2])
+    assert int(got[1][1].max()) < 550
+    exact = h.double() @ weight.double().T + bias.double()[:, None]
+    apart = (exact.gather(-1, got[1]) - exact.topk(5).values).abs().max()
+    assert float(apart) <= (1e-6 if 3 * m <= 64 else 2 * torch.finfo(dtype).eps) * float(exact[[0, 2]].abs().max())
+
+
 @pytest.mark.parametrize("shape", [(0, 70), (0, 3, 70), (3, 0, 70)])
 def test_empty(shape):
     logp, ids, lse = op.lm_head_topk(torch.empty(shape), torch.zeros(50, 70), 4)
@@ -136,6 +159,8 @@ def test_empty(shape):
         ((torch.zeros(2, 50), torch.zeros(90, 50), 33), "k must lie in"),
         ((torch.zeros(2, 50), torch.zeros(20, 50), 21), "k must lie in"),
         ((torch.zeros(2, 50), torch.zeros(90, 50), 3, torch.zeros(50, dtype=torch.int64)), "of id_map must be 90"),
+        ((torch.zeros(2, 50), torch.zeros(90, 50), 3, None, torch.zeros(2, 90)), "dimension 0 of bias must be 1"),
+        ((torch.zeros(2, 1, 50), torch.zeros(90, 50), 3, None, torch.zeros(2, 50)), "dimension 1 of bias must be 90"),
     ],
 )
 def test_bad_arguments_raise(args, message):
@@ -146,6 +171,6 @@ def test_bad_arguments_raise(args, message):
 def test_opcheck_and_compile():
     h, weight = inputs(6)
     h = h.view(2, 3, 70)
-    torch.library.opcheck(torch.ops.sparrow.lm_head_topk, (h, weight, 4, torch.arange(2500)))
+    torch.library.opcheck(torch.ops.sparrow.lm_head_topk, (h, weight, 4, torch.arange(2500), torch.zeros(2, 2500)))
     for got, want in zip(compiled(op.lm_head_topk, h, weight, 4), op.lm_head_topk(h, weight, 4), strict=True):
         assert torch.equal(got, want)

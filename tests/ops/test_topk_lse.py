@@ -140,6 +140,23 @@ def test_id_map():
     assert torch.equal(op.topk_lse(x, 7, id_map)[1], id_map[op.topk_lse(x, 7)[1]])
 
 
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 31, 65, 511, 513, 8193])
+def test_bias(vocab, dtype, isa):
+    """Added in float32, one for each sequence; of a wider buffer's rows, too; -inf takes a token out."""
+    x, wide = logits(6, vocab, dtype), logits(3, vocab + 5)
+    wide[1, vocab // 2 :] = -INF
+    k, bias = min(5, vocab), wide[:, :vocab]
+    whole = x.float().view(3, 2, vocab) + bias[:, None]
+    with cpu_isa(isa):
+        got, want = op.topk_lse(x.view(3, 2, vocab), k, None, bias), op.topk_lse(whole, k)
+        flat = op.topk_lse(x, k, None, bias[:1])
+        for one, other in zip((*got, *flat), (*want, *op.topk_lse(x.float() + bias[:1], k)), strict=True):
+            assert torch.equal(one, other)
+    assert torch.equal(got[1], op.reference(x.view(3, 2, vocab).float(), k, None, bias)[1])
+
+
 @pytest.mark.parametrize("shape", [(0, 50), (0, 3, 50), (3, 0, 50)])
 def test_empty(shape):
     logp, ids, lse = op.topk_lse(torch.empty(shape), 4)
@@ -166,6 +183,12 @@ def test_far_offsets():
         ((torch.zeros(2, 20), 21), "k must lie in"),
         ((torch.zeros(2, 50), 3, torch.zeros(49, dtype=torch.int64)), "dimension 0 of id_map must be 50"),
         ((torch.zeros(2, 50), 3, torch.zeros(50, dtype=torch.int32)), "id_map must be int64"),
+        ((torch.zeros(2, 50), 3, None, torch.zeros(50)), "bias must have 2 dimensions"),
+        ((torch.zeros(2, 50), 3, None, torch.zeros(2, 50)), "dimension 0 of bias must be 1"),
+        ((torch.zeros(2, 1, 50), 3, None, torch.zeros(1, 50)), r"dimension 0 of bias must be 2 \(B\)"),
+        ((torch.zeros(2, 50), 3, None, torch.zeros(1, 49)), r"dimension 1 of bias must be 50 \(V\)"),
+        ((torch.zeros(2, 50), 3, None, torch.zeros(1, 50).half()), "bias must be float32, got float16"),
+        ((torch.zeros(2, 50), 3, None, torch.zeros(1, 100)[:, ::2]), "bias must be dense in its last dimension"),
     ],
 )
 def test_bad_arguments_raise(args, message):
@@ -175,6 +198,6 @@ def test_bad_arguments_raise(args, message):
 
 def test_opcheck_and_compile():
     x = logits(6, 100).view(2, 3, 100)
-    torch.library.opcheck(torch.ops.sparrow.topk_lse, (x, 4, torch.arange(100)))
+    torch.library.opcheck(torch.ops.sparrow.topk_lse, (x, 4, torch.arange(100), torch.zeros(2, 100)))
     for got, want in zip(compiled(op.topk_lse, x, 4), op.topk_lse(x, 4), strict=True):
         assert torch.equal(got, want)

@@ -11,6 +11,7 @@ from torch import Tensor
 import sparrow_ext
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import DecodeState, Drafter, Pending, Prompt
+from sparrow.sampling import Noise
 from sparrow.targets.adapter import Target
 from sparrow.tree import MAX_NODES, DraftTree, TreeConfig
 
@@ -122,6 +123,7 @@ def grow(
     cache: DraftCache,
     shape: TreeConfig,
     error: Tensor | None = None,
+    noise: Noise | None = None,
 ) -> DraftTree:
     """The dynamic tree below `root`: every level expands the best `width` nodes, then all candidates are re-ranked.
 
@@ -132,6 +134,7 @@ def grow(
         cache: tree rows are written behind its text rows and forgotten.
         shape: the tree's size.
         error: the operators' error word.
+        noise: of the target's draws at each level; None: it decodes greedily, or nobody knows.
     """
     b, device = root.shape[0], root.device
     width = min(shape.width, drafter.num_draft_tokens)
@@ -145,7 +148,7 @@ def grow(
         torch.full((b, candidates), -1, dtype=torch.int32, device=device),
     )
     for level in range(shape.depth):
-        logp, ids = drafter.propose(out, width)
+        logp, ids = drafter.propose(out, width, None if noise is None else noise.at(level))
         tokens, rows, score, index, anc = sparrow_ext.tree_expand(
             logp, ids, score, index, anc, level, width, *history, error=error
         )
@@ -247,7 +250,13 @@ class TextDrafter(Drafter[TextDraft]):
         out, position = catch_up(self.drafter, draft.all_pending(), draft.cache, state.error)
         if shape.nodes == 1:
             return root_alone(state)
-        return grow(self.drafter, state.root, out, position, draft.cache, shape, state.error)
+        noise = self.noise(state, shape)
+        return grow(self.drafter, state.root, out, position, draft.cache, shape, state.error, noise)
+
+    def noise(self, state: DecodeState[TextDraft], shape: TreeConfig) -> Noise | None:
+        """Of the draws that the target will make on a tree of this shape."""
+        own = self.drafter
+        return state.sampler.noise(state.length, shape.depth, own.num_draft_tokens, own.id_map)
 
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
         draft.pending = accepted

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sparrow_ext
 from sparrow.drafters.config import DrafterConfig
+from sparrow.sampling import Noise
 
 
 class Tables(NamedTuple):
@@ -110,14 +111,28 @@ class Vocabulary(nn.Module):
         all_logits = self.tables.head(inputs)
         return all_logits[..., self.draft_vocab_ids] if self.config.draft_vocab else all_logits
 
-    def propose(self, out: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k]."""
-        id_map = self.draft_vocab_ids if self.config.draft_vocab else None
-        rows = self.draft_rows
+    @property
+    def id_map(self) -> Tensor | None:
+        """int64 [Vd], the token of each row of the draft vocabulary; None where it is the target's vocabulary."""
+        return self.draft_vocab_ids if self.config.draft_vocab else None
+
+    def propose(self, out: Tensor, k: int, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k].
+
+        With noise ([B, Vd], out [B, N, E]) the k largest of logits / temperature + noise, and the log-softmax of these
+        sums: how probable it is that the target draws the token with that noise, if its logits are the drafter's up to
+        an error that is itself of Gumbel's kind.
+        """
+        inputs, rows, bias = self.head_input(out), self.draft_rows, None
+        if noise is not None:
+            warm, bias = noise.temperature[:, None, None].to(inputs.dtype), noise.levels
         if rows is not None:
-            logp, ids, _ = sparrow_ext.lm_head_topk(self.head_input(out), rows, k, id_map)
+            inputs = inputs if noise is None else inputs / warm
+            logp, ids, _ = sparrow_ext.lm_head_topk(inputs, rows, k, self.id_map, bias)
         else:
-            logp, ids, _ = sparrow_ext.topk_lse(self.logits(out), k, id_map)
+            logits = self.logits_of(inputs)
+            logits = logits if noise is None else logits / warm
+            logp, ids, _ = sparrow_ext.topk_lse(logits, k, self.id_map, bias)
         return logp, ids
 
     # ---- sizes known from the weights only ----

@@ -20,14 +20,18 @@ import sparrow_ext
 from sparrow.decoding.generate import generate
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.drafters.protocol import Pending, Prompt
+from sparrow.drafters.protocol import DecodeState, Pending, Prompt
 from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_rows
 from sparrow.drafters.visual import prompt_cache, state_before
 from sparrow.evaluation.questions import sampling
 from sparrow.files import write_tensors
+from sparrow.sampling import Sampler, SamplingRules
 from sparrow.targets.adapter import Layers
 from sparrow.targets.prefilling import Prefill
-from sparrow.tree import TreeConfig
+from sparrow.tree import DraftTree, TreeConfig
+
+
+FORMAT = 2  # of the files; 1 had no temperature and seed
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Tape:
         prompt_positions: int64 [T], the target's position ids.
         is_text: bool [P], the prompt.
         visual: [V, E], the states of the drafter's seen_layer at visual tokens; [0, E] for drafters that see no video.
+        temperature, seed: float64 [1] and int64 [1], by which the tokens were drawn.
         visual_before: [V, E], the states before each visual token, for drafters with visual=states; else empty.
     """
 
@@ -52,6 +57,8 @@ class Tape:
     prompt_positions: Tensor
     is_text: Tensor
     visual: Tensor
+    temperature: Tensor
+    seed: Tensor
     visual_before: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -61,6 +68,7 @@ class Recorder(NoDrafter):
     def __init__(self, hidden_layer: Layers, visual_layer: int | None):
         self.hidden_layer, self.visual_layer = hidden_layer, visual_layer
         self.rows: list[Tensor] = []
+        self.temperature = 0.0
         self.prompt: Pending | None = None
         self.is_text = self.visual = self.before = torch.empty(0)
 
@@ -80,7 +88,11 @@ class Recorder(NoDrafter):
     def accept(self, draft: None, accepted: Pending) -> None:
         self.rows.append(accepted.hidden.clone())
 
-    def tape(self, tokens: Tensor) -> Tape:
+    def draft(self, state: DecodeState[None], shape: TreeConfig) -> DraftTree:
+        self.temperature = state.sampler.rules.temperature
+        return super().draft(state, shape)
+
+    def tape(self, tokens: Tensor, seed: int) -> Tape:
         """The tape of the run; tokens int64 [n]."""
         first = self.prompt
         assert first is not None
@@ -88,7 +100,9 @@ class Recorder(NoDrafter):
         states = torch.where(before[:, None] >= 0, first.hidden[before.clamp(min=0)], 0)
         rows = self.rows[:-1]  # nothing is drafted behind the last round
         hidden = torch.cat(rows) if rows else states.new_empty(0, states.shape[1])
-        return Tape(tokens, hidden, first.tokens[0], states, first.positions[0], self.is_text, self.visual, self.before)
+        prompt = first.tokens[0], states, first.positions[0], self.is_text, self.visual
+        drawn = torch.tensor([self.temperature], dtype=torch.float64), torch.tensor([seed])
+        return Tape(tokens, hidden, *prompt, *drawn, self.before)
 
 
 def record(
@@ -102,7 +116,7 @@ def record(
     """Decodes plainly and keeps tokens and states, and what drafters see of the video where asked; batch 1."""
     recorder = Recorder(hidden_layer, visual_layer)
     out = generate(model, recorder, **inputs, **options, seed=seed)
-    return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :])
+    return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :], seed)
 
 
 @torch.no_grad()
@@ -117,9 +131,12 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
     cache, pending = _begin(tape, drafter)
     known = torch.cat([tokens, tokens.new_full((shape.max_path + 1,), -1)])  # behind the end nothing is accepted
     start, at, emitted = tape.prompt_positions[-1], 0, []
+    vocab, length = drafter.num_draft_tokens, len(tape.is_text) + torch.ones(1, dtype=torch.int64, device=device)
+    sampler = Sampler(SamplingRules(float(tape.temperature), seed=int(tape.seed)), tokens[None, :1], vocab)
     while at < n - 1:
         out, position = catch_up(drafter, pending, cache)
-        tree = grow(drafter, tokens[at : at + 1], out, position, cache, shape)
+        noise = sampler.noise(length + at, shape.depth, vocab, drafter.id_map)
+        tree = grow(drafter, tokens[at : at + 1], out, position, cache, shape, noise=noise)
         chosen = known[(at + 1 + tree.depth).clamp(max=len(known) - 1)]
         num_path, _, _ = sparrow_ext.tree_accept(
             tree.tokens, tree.parent, chosen, tree.num_nodes, max_path=shape.max_path
@@ -191,7 +208,7 @@ class Tapes:
 
     def __init__(self, folder: pathlib.Path, model: Any, seed: int, max_new_tokens: int):
         kind = str(model.dtype).removeprefix("torch.")
-        self.folder, self.model = folder / f"{model_hash(model)}-{kind}", model
+        self.folder, self.model = folder / f"{model_hash(model)}-{kind}-{FORMAT}", model
         self.seed, self.max_new_tokens = seed, max_new_tokens
 
     def name(self, key: Key, config: DrafterConfig) -> str:

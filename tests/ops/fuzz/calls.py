@@ -12,6 +12,7 @@ from sparrow_ext.ops import (
     argmax_rows,
     draft_attention,
     gather_rows,
+    gumbel_noise,
     hsr_project,
     kv_commit,
     lm_head_topk,
@@ -141,18 +142,38 @@ def _silu_mul(draw: Draw) -> Call:
     return Call("silu_mul", {"gate": gate, "up": up}, lambda got: assert_close64(got, eager, exact))
 
 
-def _topk(draw: Draw, vocab: int) -> dict[str, object]:
-    return {"k": draw.integer(1, min(32, vocab)), "id_map": torch.arange(vocab) * 3 + 1 if draw.flag() else None}
+def _topk(draw: Draw, rows: list[int], vocab: int) -> dict[str, object]:
+    """For [*rows, vocab] logits."""
+    id_map = torch.arange(vocab) * 3 + 1 if draw.flag() else None
+    bias = None
+    if draw.flag():
+        bias = draw.layout(torch.randn(rows[0] if len(rows) > 1 else 1, vocab, generator=draw.generator()) * 4)
+    return {"k": draw.integer(1, min(32, vocab)), "id_map": id_map, "bias": bias}
+
+
+def _gumbel_noise(draw: Draw) -> Call:
+    vocab, batch, positions, g = draw.integer(1, 3000), draw.integer(0, 3), draw.integer(0, 4), draw.generator()
+    ends = torch.iinfo(torch.int64)
+    seed, position = (torch.randint(ends.min, ends.max, s, generator=g) for s in ((batch,), (batch, positions)))
+    id_map = torch.randperm(4 * vocab, generator=g)[:vocab] if draw.flag() else None
+    arguments = {"seed": seed, "position": position, "vocab": vocab, "id_map": id_map}
+
+    def check(got) -> None:
+        assert bool(((got - gumbel_noise.reference(**arguments)).abs() < 1e-6).all())
+
+    return Call("gumbel_noise", arguments, check)
 
 
 def _topk_lse(draw: Draw) -> Call:
     vocab = draw.integer(1, 9000)
-    x = draw.layout(logits(draw, *lead(draw), vocab).to(draw.dtype()))
-    rest = _topk(draw, vocab)
+    rows = lead(draw)
+    x = draw.layout(logits(draw, *rows, vocab).to(draw.dtype()))
+    rest = _topk(draw, rows, vocab)
 
     def check(got) -> None:
-        logp, ids, lse = topk_lse.reference(x.double(), **rest)
-        eager = topk_lse.eager(x.nan_to_num(-torch.inf, torch.inf, -torch.inf), **rest)
+        plain, sums = {**rest, "bias": None}, topk_lse.biased(x.float(), rest["bias"])  # added in float32
+        logp, ids, lse = topk_lse.reference(sums.double(), **plain)
+        eager = topk_lse.eager(sums.nan_to_num(-torch.inf, torch.inf, -torch.inf), **plain)
         equal(got[1], ids, "ids")
         assert_close64(got[0], torch.where(eager[0].isfinite(), eager[0], logp.float()), logp, "logp")
         assert_close64(got[2], torch.where(eager[2].isfinite(), eager[2], lse.float()), lse, "lse")
@@ -165,7 +186,7 @@ def _lm_head_topk(draw: Draw) -> Call:
     rows = lead(draw, draw.choice([5, 70]))
     h = draw.layout(torch.randn(*rows, width, generator=g).to(dtype))
     weight = draw.layout(torch.randn(vocab, width, generator=g).to(dtype))
-    rest = _topk(draw, vocab)
+    rest = _topk(draw, rows, vocab)
 
     def check(got) -> None:
         plain = {**rest, "id_map": None}
@@ -178,7 +199,7 @@ def _lm_head_topk(draw: Draw) -> Call:
         if got[1].numel() == 0:
             return
         chosen = got[1] if rest["id_map"] is None else (got[1] - 1) // 3
-        exact = h.double() @ weight.double().T
+        exact = topk_lse.biased(h.double() @ weight.double().T, rest["bias"])
         # Up to 64 rows logits are float32 sums; beyond, the library may round them to the dtype.
         eps = 1e-6 if rows and torch.Size(rows).numel() <= 64 else 2 * torch.finfo(dtype).eps
         apart = (exact.gather(-1, chosen) - exact.topk(chosen.shape[-1]).values).abs()
