@@ -11,6 +11,7 @@ from sparrow_ext.ops import (
     add_rms_norm,
     argmax_rows,
     gather_rows,
+    gumbel_noise,
     repetition_penalty,
     rope_append,
     silu_mul,
@@ -52,6 +53,14 @@ def _add_norm(s: Sizes, device: torch.device, copies: int) -> Work:
     rows = [torch.randn(2, 1, 31, s.hidden, device=device).bfloat16() for _ in range(copies)]
     work = Work([lambda x=x: sparrow_ext.add_rms_norm(x[0], weight, 1e-6, x[1]) for x in rows], 2 * rows[0].nbytes)
     work.peers["eager"] = [lambda x=x: add_rms_norm.eager(x[0], weight, 1e-6, x[1]) for x in rows]
+    return work
+
+
+@case("gumbel_noise", "5 x {s.vocab}")
+def _noise(s: Sizes, device: torch.device, copies: int) -> Work:
+    seed, position = torch.zeros(1, dtype=torch.int64, device=device), torch.arange(5, device=device)[None]
+    work = Work([lambda: sparrow_ext.gumbel_noise(seed, position, s.vocab)], 5 * 4 * s.vocab, same=False)
+    work.peers["eager"] = [lambda: gumbel_noise.eager(seed, position, s.vocab)]
     return work
 
 

@@ -81,6 +81,10 @@ class Noise(NamedTuple):
         """Of one level, [B, V]."""
         return Noise(self.temperature, self.levels[:, level])
 
+    def weighted(self, weight: float) -> "Noise":
+        """So much of it, in place."""
+        return Noise(self.temperature, self.levels.mul_(weight))
+
 
 class Sampler:
     """Draws one token per node. The noise depends on (seed, absolute position, token id) only, so the output is that of

@@ -79,8 +79,8 @@ def test_bias(sim, vocab, dtype):
     want = sim.ops.topk_lse(x.float().view(3, 2, vocab) + bias[:, None], 5, None, None)
     flat, alone = sim.ops.topk_lse(x, 5, None, bias[:1]), sim.ops.topk_lse(x.float() + bias[:1], 5, None, None)
     for one, other in zip((*got[:2], *flat[:2]), (*want[:2], *alone[:2]), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(got[2], want[2], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[2], want[2], rtol=1e-5, atol=1e-5)
 
 
 def test_far_offsets(simulator):

@@ -21,7 +21,7 @@ from sparrow.decoding.generate import generate
 from sparrow.drafters.config import DrafterConfig
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.drafters.protocol import DecodeState, Pending, Prompt
-from sparrow.drafters.text import DraftCache, NoDrafter, catch_up, grow, text_rows
+from sparrow.drafters.text import NOISE_WEIGHT, DraftCache, NoDrafter, catch_up, grow, noise_for, text_rows
 from sparrow.drafters.visual import prompt_cache, state_before
 from sparrow.evaluation.questions import sampling
 from sparrow.files import write_tensors
@@ -120,10 +120,10 @@ def record(
 
 
 @torch.no_grad()
-def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
+def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig, weight: float = NOISE_WEIGHT) -> list[int]:
     """Tokens emitted per round, as the live loop would emit them with this drafter and tree.
 
-    The drafter is bound to its target; drafting is the loop's own code, only the target's choices come from the tape.
+    weight: of the target's noise in the drafts; 0: as of a drafter that does not know it. The drafter is bound to its target; drafting is the loop's own code, only the target's choices come from the tape.
     """
     device = drafter.weight.device
     tape = Tape(**{name: value.to(device) for name, value in vars(tape).items()})
@@ -131,11 +131,12 @@ def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig) -> list[int]:
     cache, pending = _begin(tape, drafter)
     known = torch.cat([tokens, tokens.new_full((shape.max_path + 1,), -1)])  # behind the end nothing is accepted
     start, at, emitted = tape.prompt_positions[-1], 0, []
-    vocab, length = drafter.num_draft_tokens, len(tape.is_text) + torch.ones(1, dtype=torch.int64, device=device)
-    sampler = Sampler(SamplingRules(float(tape.temperature), seed=int(tape.seed)), tokens[None, :1], vocab)
+    rules = SamplingRules(float(tape.temperature), seed=int(tape.seed))
+    sampler = Sampler(rules, tokens[None, :1], drafter.num_draft_tokens)
+    length = len(tape.is_text) + torch.ones(1, dtype=torch.int64, device=device)
     while at < n - 1:
         out, position = catch_up(drafter, pending, cache)
-        noise = sampler.noise(length + at, shape.depth, vocab, drafter.id_map)
+        noise = noise_for(drafter, sampler, length + at, shape, weight) if weight else None
         tree = grow(drafter, tokens[at : at + 1], out, position, cache, shape, noise=noise)
         chosen = known[(at + 1 + tree.depth).clamp(max=len(known) - 1)]
         num_path, _, _ = sparrow_ext.tree_accept(
