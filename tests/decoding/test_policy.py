@@ -10,7 +10,19 @@ import torch
 import sparrow
 from sparrow.decoding import policy as module
 from sparrow.decoding import runner
-from sparrow.decoding.policy import EVERY, LONGEST_WAIT, MENU, PLAIN, SURE, TRIES, Costs, Policy, costs_of, expected
+from sparrow.decoding.policy import (
+    EVERY,
+    LONGEST_WAIT,
+    MENU,
+    PLAIN,
+    SURE,
+    TRIES,
+    UNTRIED,
+    Costs,
+    Policy,
+    costs_of,
+    expected,
+)
 from sparrow.drafters.protocol import Pending
 from sparrow.drafters.text import TextDrafter
 from sparrow.targets.adapter import Target
@@ -115,7 +127,7 @@ def test_a_few_poor_drafts_are_no_verdict():
     for share, first in ((0.85, MENU[0]), (0.5, PLAIN)):
         costs = Costs()
         costs.drafted(MENU[0], [1.0, 1.0], 2)
-        costs.foretells(1.0, {MENU[0]: [0.3, 0.0]})
+        costs.foretells(MENU[0], {MENU[0]: [0.3, 0.0]}, 1.0, 1.0)
         for _ in range(SURE):
             costs.saw(PLAIN, 0.0, 1.0)
             costs.saw(MENU[0], 0.0, 1.3 / share)
@@ -123,6 +135,55 @@ def test_a_few_poor_drafts_are_no_verdict():
         assert policy.best() == first
         policy._drafts = TRIES
         assert policy.best() == PLAIN
+
+
+CHAIN, BUSH, WIDE = (TreeConfig.parse(text) for text in ("3-3-1", "7-3-3", "15-4-6"))
+
+
+def test_a_narrow_draft_says_nothing_against_wider_trees():
+    """A chain shows its own nodes; what wider trees add to it is what they added when they were last drafted."""
+    costs = Costs()
+    costs.foretells(WIDE, {CHAIN: [0.6, 0.4, 0.2], BUSH: [0.8, 0.7, 0.6], WIDE: [0.9, 0.8, 0.7, 0.6]}, 1.0, 1.0)
+    shown = {CHAIN: [0.4, 0.2, 0.0], BUSH: [0.4, 0.2, 0.0], WIDE: [0.4, 0.2, 0.0, 0.0]}
+    costs.foretells(CHAIN, shown, 1.0, 1.0)
+    assert costs.gains[CHAIN] == [0.4, 0.2, 0.0]
+    assert costs.gains[BUSH] == pytest.approx([0.7, 0.6, 0.5])  # 0.4 + 0.5 of 0.6, ...
+    assert costs.gains[WIDE] == pytest.approx([0.4 + 0.6 * 0.75, 0.2 + 0.8 * 2 / 3, 0.5 / 0.8, 0.5 / 0.9])
+    costs.foretells(BUSH, {CHAIN: [0.4, 0.2, 0.0], BUSH: [0.4, 0.2, 0.0], WIDE: shown[WIDE]}, 1.0, 1.0)
+    costs.foretells(CHAIN, shown, 1.0, 1.0)
+    assert costs.gains[BUSH] == [0.4, 0.2, 0.0]  # it showed that it adds nothing here
+    new = Costs()
+    new.foretells(CHAIN, shown, 1.0, 1.0)  # nothing is known of wider ones: they have at least what the chain has
+    assert new.gains[BUSH] == [0.4, 0.2, 0.0]
+
+
+def test_it_does_not_stay_with_a_chain_where_a_bush_of_the_same_cost_gives_more():
+    """The first drafts are wide; then the chain's are all that is seen."""
+    costs = Costs()
+    for shape, draft, rest in ((PLAIN, 0.0, 1.0), (CHAIN, 0.2, 1.3), (BUSH, 0.2, 1.4), (WIDE, 0.3, 2.5)):
+        for _ in range(SURE):
+            costs.saw(shape, draft, rest)
+    costs.drafted(WIDE, [1.0] * 4, 4)
+    costs.foretells(WIDE, {CHAIN: [0.6, 0.4, 0.3], BUSH: [0.8, 0.7, 0.6], WIDE: [0.8, 0.7, 0.6, 0.5]}, 1.0, 1.0)
+    policy = Policy(costs, menu=(CHAIN, BUSH, WIDE), shape=CHAIN)
+    assert policy.best() == BUSH
+    for _ in range(20):
+        costs.drafted(CHAIN, [0.6, 0.4, 0.3], 1)
+        costs.foretells(CHAIN, {tree: [0.6, 0.4, 0.3, 0.2][: tree.depth] for tree in policy.menu}, 0.15, 0.3)
+    assert policy.best() == BUSH
+
+
+def test_a_size_that_has_hardly_run_is_given_the_benefit_of_the_doubt():
+    costs = Costs()
+    costs.saw(PLAIN, 0.0, 1.0)
+    costs.saw(BUSH, 0.3, 1.7)
+    costs.saw(BUSH, 0.3, 1.7)
+    assert costs.seconds(BUSH) == pytest.approx(2.0)
+    between = TreeConfig.parse("3-3-1")  # four rows, between one and eight
+    assert costs.seconds(between) == pytest.approx(UNTRIED * (1.3 + 0.3))
+    for _ in range(SURE):
+        costs.saw(between, 0.3, 1.3)
+    assert costs.seconds(between) == pytest.approx(1.6)
 
 
 def test_a_choice_is_a_function_of_the_numbers():
@@ -184,11 +245,11 @@ def test_costs_between_and_beyond_what_ran():
     costs = Costs()
     for _ in range(SURE):
         costs.saw(PLAIN, 0.0, 1.0)
-    assert costs.seconds(TreeConfig(10, 2, 4)) == pytest.approx(1.3 + 2 * 0.12)
+    assert costs.seconds(TreeConfig(10, 2, 4)) == pytest.approx(UNTRIED * (1.3 + 2 * 0.12))
     for _ in range(SURE):
         costs.saw(TreeConfig(20, 4, 5), 2.0, 2.0)
-    assert costs.seconds(TreeConfig(10, 2, 5)) == pytest.approx(1.5 + 2 * 0.5)
-    assert costs.seconds(TreeConfig(40, 4, 5)) == pytest.approx(3.0 + 2.0)
+    assert costs.seconds(TreeConfig(10, 2, 5)) == pytest.approx(UNTRIED * (1.5 + 2 * 0.5))
+    assert costs.seconds(TreeConfig(40, 4, 5)) == pytest.approx(UNTRIED * (3.0 + 2.0))
     assert costs.seconds(PLAIN) == 1.0
 
 
@@ -388,7 +449,7 @@ def test_a_new_length_begins_with_what_the_nearest_one_knows_of_the_drafter(tiny
     for context, said, drafter in ((100, 0.25, "a"), (1000, 0.5, "a"), (60, 1.0, "b")):
         costs = costs_of(model, drafter, context)
         costs.saw(tree, 3.0 * said, 1.0)
-        costs.foretells(1.0, {tree: [said, said, said]})
+        costs.foretells(tree, {tree: [said, said, said]}, 1.0, 1.0)
     new = costs_of(model, "a", 60)
     assert new.gains[tree] == [0.25] * 3 and not new.measured
     new.saw(tree, 9.0, 9.0)

@@ -33,8 +33,11 @@ FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried 
 REMEMBERS, FORGETS = 0.98, 0.97  # what a round foretold and what came fade so much per round; of trees that do not run
 TRIES, HOPE = 8, 0.8  # the first drafts, in which a tree that is expected at this share of plain speed is drafted
 CLEARLY = 0.95  # the same share later
+ADDS = 0.3  # weight of a draft in what wider trees add to narrower ones
+LEFT = 1e-3  # a tree leaves no smaller chance to wider ones
 PRIOR = 2.0  # acceptances foretold, after which a tree's own rounds count as much as those of all
 SURE = 2  # rounds of a size before its measured cost alone counts
+UNTRIED = 0.95  # before that, a round of a tree counts as so much of what it is guessed to cost
 ROW = 0.03  # what a further row adds to a verify pass of one row, before anything is measured
 LEVEL = 0.12  # what a level of drafting costs, in verify passes of one row, before anything is measured
 
@@ -51,12 +54,15 @@ class Costs:
             older ones count less. How right it is is its own affair, not the text's: later generations begin with it.
         gains: by tree and level, what a draft of the last rounds foretells, before that correction; a generation begins
             with those of the one before.
+        shown: by tree, what the drafts that show it foretell of it and of all narrower ones. Where a narrower one is
+            drafted, which shows its own nodes only, a wider one has in addition what it added to that one here.
     """
 
     def __init__(self) -> None:
         self.said: dict[TreeConfig, list[float]] = {}
         self.kept: dict[TreeConfig, list[float]] = {}
         self.gains: dict[TreeConfig, list[float]] = {}
+        self.shown: dict[TreeConfig, dict[TreeConfig, list[float]]] = {}
         self._verify: dict[int, deque[float]] = {}
         self._level: dict[int, deque[float]] = {}  # per width: seconds of one level
 
@@ -90,11 +96,30 @@ class Costs:
         gains = self.gains.get(shape, ())
         return 1.0 + sum(min(1.0, gain * self.right(shape, level)) for level, gain in enumerate(gains))
 
-    def foretells(self, new: float, gains: dict[TreeConfig, list[float]]) -> None:
-        """What a draft foretells of every tree; `new`: its weight beside what those before foretold."""
+    def foretells(self, drafted: TreeConfig, gains: dict[TreeConfig, list[float]], new: float, add: float) -> None:
+        """What drafts of one tree foretell of every tree.
+
+        new: their weight beside what those before foretold; add: the same, of `shown`.
+        """
+        for wide in gains:
+            if 1 < wide.width <= drafted.width:
+                known = self.shown.setdefault(wide, {})
+                for shape, levels in gains.items():
+                    if shape.width <= wide.width:
+                        known[shape] = _towards(known.get(shape, levels), levels, add)
         for shape, levels in gains.items():
-            before = self.gains.get(shape, levels)
-            self.gains[shape] = [old + new * (gain - old) for old, gain in zip(before, levels, strict=True)]
+            if shape.width > drafted.width and drafted in self.shown.get(shape, ()):
+                levels = self._filled(shape, drafted, levels)
+            self.gains[shape] = _towards(self.gains.get(shape, levels), levels, new)
+
+    def _filled(self, wide: TreeConfig, narrow: TreeConfig, levels: list[float]) -> list[float]:
+        """The wider tree's levels, of which the narrower one's draft shows its own part: of the chance that this one
+        leaves, the share that the wider one had where it was shown.
+        """
+        known = self.shown[wide]
+        below = _deeper(list(known[narrow]), wide)
+        shares = [(w - n) / max(LEFT, 1 - n) for w, n in zip(known[wide], below, strict=False)]
+        return [min(1.0, max(0.0, x + share * (1 - x))) for x, share in zip(levels, shares, strict=True)]
 
     def drafted(self, shape: TreeConfig, foretold: Sequence[float], accepted: int) -> None:
         """A round of `shape` foretold so much of each level, and `accepted` levels came."""
@@ -116,13 +141,20 @@ class Costs:
         return len(self._verify.get(shape.nodes, ())) >= SURE
 
     def seconds(self, shape: TreeConfig) -> float:
-        """Of a round of `shape`, once any round has been measured."""
+        """Of a round of `shape`, once any round has been measured; a little less than is likely of a tree whose size
+        has hardly run, so that it is tried where it might be the best.
+        """
         verify = _estimate(self._verify, shape.nodes, _between)
         if shape.nodes == 1:
             return verify
+        hope = 1.0 if self.sure(shape) else UNTRIED
         if not self._level:
-            return verify + shape.depth * LEVEL * _estimate(self._verify, 1, _between)
-        return verify + shape.depth * _estimate(self._level, shape.width, _nearest)
+            return hope * (verify + shape.depth * LEVEL * _estimate(self._verify, 1, _between))
+        return hope * (verify + shape.depth * _estimate(self._level, shape.width, _nearest))
+
+
+def _towards(old: list[float], new: list[float], weight: float) -> list[float]:
+    return [a + weight * (b - a) for a, b in zip(old, new, strict=True)]
 
 
 def _estimate(measured: dict[int, deque[float]], size: int, guess: Callable[[dict[int, float], int], float]) -> float:
@@ -325,11 +357,12 @@ class Policy:
             return
         counts, scores = zip(*self._unread, strict=True)
         self._unread.clear()
+        own, foretold = self.menu.index(self.shape), expected(np.stack(scores), self.shape, self.menu)
+        for accepted, trees in zip(counts, foretold, strict=True):
+            self.costs.drafted(self.shape, trees[own], accepted)
         new = 0.4 if self._wait > FIRST_WAIT else 0.15  # drafts that are few count more
-        foretold = expected(np.stack(scores), self.shape, (self.shape, *self.menu))
-        for accepted, (own, *others) in zip(counts, foretold, strict=True):
-            self.costs.drafted(self.shape, own, accepted)
-            self.costs.foretells(new, dict(zip(self.menu, others, strict=True)))
+        for trees in foretold:
+            self.costs.foretells(self.shape, dict(zip(self.menu, trees, strict=True)), new, ADDS)
 
     def _choose(self) -> None:
         self._learn()

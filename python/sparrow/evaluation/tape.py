@@ -119,35 +119,67 @@ def record(
     return recorder.tape(out.sequences[0, inputs["input_ids"].shape[1] :], seed)
 
 
-@torch.no_grad()
 def replay(tape: Tape, drafter: SparrowDrafter, shape: TreeConfig, weight: float = NOISE_WEIGHT) -> list[int]:
     """Tokens emitted per round, as the live loop would emit them with this drafter and tree.
 
-    weight: of the target's noise in the drafts; 0: as of a drafter that does not know it. The drafter is bound to its target; drafting is the loop's own code, only the target's choices come from the tape.
+    weight: of the target's noise in the drafts; 0: as of a drafter that does not know it. The drafter is bound to its
+    target; drafting is the loop's own code, only the target's choices come from the tape.
     """
-    device = drafter.weight.device
-    tape = Tape(**{name: value.to(device) for name, value in vars(tape).items()})
-    tokens, n = tape.tokens, len(tape.tokens)
-    cache, pending = _begin(tape, drafter)
-    known = torch.cat([tokens, tokens.new_full((shape.max_path + 1,), -1)])  # behind the end nothing is accepted
-    start, at, emitted = tape.prompt_positions[-1], 0, []
-    rules = SamplingRules(float(tape.temperature), seed=int(tape.seed))
-    sampler = Sampler(rules, tokens[None, :1], drafter.num_draft_tokens)
-    length = len(tape.is_text) + torch.ones(1, dtype=torch.int64, device=device)
-    while at < n - 1:
-        out, position = catch_up(drafter, pending, cache)
-        noise = noise_for(drafter, sampler, length + at, shape, weight) if weight else None
-        tree = grow(drafter, tokens[at : at + 1], out, position, cache, shape, noise=noise)
-        chosen = known[(at + 1 + tree.depth).clamp(max=len(known) - 1)]
+    replaying, emitted = Replaying(tape, drafter, weight), []
+    while not replaying.done:
+        accepted, _ = replaying.draft(shape)
+        emitted.append(replaying.go_on(accepted + 1))
+    return emitted
+
+
+class Replaying:
+    """A drafter on a tape, at one token of it, from the first to the last but one.
+
+    Args:
+        tape, drafter, weight: see `replay`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, tape: Tape, drafter: SparrowDrafter, weight: float = NOISE_WEIGHT):
+        device = drafter.weight.device
+        self.tape = Tape(**{name: value.to(device) for name, value in vars(tape).items()})
+        self.drafter, self.weight, self.at = drafter, weight, 0
+        self.cache, pending = _begin(self.tape, drafter)
+        rules = SamplingRules(float(tape.temperature), seed=int(tape.seed))
+        self.sampler = Sampler(rules, self.tape.tokens[None, :1], drafter.num_draft_tokens)
+        self.length = len(tape.is_text) + torch.ones(1, dtype=torch.int64, device=device)
+        self.out = catch_up(drafter, pending, self.cache)
+
+    @property
+    def done(self) -> bool:
+        return self.at >= len(self.tape.tokens) - 1
+
+    @torch.no_grad()
+    def draft(self, shape: TreeConfig) -> tuple[int, Tensor]:
+        """How many tokens of a tree drafted here the target accepts, and the tree's scores, float32 [candidates]."""
+        tokens, drafter, at = self.tape.tokens, self.drafter, self.at
+        noise = noise_for(drafter, self.sampler, self.length + at, shape, self.weight) if self.weight else None
+        tree = grow(drafter, tokens[at : at + 1], *self.out, self.cache, shape, noise=noise)
+        behind = (at + 1 + tree.depth).clamp(max=len(tokens))
+        chosen = torch.cat([tokens, tokens.new_full((1,), -1)])[behind]  # behind the end nothing is accepted
         num_path, _, _ = sparrow_ext.tree_accept(
             tree.tokens, tree.parent, chosen, tree.num_nodes, max_path=shape.max_path
         )
-        count = min(int(num_path[0]), n - 1 - at)
-        emitted.append(count)
-        rows = torch.arange(at, at + count, dtype=torch.int32, device=device)
-        at += count
-        pending = _pending(tokens[at - count + 1 : at + 1], rows, tape.hidden, start + 1 + rows)
-    return emitted
+        assert tree.scores is not None
+        return int(num_path[0]) - 1, tree.scores[0]
+
+    @torch.no_grad()
+    def go_on(self, count: int) -> int:
+        """So many tokens further, or to the end; returns how many they are."""
+        tape, at = self.tape, self.at
+        count = min(count, len(tape.tokens) - 1 - at)
+        self.at += count
+        if not self.done:
+            rows = torch.arange(at, at + count, dtype=torch.int32, device=tape.tokens.device)
+            emitted = tape.tokens[at + 1 : at + count + 1]
+            pending = _pending(emitted, rows, tape.hidden, tape.prompt_positions[-1] + 1 + rows)
+            self.out = catch_up(self.drafter, pending, self.cache)
+        return count
 
 
 def _begin(tape: Tape, drafter: SparrowDrafter) -> tuple[DraftCache, Pending]:
