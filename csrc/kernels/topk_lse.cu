@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, u
   const int64_t row = blockIdx.x / p.parts.chunks, first = blockIdx.x % p.parts.chunks * chunk;
   const int64_t last = first + chunk < p.vocab ? first + chunk : p.vocab;
   const T* x = static_cast<const T*>(p.logits) + Rows{p.inner, p.outer_stride, p.inner_stride}.at(row);
-  const float* bias = bias_of(p.bias, row);
   const bool aligned = is_aligned(x);
   const int k = static_cast<int>(p.parts.k);
   float high = -INFINITY, sum = 0.f;
@@ -55,23 +54,24 @@ __global__ void __launch_bounds__(kThreads) topk_lists_kernel(TopkLseParams p, u
     const auto index_of = [&](int e) {
       return static_cast<uint32_t>(tile + (e / kVec<T> * kThreads + threadIdx.x) * kVec<T> + e % kVec<T>);
     };
-    float top = -INFINITY;
 #pragma unroll
     for (int u = 0; u < kVectors; ++u) {
       float part[kVec<T>];
       const int64_t at = tile + (u * kThreads + threadIdx.x) * kVec<T>;
       load_vec(part, x + at, last - at, aligned);
-      if (bias != nullptr) {
-        for (int j = 0; j < kVec<T>; ++j)
-          if (at + j < last) part[j] += bias[at + j];
-      }
 #pragma unroll
-      // NaN loses
-      for (int j = 0; j < kVec<T>; ++j) {
-        v[u * kVec<T> + j] = part[j];
-        top = fmaxf(top, part[j]);
-      }
+      for (int j = 0; j < kVec<T>; ++j) v[u * kVec<T> + j] = part[j];
     }
+    if (p.bias.data != nullptr) {
+      const float* bias = bias_of(p.bias, row);
+#pragma unroll
+      for (int e = 0; e < kItems; ++e)
+        if (index_of(e) < last) v[e] += bias[index_of(e)];
+    }
+    float top = -INFINITY;
+#pragma unroll
+    // NaN loses
+    for (int e = 0; e < kItems; ++e) top = fmaxf(top, v[e]);
     top = block_reduce(warp_max(top), scratch, [](float a, float b) { return fmaxf(a, b); });
     if (top > high) {
       sum *= rescale(high, top);
