@@ -19,7 +19,7 @@ from sparrow.provenance import provenance
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "smollm2"
 PAGE = RESULTS / "smollm2.md"
-CLIPS = {64: 24, 256: 16, 1024: 8}
+CLIPS = {64: 24, 256: 24, 1024: 24}
 CUT_CLIPS = 12
 TEST_PROMPTS, ANSWER_TOKENS, CHUNK, CHUNKS = 32, 32, 384, 12
 SAMPLES = 6
