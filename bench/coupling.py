@@ -1,8 +1,7 @@
 """What drawing with the target's noise is worth to a drafter: accepted length with it and without it.
 
     python -m bench.coupling --save bench/results/coupling.json
-    python -m bench.coupling --split dev --prompts 16 --clips 6 --weights 0 0.5 0.7 0.8 0.85 1 \\
-        --save bench/results/coupling_dev.json
+    python -m bench.coupling --split dev --prompts 16 --clips 6 --weights 0 0.5 0.7 0.8 0.85 1
     python -m bench.coupling --table bench/results/coupling.json
 
 Prompts are decoded plainly once per way of sampling and kept with the target's states; every drafter is replayed on the
@@ -96,11 +95,11 @@ def table(result: dict) -> str:
     lines.append("|---" * (6 + len(weights)) + "|")
     rows = {tuple(r[k] for k in ("target", "kind", "sampling", "drafter", "tree", "weight")): r for r in result["rows"]}
     for key in [key[:-1] for key in rows if key[-1] == weights[0]]:
-        taus = [interval(counts_of(rows[*key, weight]), quotient) for weight in weights]
+        taus = [interval(counts_of(rows[(*key, weight)]), quotient) for weight in weights]
         target, kind, way, drafter, tree = key
         first, last = taus[0]["value"], taus[-1]["value"]
         ratio = f"{last / first:.2f}" if first and last else "-"
-        prompts = f"{len(counts_of(rows[*key, weights[0]]))} of {kind}"
+        prompts = f"{len(counts_of(rows[(*key, weights[0])]))} of {kind}"
         lines.append(f"| {' | '.join([target, prompts, way, drafter, tree, *map(shown, taus), ratio])} |")
     return "\n".join(lines)
 

@@ -26,8 +26,8 @@ from sparrow_ext.ops.tree_rerank import tree_rerank
 __all__ = [
     "add_rms_norm", "argmax_rows", "build_report", "cpu_isa", "draft_attention", "draft_attention_workspace_size",
     "error_word", "fold_embedding", "gather_rows", "gpu_warning", "gumbel_noise", "has_cuda_kernels", "hsr_project",
-    "kv_commit", "kv_commit_layers", "lm_head_topk", "raise_for_error", "repetition_penalty", "require_backend", "rope_append",
-    "sample_rows", "set_cpu_isa", "silu_mul", "skinny_linear", "skinny_linear_group", "skinny_linear_workspace_size",
-    "text_compact", "topk_lse", "tree_accept", "tree_attention", "tree_attention_out", "tree_attention_workspace_size",
-    "tree_expand", "tree_mask", "tree_rerank",
+    "kv_commit", "kv_commit_layers", "lm_head_topk", "raise_for_error", "repetition_penalty", "require_backend",
+    "rope_append", "sample_rows", "set_cpu_isa", "silu_mul", "skinny_linear", "skinny_linear_group",
+    "skinny_linear_workspace_size", "text_compact", "topk_lse", "tree_accept", "tree_attention", "tree_attention_out",
+    "tree_attention_workspace_size", "tree_expand", "tree_mask", "tree_rerank",
 ]  # fmt: skip

@@ -55,9 +55,7 @@ Tensor gumbel_noise_op_cuda(const Tensor& seed, const Tensor& position, int64_t 
 
 }  // namespace sparrow
 
-SPARROW_LIBRARY(m) {
-  m.def("gumbel_noise(Tensor seed, Tensor position, int vocab, Tensor? id_map=None) -> Tensor");
-}
+SPARROW_LIBRARY(m) { m.def("gumbel_noise(Tensor seed, Tensor position, int vocab, Tensor? id_map=None) -> Tensor"); }
 SPARROW_CPU_IMPL(m) { m.impl(SPARROW_BOX("gumbel_noise", &sparrow::gumbel_noise_op_cpu)); }
 #if defined(SPARROW_CUDA)
 SPARROW_CUDA_IMPL(m) { m.impl(SPARROW_BOX("gumbel_noise", &sparrow::gumbel_noise_op_cuda)); }

@@ -90,8 +90,8 @@ void with_library(const LmHeadArgs& a, const TopkResult& result, char* scratch) 
   for (int64_t begin = 0; begin < a.rows.rows; begin += m.most) {
     const int64_t count = a.rows.rows - begin < m.most ? a.rows.rows - begin : m.most;
     library_linear(rows_of(m.logits, 0, count), rows_of(x, begin, count), a.weight, std::nullopt);
-    const TopkLseParams p{
-        m.logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), parts, bias_from(a.bias, begin)};
+    const TopkLseParams p{m.logits.const_data_ptr(), count, 0, vocab, vocab, dtype_of(a.h), parts,
+                          bias_from(a.bias, begin)};
     run_items(topk_lse_cpu, p, count * parts.chunks, /*grain=*/4);
     topk_merge(parts, a.id_map, result, begin, count);
   }
@@ -147,8 +147,8 @@ void through_logits_cuda(const LmHeadArgs& a, const TopkResult& result, char* sc
       check_launch(kOp, lm_head_logits_cuda(p, static_cast<float*>(m.logits.mutable_data_ptr()), stream));
     else
       library_linear(rows_of(m.logits, 0, p.rows), rows_of(x, p.first, p.rows), a.weight, std::nullopt);
-    const TopkLseParams topk{
-        m.logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, parts, bias_from(a.bias, p.first)};
+    const TopkLseParams topk{m.logits.const_data_ptr(), p.rows, 0, p.vocab, p.vocab, p.dtype, parts,
+                             bias_from(a.bias, p.first)};
     topk_lse_rows_cuda(kOp, topk, parts, a.id_map, result, p.first, p.rows, stream);
   }
 }

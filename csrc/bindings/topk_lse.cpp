@@ -54,8 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> allocate_and(const Run& run_on, const Tensor&
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t k,
-                                                   const std::optional<Tensor>& id_map,
+std::tuple<Tensor, Tensor, Tensor> topk_lse_op_cpu(const Tensor& logits, int64_t k, const std::optional<Tensor>& id_map,
                                                    const std::optional<Tensor>& bias) {
   return allocate_and(run, logits, k, id_map, bias);
 }

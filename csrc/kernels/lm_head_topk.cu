@@ -47,8 +47,8 @@ struct LmHeadShared {
   }
 };
 
-// Takes the tile's logits y[0 .. left) of one row, whose first index is v, into the row's running results; bias: null, or
-// what is added to them. One warp.
+// Takes the tile's logits y[0 .. left) of one row, whose first index is v, into the row's running results; bias: null,
+// or what is added to them. One warp.
 __device__ __forceinline__ void fold_tile(const float* y, const float* bias, int64_t v, int64_t left, int k,
                                           float* stat, uint64_t* list) {
   const int lane = threadIdx.x % 32;

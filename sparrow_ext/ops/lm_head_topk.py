@@ -25,8 +25,8 @@ def lm_head_topk(
         weight: [V, E], the dtype of h; the last dimension dense.
         k: 1 <= k <= min(32, V).
         id_map: int64 [V], contiguous: the token id of each row of weight (a trimmed vocabulary); None = the row itself.
-        bias: float32 [B, V], or [1, V] for h of two dimensions, the last dimension dense: added to the logits in float32
-            (`gumbel_noise`; -inf takes a token out). None = nothing.
+        bias: float32 [B, V], or [1, V] for h of two dimensions, the last dimension dense: added to the logits in
+            float32 (`gumbel_noise`; -inf takes a token out). None = nothing.
 
     Returns:
         logp: float32 [..., k], sorted (logit descending, then row of weight ascending).

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sparrow
-import sparrow_ext
 import sparrow.video
+import sparrow_ext
 from sparrow.drafters.specvlm import SpecVLM
 from sparrow.drafters.text import TextDrafter
 from sparrow.sampling import COLDEST, Noise, Sampler, SamplingRules

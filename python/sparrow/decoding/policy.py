@@ -108,9 +108,9 @@ class Costs:
                     if shape.width <= wide.width:
                         known[shape] = _towards(known.get(shape, levels), levels, add)
         for shape, levels in gains.items():
-            if shape.width > drafted.width and drafted in self.shown.get(shape, ()):
-                levels = self._filled(shape, drafted, levels)
-            self.gains[shape] = _towards(self.gains.get(shape, levels), levels, new)
+            more = shape.width > drafted.width and drafted in self.shown.get(shape, ())
+            said = self._filled(shape, drafted, levels) if more else levels
+            self.gains[shape] = _towards(self.gains.get(shape, said), said, new)
 
     def _filled(self, wide: TreeConfig, narrow: TreeConfig, levels: list[float]) -> list[float]:
         """The wider tree's levels, of which the narrower one's draft shows its own part: of the chance that this one

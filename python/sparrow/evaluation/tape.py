@@ -30,7 +30,6 @@ from sparrow.targets.adapter import Layers
 from sparrow.targets.prefilling import Prefill
 from sparrow.tree import DraftTree, TreeConfig
 
-
 FORMAT = 2  # of the files; 1 had no temperature and seed
 
 
