@@ -6,10 +6,14 @@ import torch
 import sparrow
 import sparrow.video
 import sparrow_ext
+from sparrow.decoding import runner
 from sparrow.drafters.specvlm import SpecVLM
 from sparrow.drafters.text import TextDrafter
 from sparrow.sampling import COLDEST, Noise, Sampler, SamplingRules
 from sparrow.targets.adapter import Target
+from tests.decoding.recorder import Emulated
+from tests.decoding.talk import frames_of
+from tests.decoding.test_session import session_of
 from tests.drafters.visual_cases import RIVALS, random_drafter
 from tests.videos import FAMILIES, sample_inputs
 
@@ -106,3 +110,26 @@ def test_greedy_decoding_has_none_and_the_coldest_is_bounded():
     cold = Sampler(SamplingRules(temperature=1e-30, seed=4), prompt, 9).noise(length, 2, 9)
     assert float(cold.temperature) == pytest.approx(COLDEST)
     assert torch.equal(cold.at(1).levels, sparrow_ext.gumbel_noise(torch.tensor([4]), torch.tensor([[4]]), 9)[:, 0])
+
+
+@pytest.mark.parametrize("drafter", ["text", "specvlm"])
+def test_in_every_turn_of_a_session(tiny, drafter):
+    """The places count on from turn to turn, in the drafter as in the target."""
+    session = session_of(tiny("qwen2_5_vl"), drafter=drafter, **NOISE_ONLY | {"max_new_tokens": 16, "seed": 2})
+    for text, video in (("What?", frames_of("qwen2_5_vl", 0)), ("Why is it so?", None), ("And then?", None)):
+        reply = session.send(text, video, **({"tree": "30-4-3"} if drafter == "text" else {}))
+        assert set(reply.stats.accepted[:-1]) == {4 if drafter == "text" else 5}
+
+
+def test_in_captured_rounds(tiny, monkeypatch):
+    """Each replay draws with the noise of its own place, and a later generation with its own seed's."""
+    monkeypatch.setitem(runner.GRAPHS, "cpu", Emulated)
+    model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
+    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    options = {**inputs, **NOISE_ONLY, "max_new_tokens": 41, "tree": "30-4-3"}
+    for seed in (3, 4):
+        out = sparrow.generate(model, drafter, **options, seed=seed)
+        assert set(out.stats.accepted) == {4} and out.stats.seconds["replay"] > 0
+        assert torch.equal(
+            out.sequences, sparrow.generate(model, drafter, **options, seed=seed, capture=False).sequences
+        )

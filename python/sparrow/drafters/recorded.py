@@ -19,7 +19,8 @@ class Round:
     Attributes:
         emitted: the tokens it emitted; accepted: drafted tokens accepted, before any stop; seconds: wall seconds.
         tokens, parent: of the tree's nodes in use; node 0 is the root, its parent -1.
-        probability: of each node and all above it, by the drafter; 1 at the root. None = the drafter gives none.
+        probability: of each node and all above it, by the drafter; 1 at the root. At T > 0 that the target draws them
+            with the noise of their places. None = the drafter gives none.
         path: the nodes that were accepted and emitted, from the root (not in it) down.
     """
 
