@@ -56,6 +56,17 @@ def test_every_sequence_of_a_batch_has_its_own(tiny, family):
     assert set(out.stats.accepted) == {4}
 
 
+def test_when_sequences_have_left_a_batch(tiny):
+    """Those that go on keep their noise."""
+    model = tiny("qwen2_5_vl")
+    together = sparrow.video.together([sample_inputs("qwen2_5_vl", seed=i, text=5 + 6 * i) for i in range(3)], 2)
+    drafter, options = sparrow.SparrowDrafter.from_target(Target(model)), {**together, **NOISE_ONLY, "seed": [7, -7, 9]}
+    whole = sparrow.generate(model, None, **options, max_new_tokens=31).sequences
+    end = int(whole[0, -25])  # the first prompt's seventh token
+    out = sparrow.generate(model, drafter, **options | {"eos_token_id": end}, max_new_tokens=31, tree="30-4-3")
+    assert torch.equal(out.sequences[1:], whole[1:]) and set(out.stats.accepted) == {4}
+
+
 def test_through_a_draft_vocabulary(tiny):
     """The noise is the token's, not the column's: what is in the vocabulary is accepted, and nothing else can be."""
     model, inputs = tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl")
