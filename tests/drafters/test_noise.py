@@ -62,7 +62,8 @@ def test_when_sequences_have_left_a_batch(tiny):
     together = sparrow.video.together([sample_inputs("qwen2_5_vl", seed=i, text=5 + 6 * i) for i in range(3)], 2)
     drafter, options = sparrow.SparrowDrafter.from_target(Target(model)), {**together, **NOISE_ONLY, "seed": [7, -7, 9]}
     whole = sparrow.generate(model, None, **options, max_new_tokens=31).sequences
-    end = int(whole[0, -25])  # the first prompt's seventh token
+    drawn = whole[:, together["input_ids"].shape[1] :]
+    end = next(token for token in drawn[0, 3:].tolist() if token not in drawn[1:])  # the first prompt's alone
     out = sparrow.generate(model, drafter, **options | {"eos_token_id": end}, max_new_tokens=31, tree="30-4-3")
     assert torch.equal(out.sequences[1:], whole[1:]) and set(out.stats.accepted) == {4}
 
