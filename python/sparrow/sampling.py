@@ -66,24 +66,26 @@ class SamplingRules:
 class Noise(NamedTuple):
     """The noise of the target's next draws, for a drafter that draws with it ("coupling without communication", arXiv
     2408.07978): what it then proposes is what the target draws wherever the two agree well enough, and no draw of the
-    target's depends on it.
+    target's depends on it. Tokens are drawn as argmax(logits / temperature + noise).
 
     Attributes:
         temperature: float32 [B].
-        levels: float32 [B, L, V], of the token drawn at the root, the one behind it, ... Tokens are drawn as
-            argmax(logits / temperature + levels[:, i]).
+        seed: int64 [B]; position: int64 [B], absolute, of the token drawn at the root.
+        vocab: columns; id_map: int64 [V], their token ids, None = the columns.
+        weight: so much of it.
     """
 
     temperature: Tensor
-    levels: Tensor
+    seed: Tensor
+    position: Tensor
+    vocab: int
+    id_map: Tensor | None = None
+    weight: float = 1.0
 
-    def at(self, level: int) -> "Noise":
-        """Of one level, [B, V]."""
-        return Noise(self.temperature, self.levels[:, level])
-
-    def weighted(self, weight: float) -> "Noise":
-        """So much of it, in place."""
-        return Noise(self.temperature, self.levels.mul_(weight))
+    def at(self, level: int) -> Tensor:
+        """float32 [B, V], of the tokens drawn so many places behind the root's."""
+        noise = sparrow_ext.gumbel_noise(self.seed, self.position[:, None] + level, self.vocab, self.id_map)[:, 0]
+        return noise if self.weight == 1 else noise.mul_(self.weight)
 
 
 class Sampler:
@@ -132,15 +134,14 @@ class Sampler:
             self._processors = [self._processors[row] for row in rows]
             self._sequences = [self._sequences[row] for row in rows]
 
-    def noise(self, length: Tensor, levels: int, vocab: int, id_map: Tensor | None = None) -> Noise | None:
-        """The noise of the next `levels` draws of each sequence; None where none is added (greedy decoding).
+    def noise(self, length: Tensor, vocab: int, id_map: Tensor | None = None, weight: float = 1.0) -> Noise | None:
+        """The noise of the next draws, see there; None where none is added (greedy decoding).
 
-        length: int64 [B], absolute position of the first of them. vocab: columns; id_map: int64 [V], their token ids.
+        length: int64 [B], absolute position of the first of them.
         """
         if self.rules.temperature == 0:
             return None
-        position = length[:, None] + torch.arange(levels, device=length.device)
-        return Noise(self.draft_temperature, sparrow_ext.gumbel_noise(self.seed, position, vocab, id_map))
+        return Noise(self.draft_temperature, self.seed, length, vocab, id_map, weight)
 
     def see(self, tokens: Tensor) -> None:
         """Marks emitted tokens, int64 [B, T]; -1 pads."""

@@ -106,9 +106,10 @@ def test_propose_is_the_noisy_top_k(tiny, dtype):
     drafter = sparrow.SparrowDrafter.from_target(target)
     g = torch.Generator().manual_seed(0)
     out = torch.randn(2, 3, target.embedding.shape[1], generator=g).to(dtype)
-    temperature, levels = torch.tensor([0.5, 2.0]), torch.randn(2, target.vocab_size, generator=g)
-    logp, ids = drafter.propose(out, 4, Noise(temperature, levels))
-    sums = drafter.logits(out).float() / temperature[:, None, None] + levels[:, None]
+    temperature, seed, position = torch.tensor([0.5, 2.0]), torch.tensor([3, 4]), torch.tensor([70, 80])
+    logp, ids = drafter.propose(out, 4, Noise(temperature, seed, position, target.vocab_size, weight=0.5), 2)
+    noise = sparrow_ext.gumbel_noise(seed, position[:, None] + 2, target.vocab_size)
+    sums = drafter.logits(out).float() / temperature[:, None, None] + 0.5 * noise
     want = sums.log_softmax(-1).topk(4)
     near = 1e-5 if dtype == torch.float32 else 0.2
     assert float((want.values - logp).abs().max()) < near
@@ -118,10 +119,10 @@ def test_propose_is_the_noisy_top_k(tiny, dtype):
 
 def test_greedy_decoding_has_none_and_the_coldest_is_bounded():
     prompt, length = torch.zeros(1, 3, dtype=torch.int64), torch.tensor([3])
-    assert Sampler(SamplingRules(), prompt, 9).noise(length, 2, 9) is None
-    cold = Sampler(SamplingRules(temperature=1e-30, seed=4), prompt, 9).noise(length, 2, 9)
+    assert Sampler(SamplingRules(), prompt, 9).noise(length, 9) is None
+    cold = Sampler(SamplingRules(temperature=1e-30, seed=4), prompt, 9).noise(length, 9)
     assert float(cold.temperature) == pytest.approx(COLDEST)
-    assert torch.equal(cold.at(1).levels, sparrow_ext.gumbel_noise(torch.tensor([4]), torch.tensor([[4]]), 9)[:, 0])
+    assert torch.equal(cold.at(1), sparrow_ext.gumbel_noise(torch.tensor([4]), torch.tensor([[4]]), 9)[:, 0])
 
 
 @pytest.mark.parametrize("drafter", ["text", "specvlm"])

@@ -127,9 +127,9 @@ def test_decoding_gives_the_logits_of_training(trained, case, monkeypatch):
         live, root = [], int(kept["first"]) - 1
         propose = drafter.propose
 
-        def record(out, k, noise, live=live, propose=propose):
+        def record(out, k, noise, level, live=live, propose=propose):
             live.append(out)
-            return propose(out, k, noise)
+            return propose(out, k, noise, level)
 
         monkeypatch.setattr(drafter, "propose", record)
         done = sparrow.generate(

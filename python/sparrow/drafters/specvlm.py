@@ -150,14 +150,13 @@ class PrunedTarget(Drafter[PrunedDraft]):
         length = state.cache.get_seq_length()
         own.cache.append_rows(state.cache.buffer[..., own.covered : length, :])
         own.covered = length
-        tokens, vocab = state.root[:, None], self.target.vocab_size
-        noise = state.sampler.noise(state.length, len(self.levels), vocab)
+        tokens, noise = state.root[:, None], state.sampler.noise(state.length, self.target.vocab_size)
         for number, level in enumerate(self.levels):
             positions = state.position + self.depth[:, level.run]
             logits, _ = self.target.verify(tokens[:, level.run], level.anc, positions, own.cache, None)
             logits, bias = logits[:, -level.parents :], None
             if noise is not None:
-                logits, bias = logits / noise.temperature[:, None, None], noise.levels[:, number]
+                logits, bias = logits / noise.temperature[:, None, None], noise.at(number)
             _, ids, _ = sparrow_ext.topk_lse(logits, level.most, None, bias)
             tokens = torch.cat([tokens, ids.flatten(1)[:, level.taken]], dim=1)
         return DraftTree(tokens, self.parent, self.anc, self.depth, torch.full_like(self.depth[:, 0], tokens.shape[1]))

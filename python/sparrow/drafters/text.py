@@ -151,7 +151,7 @@ def grow(
         torch.full((b, candidates), -1, dtype=torch.int32, device=device),
     )
     for level in range(shape.depth):
-        logp, ids = drafter.propose(out, width, None if noise is None else noise.at(level))
+        logp, ids = drafter.propose(out, width, noise, level)
         tokens, rows, score, index, anc = sparrow_ext.tree_expand(
             logp, ids, score, index, anc, level, width, *history, error=error
         )
@@ -164,12 +164,9 @@ def grow(
     return DraftTree(*tree, scores=history[0])
 
 
-def noise_for(
-    drafter: SparrowDrafter, sampler: Sampler, length: Tensor, shape: TreeConfig, weight: float = NOISE_WEIGHT
-) -> Noise | None:
+def noise_for(drafter: SparrowDrafter, sampler: Sampler, length: Tensor, weight: float = NOISE_WEIGHT) -> Noise | None:
     """What `grow` takes, of the draws from the absolute position `length`, int64 [B], on; None in greedy decoding."""
-    noise = sampler.noise(length, shape.depth, drafter.num_draft_tokens, drafter.id_map)
-    return None if noise is None else noise.weighted(weight)
+    return sampler.noise(length, drafter.num_draft_tokens, drafter.id_map, weight)
 
 
 def root_alone(state: DecodeState) -> DraftTree:
@@ -261,12 +258,12 @@ class TextDrafter(Drafter[TextDraft]):
         out, position = catch_up(self.drafter, draft.all_pending(), draft.cache, state.error)
         if shape.nodes == 1:
             return root_alone(state)
-        noise = self.noise(state, shape)
+        noise = self.noise(state)
         return grow(self.drafter, state.root, out, position, draft.cache, shape, state.error, noise)
 
-    def noise(self, state: DecodeState[TextDraft], shape: TreeConfig) -> Noise | None:
-        """Of the draws that the target will make on a tree of this shape."""
-        return noise_for(self.drafter, state.sampler, state.length, shape)
+    def noise(self, state: DecodeState[TextDraft]) -> Noise | None:
+        """Of the draws that the target will make on the round's tree."""
+        return noise_for(self.drafter, state.sampler, state.length)
 
     def accept(self, draft: TextDraft, accepted: Pending) -> None:
         draft.pending = accepted

@@ -116,22 +116,24 @@ class Vocabulary(nn.Module):
         """int64 [Vd], the token of each row of the draft vocabulary; None where it is the target's vocabulary."""
         return self.draft_vocab_ids if self.config.draft_vocab else None
 
-    def propose(self, out: Tensor, k: int, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def propose(self, out: Tensor, k: int, noise: Noise | None = None, level: int = 0) -> tuple[Tensor, Tensor]:
         """The k likeliest next tokens of each row: log-probabilities float32 [..., k] and ids int64 [..., k].
 
-        With noise ([B, Vd], out [B, N, E]) the k largest of logits / temperature + noise, and the log-softmax of these
-        sums: how probable it is that the target draws the token with that noise, if its logits are the drafter's up to
-        an error that is itself of Gumbel's kind.
+        With noise (of Vd columns; out [B, N, E]) the k largest of logits / temperature + noise of this level, and the
+        log-softmax of these sums: how probable it is that the target draws the token with that noise, if its logits are
+        the drafter's up to an error that is itself of Gumbel's kind.
         """
-        inputs, rows, bias = self.head_input(out), self.draft_rows, None
-        if noise is not None:
-            warm, bias = noise.temperature[:, None, None].to(inputs.dtype), noise.levels
+        inputs, rows = self.head_input(out), self.draft_rows
+        if noise is None:
+            bias = warm = None
+        else:
+            bias, warm = noise.at(level), noise.temperature[:, None, None].to(inputs.dtype)
         if rows is not None:
-            inputs = inputs if noise is None else inputs / warm
+            inputs = inputs if warm is None else inputs / warm
             logp, ids, _ = sparrow_ext.lm_head_topk(inputs, rows, k, self.id_map, bias)
         else:
             logits = self.logits_of(inputs)
-            logits = logits if noise is None else logits / warm
+            logits = logits if warm is None else logits / warm
             logp, ids, _ = sparrow_ext.topk_lse(logits, k, self.id_map, bias)
         return logp, ids
 

@@ -157,7 +157,7 @@ class Replaying:
     def draft(self, shape: TreeConfig) -> tuple[int, Tensor]:
         """How many tokens of a tree drafted here the target accepts, and the tree's scores, float32 [candidates]."""
         tokens, drafter, at = self.tape.tokens, self.drafter, self.at
-        noise = noise_for(drafter, self.sampler, self.length + at, shape, self.weight) if self.weight else None
+        noise = noise_for(drafter, self.sampler, self.length + at, self.weight) if self.weight else None
         tree = grow(drafter, tokens[at : at + 1], *self.out, self.cache, shape, noise=noise)
         behind = (at + 1 + tree.depth).clamp(max=len(tokens))
         chosen = torch.cat([tokens, tokens.new_full((1,), -1)])[behind]  # behind the end nothing is accepted
