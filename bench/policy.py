@@ -26,6 +26,7 @@ from sparrow.decoding.policy import MENU, PLAIN, Costs, Policy
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation.questions import question, sampling
 from sparrow.evaluation.tape import Replaying, record
+from sparrow.files import replacing
 from sparrow.miniature.shipped import drafter_folder, pair
 from sparrow.progress import track
 from sparrow.smollm2.fetch import fetch
@@ -171,7 +172,8 @@ def measure(prompts: int, clips: int, new: int, spread: float, seeds: int, recor
     else:
         found = recorded(prompts, clips, new)
         if kept:
-            kept.write_bytes(pickle.dumps(found))
+            with replacing(kept) as new:
+                new.write_bytes(pickle.dumps(found))
     rows = []
     for one in found:
         made = compared(one["walks"], one["menu"], one["own"], one["seconds"], spread, seeds)
