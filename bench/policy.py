@@ -172,8 +172,8 @@ def measure(prompts: int, clips: int, new: int, spread: float, seeds: int, recor
     else:
         found = recorded(prompts, clips, new)
         if kept:
-            with replacing(kept) as new:
-                new.write_bytes(pickle.dumps(found))
+            with replacing(kept) as place:
+                place.write_bytes(pickle.dumps(found))
     rows = []
     for one in found:
         made = compared(one["walks"], one["menu"], one["own"], one["seconds"], spread, seeds)
