@@ -28,7 +28,7 @@ PLAIN = ANY = Root()
 # With the root, whole fours of rows: those the CPU kernels multiply together.
 SHAPES = ("3-1-3", "3-3-1", "7-3-3", "15-4-6", "23-5-8", "39-10-6")
 MENU = tuple(TreeConfig.parse(text) for text in SHAPES)
-EVERY = 4  # rounds between choices, after as many that each make one
+EVERY, SELDOM = 4, 8  # rounds between choices: doubled each time that the tree stayed the same
 FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
 REMEMBERS, FORGETS = 0.98, 0.97  # what a round foretold and what came fade so much per round; of trees that do not run
 TRIES, HOPE = 8, 0.8  # the first drafts, in which a tree that is expected at this share of plain speed is drafted
@@ -268,6 +268,8 @@ class Policy:
         context: tokens of the prompt.
         _rounds, _drafts: so far, and those that drafted.
         _wait, _until: rounds without a draft to come next time, and the round that ends the present ones.
+        _choice, _gap: the round that chooses next, and how many lay before it. The first drafts each choose, unless
+            earlier generations have taught what drafts here are worth.
         _behind: the drafter has not seen the prompt, or the tokens of rounds that drafted nothing: its next draft
             costs more than those that follow.
         _unread: of the drafts of self.shape since the last choice, the tokens accepted and the scores: they are read
@@ -281,13 +283,15 @@ class Policy:
     _rounds: int = 0
     _wait: int = FIRST_WAIT
     _until: int = 0
+    _choice: int = 0
+    _gap: int = 1
     _behind: bool = True
     _drafts: int = 0
     _unread: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.costs.measured and self.costs.gains:
-            self.shape, self._until = self.best(), EVERY
+            self.shape, self._until, self._choice, self._gap = self.best(), EVERY, SELDOM, SELDOM
 
     @classmethod
     def of(cls, model: nn.Module, drafter: Drafter, own: TreeConfig, prompts: Tensor) -> "Policy":
@@ -344,7 +348,7 @@ class Policy:
         if self.shape.nodes == 1:
             if self._rounds >= self._until:
                 self.shape = self.best(drafts=True)
-        elif self.costs.measured and (self._rounds % EVERY == 0 or self._drafts <= EVERY or unsure):
+        elif self.costs.measured and (self._rounds >= self._choice or unsure):
             self._choose()
 
     @property
@@ -366,7 +370,10 @@ class Policy:
 
     def _choose(self) -> None:
         self._learn()
-        self.shape = self.best()
+        before, self.shape = self.shape, self.best()
+        if self._drafts > EVERY:
+            self._gap = EVERY if self.shape != before else max(EVERY, min(SELDOM, 2 * self._gap))
+        self._choice = self._rounds + self._gap
         if self.shape.nodes == 1:
             self._until, self._wait = self._rounds + self._wait, min(2 * self._wait, LONGEST_WAIT)
         else:
