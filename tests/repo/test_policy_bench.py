@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import coupling
+from bench import auto_tree, coupling
 from bench import policy as bench
 from sparrow.decoding.policy import Costs, Policy
 from sparrow.drafters.network import SparrowDrafter
@@ -103,3 +103,9 @@ def test_the_weights_of_the_document_are_those_of_the_result():
         ]
         first, second = (f"{mean:.2f}" for mean in means)
         assert said in text and first in said and second in said
+
+
+def test_the_document_of_a_round_has_both_tables():
+    page = (ROOT / "docs" / "round.md").read_text()
+    for program, name in ((bench, "policy"), (auto_tree, "auto_tree")):
+        assert program.table(read_json(ROOT / "bench" / "results" / f"{name}.json")) in page
