@@ -28,7 +28,7 @@ PLAIN = ANY = Root()
 # With the root, whole fours of rows: those the CPU kernels multiply together.
 SHAPES = ("3-1-3", "3-3-1", "7-3-3", "15-4-6", "23-5-8", "39-10-6")
 MENU = tuple(TreeConfig.parse(text) for text in SHAPES)
-EVERY, SELDOM = 4, 8  # rounds between choices: doubled each time that the tree stayed the same
+EVERY, SELDOM = 4, 8  # rounds between choices, at first and where the tree has stayed the same
 FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
 REMEMBERS, FORGETS = 0.98, 0.97  # what a round foretold and what came fade so much per round; of trees that do not run
 TRIES, HOPE = 8, 0.8  # the first drafts, in which a tree that is expected at this share of plain speed is drafted
