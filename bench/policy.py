@@ -21,8 +21,9 @@ import torch
 from bench.measured import program
 from bench.real_text import DRAFTER
 from sparrow.cli.loading import load_drafter, load_target
+from sparrow.decoding.costs import PLAIN, Costs
 from sparrow.decoding.generate import generate
-from sparrow.decoding.policy import MENU, PLAIN, Costs, Policy
+from sparrow.decoding.policy import MENU, Policy
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation.questions import question, sampling
 from sparrow.evaluation.tape import Replaying, record
@@ -103,7 +104,7 @@ def under_policy(walk: Walk, policy: Policy, seconds: Seconds, noise: np.random.
         draft, rest = seconds[tree]
         total += draft + rest
         seen = np.exp(noise.normal(0, spread, 2)) if spread else (1.0, 1.0)
-        policy.saw([accepted], draft * seen[0], rest * seen[1], torch.from_numpy(scores)[None])
+        policy.saw([accepted], draft * seen[0], rest * seen[1], scores[None])
         at += accepted + 1
     return total
 
@@ -114,10 +115,9 @@ def compared(walks: list[Walk], menu: list[TreeConfig], own: TreeConfig, seconds
     best = min((tree for tree in total if tree != "none"), key=lambda tree: total[tree])
     ratios, worst = [], []
     for seed in range(seeds):
-        noise, costs = np.random.default_rng(seed), Costs()
+        noise, costs = np.random.default_rng(seed), Costs(menu)
         times = [
-            under_policy(walk, Policy(costs, tuple(menu), own if own in menu else menu[0]), seconds, noise, spread)
-            for walk in walks
+            under_policy(walk, Policy(costs, own if own in menu else menu[0]), seconds, noise, spread) for walk in walks
         ]
         ratios.append(total[best] / sum(times))
         worst.append(min(fixed(walk, "none", seconds) / t for walk, t in zip(walks, times, strict=True)))

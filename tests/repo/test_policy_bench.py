@@ -8,7 +8,8 @@ import torch
 
 from bench import auto_tree, coupling
 from bench import policy as bench
-from sparrow.decoding.policy import Costs, Policy
+from sparrow.decoding.costs import Costs
+from sparrow.decoding.policy import Policy
 from sparrow.drafters.network import SparrowDrafter
 from sparrow.evaluation.tape import Replaying, record, replay
 from sparrow.files import read_json
@@ -46,7 +47,7 @@ def test_auto_is_compared_with_the_best_of_them():
 
 def test_without_noise_a_policy_is_one_walk():
     times = {
-        bench.under_policy(walk(), Policy(Costs(), (CHAIN, BUSH), BUSH), SECONDS, np.random.default_rng(s), 0.0)
+        bench.under_policy(walk(), Policy(Costs((CHAIN, BUSH)), BUSH), SECONDS, np.random.default_rng(s), 0.0)
         for s in range(3)
     }
     assert len(times) == 1

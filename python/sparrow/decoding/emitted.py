@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from sparrow.targets.processors import Ends
+
 
 class Emitted:
     """One sequence. Tokens leave through `emit` alone; `stops` may ask about one before it does.
@@ -15,17 +17,22 @@ class Emitted:
     """
 
     def __init__(self, prompt: Tensor, criteria: Callable, streamer=None):
-        self.ids = prompt.cpu()
-        self.criteria, self.streamer = criteria, streamer
+        self.prompt, self.new = prompt.cpu(), list[int]()
+        self.ends, self.streamer = Ends(criteria), streamer
         self.count, self.done = 0, False
         self._ends: list[bool] = []  # the criteria's answers, token by token
         if streamer is not None:
-            streamer.put(self.ids)
+            streamer.put(self.prompt)
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 [1, P + new]."""
+        return torch.cat([self.prompt, torch.tensor([self.new], dtype=self.prompt.dtype)], dim=1)
 
     def stops(self, token: int) -> bool:
         """Whether generation ends with `token`, behind all tokens asked about before: criteria see each one once."""
-        self.ids = torch.cat([self.ids, torch.tensor([[token]])], dim=1)
-        self._ends.append(bool(torch.as_tensor(self.criteria(self.ids, None)).all()))
+        self.new.append(token)
+        self._ends.append(self.ends.at(token, self.prompt.shape[1] + len(self.new), lambda: self.ids))
         return self._ends[-1]
 
     def emit(self, tokens: list[int]) -> list[int]:

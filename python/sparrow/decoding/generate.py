@@ -249,6 +249,7 @@ class _Run:
             self.streamer.end()
         stats.prompt_tokens, stats.new_tokens = b * p, sum(one.count for one in out.all)
         stats.visual_tokens = int((~self.target.is_text(input_ids)).sum())
+        stats.trees = {} if policy is None else {str(tree): rounds for tree, rounds in policy.trees.items()}
         clock.write(stats)
         self.output = GenerateOutput(sequences.to(given), stats, cache)
         return self.output.sequences
@@ -282,11 +283,10 @@ class _Run:
         tokens = rounds()
         accepted = [len(new) - 1 for new in tokens]
         seconds, tokens = time.perf_counter() - begun, out.emit(tokens)
-        if policy and rounds.state.scores is not None:
-            stats.trees[str(policy.shape)] = stats.trees.get(str(policy.shape), 0) + 1
+        if policy:
             drafting = clock.spent("draft") - drafting
             with clock.stage("draft"):  # the choice of a tree is a part of drafting
-                policy.saw(accepted, drafting, seconds - drafting, rounds.state.scores, rounds.settled)
+                policy.saw(accepted, drafting, seconds - drafting, rounds.scores, rounds.settled)
         stats.emitted += map(len, tokens)
         stats.accepted += accepted
         if self.on_round is not None:

@@ -118,7 +118,10 @@ def step(target: Target, drafter: Drafter, state: DecodeState, shape: TreeConfig
         state.cache.commit(path, num_path, state.error)
         drafter.accept(state.draft, advance(state, num_path, path, tokens, hidden))
         if state.scores is not None and tree.scores is not None:
-            state.scores[:, : tree.scores.shape[1]].copy_(tree.scores, non_blocking=True)
+            if state.captured or tree.scores.is_cuda:
+                state.scores[:, : tree.scores.shape[1]].copy_(tree.scores, non_blocking=True)
+            else:
+                state.scores = tree.scores
         words = state.error.long().expand(len(tokens), 1)
         report = torch.cat([words, num_path[:, None].long(), tokens], dim=1)
         state.report[:, : report.shape[1]].copy_(report, non_blocking=True)

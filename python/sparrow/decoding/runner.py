@@ -142,8 +142,15 @@ class Rounds:
         """The rounds to come draft trees of another shape. What is pending is still of the last one's length, so the
         first of them is run by itself.
         """
-        if shape != self.shape:
+        if shape is not self.shape and shape != self.shape:
             self.shape, self.run, self.captured, self.state.cache.fixed = shape, 0, None, False
+
+    @property
+    def scores(self) -> Tensor:
+        """DraftTree.scores of the last round, on the host; no round writes over it."""
+        scores = self.state.scores
+        assert scores is not None
+        return scores.clone() if self.state.captured or self.state.root.is_cuda else scores
 
     def select(self, order: list[int]) -> None:
         """The rounds to come are of some of the sequences, see TargetCache.select; not for captured rounds."""

@@ -3,8 +3,7 @@
 import math
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -121,18 +120,9 @@ class Clock:
         """Seconds of a stage so far; on CUDA 0, as nobody waits for the events."""
         return self._host.get(name, 0.0)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self._cuda:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            yield
-            end.record()
-            self._events.append((name, begin, end))
-        else:
-            begin_s = time.perf_counter()
-            yield
-            self._add(name, time.perf_counter() - begin_s)
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """What is done within belongs to this stage."""
+        return _EventStage(self._events, name) if self._cuda else _HostStage(self._host, name)
 
     def _add(self, name: str, seconds: float) -> None:
         self._host[name] = self._host.get(name, 0.0) + seconds
@@ -150,12 +140,32 @@ class Clock:
         stats.total_seconds = time.perf_counter() - self._start
 
 
+class _HostStage(AbstractContextManager[None]):
+    """Written out: there are six in a round, which may last two milliseconds."""
+
+    def __init__(self, seconds: dict[str, float], name: str):
+        self.seconds, self.name, self.begun = seconds, name, time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self.name] = self.seconds.get(self.name, 0.0) + time.perf_counter() - self.begun
+
+
+class _EventStage(AbstractContextManager[None]):
+    def __init__(self, events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]], name: str):
+        self.events, self.name, self.begun = events, name, torch.cuda.Event(enable_timing=True)
+        self.begun.record()
+
+    def __exit__(self, *_: object) -> None:
+        end = torch.cuda.Event(enable_timing=True)
+        end.record()
+        self.events.append((self.name, self.begun, end))
+
+
 class NoClock(Clock):
     """Measures nothing."""
 
     def __init__(self) -> None:
         pass
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        yield
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
