@@ -107,6 +107,7 @@ def test_each_is_what_it_is_alone(tiny, greedy, family):
 
 DRAFTERS = {
     "text": {},
+    "two layers": {"num_layers": 2},
     "target positions": {"positions": "target", "hidden_norm": True},
     "sequence positions": {"positions": "sequence"},
     "no first row": {"positions": "sequence", "first_row": False},

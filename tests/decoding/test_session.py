@@ -76,11 +76,26 @@ def test_a_template_that_changes_earlier_turns(tiny, talk, family):
     assert reply.stats.reused_tokens == first.stats.prompt_tokens - 1 > 30
 
 
-@pytest.mark.parametrize("positions", ["text", "target", "sequence"])
+def with_a_second_layer(drafter, target):
+    """The drafter, and above its layer another one that hardly changes what comes out."""
+    config = replace(drafter.config, num_layers=2)
+    both = sparrow.SparrowDrafter(config)
+    weights = both.state_dict() | drafter.state_dict()
+    for name in ("layers.1.self_attn.o_proj.weight", "layers.1.mlp.down_proj.weight"):
+        weights[name] = 0.01 * weights[name]
+    both = sparrow.SparrowDrafter.of(config, weights).place(target.device, drafter.weight.dtype)
+    both.attach(target)
+    return both
+
+
+@pytest.mark.parametrize("positions", ["text", "target", "sequence", "two layers"])
 def test_the_drafter_goes_on_as_from_nothing(positions):
     """Its rows are those of a fresh run: the same drafts are accepted, round by round, and a video comes later, too."""
     model, tokenizer, drafter = miniature_pair()
-    drafter.config = replace(drafter.config, positions=positions)
+    if positions == "two layers":
+        drafter = with_a_second_layer(drafter, Target(model))
+    else:
+        drafter.config = replace(drafter.config, positions=positions)
     options = {"max_new_tokens": 40, "eos_token_id": None, "tree": TreeConfig(12, 4, 3)}
     session = sparrow.Session(model, drafter, SETTINGS, tokenizer, **options)
     clip = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)).numpy()

@@ -70,6 +70,13 @@ def test_choices(name):
     assert f"{name} must be one of " in refusal(**{name: "other"})
 
 
+@pytest.mark.parametrize(
+    "more", [{"layer": "eagle3"}, {"positions": "sequence"}, {"positions": "sequence", "visual": "rows"}]
+)
+def test_further_layers_read_text_rows_alone(more):
+    assert "num_layers=2 needs layer=eagle, visual=none and positions=text or target" in refusal(num_layers=2, **more)
+
+
 @pytest.mark.parametrize("tree", ["", "1-2", "a-b-c", "0-1-1", "200-4-8", "9" * 5000 + "-1-1"])
 def test_trees(tree):
     assert "tree" in refusal(tree=tree).lower()

@@ -104,8 +104,9 @@ def test_states_are_those_of_transformers(tiny, family, layer):
     assert torch.equal(states[0], out.hidden_states[layer])
 
 
-def test_training_forward_equals_decoding(tiny):
-    drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")), hidden_norm=True)
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_training_forward_equals_decoding(tiny, num_layers):
+    drafter = sparrow.SparrowDrafter.from_target(Target(tiny("qwen2_5_vl")), hidden_norm=True, num_layers=num_layers)
     g = torch.Generator().manual_seed(0)
     tokens, hidden = torch.randint(3, 280, (1, 150), generator=g), torch.randn(150, 64, generator=g)
     positions = torch.arange(150)[None]

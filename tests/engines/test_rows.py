@@ -166,6 +166,7 @@ def test_the_store_says_what_it_takes():
         (dict(positions="target"), "positions must be text or sequence"),
         (dict(visual="rows", positions="sequence"), "visual=rows"),
         (dict(fused_layers=(1,)), "fused_layers=\\(1,\\)"),
+        (dict(num_layers=2), "must have one layer, got num_layers=2"),
         (dict(hidden_layer=1), "hidden_layer must be 2 .* got 1"),
     ],
 )

@@ -24,6 +24,7 @@ LENGTHS = Lengths(text=20, visual=30, answer=10)
         ({}, {"mtp_depth": 3, "mtp_attention": "tree"}),
         ({"visual": "rows", "positions": "sequence"}, {}),
         ({"layer": "eagle3", "own_head": True, "draft_vocab": 40, "fused_layers": [0, 1]}, {"visual": False}),
+        ({"num_layers": 3}, {"mtp_depth": 2, "mtp_attention": "tree", "visual": False}),
     ],
 )
 def test_activations_are_those_of_a_real_pass(tiny, tmp_path, drafter, recipe, checkpointing):

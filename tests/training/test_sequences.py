@@ -141,10 +141,10 @@ def test_fused_states(tiny):
     assert torch.equal(states[0], torch.cat([whole[k] for k in (LAYER, 1, 4)], dim=-1))
 
 
-@pytest.mark.parametrize("visual", [True, False])
-def test_tree_passes_equal_growing_a_chain(tiny, visual):
+@pytest.mark.parametrize(("visual", "num_layers"), [(True, 1), (False, 1), (False, 2)])
+def test_tree_passes_equal_growing_a_chain(tiny, visual, num_layers):
     """A row of pass k = the k-th node of a chain drafted behind true rows, one by one."""
-    drafter, depth, length = drafter_of(tiny), 3, 7
+    drafter, depth, length = drafter_of(tiny, num_layers=num_layers), 3, 7
     t = teacher(tiny, 1, 1, length)
     kept = stored(t, length, [LAYER], VISUAL_LAYER if visual else None)
     batch = collate([sequence(kept, "text", "before", None)])
@@ -165,8 +165,8 @@ def test_tree_passes_equal_growing_a_chain(tiny, visual):
 
 
 def _attend_in_order(drafter, x, numbers, batch, text):
-    """The last row's output; it sees everything (all visual rows lie before the answer)."""
-    visible = torch.ones(len(x), len(x), dtype=torch.bool)
+    """The last row's output; it sees everything (all visual rows lie before the answer), and others what they saw."""
+    visible = torch.ones(len(x), len(x), dtype=torch.bool).tril()
     return drafter.layer(x[None], numbers[None], visible[None, None])[0, -1]
 
 

@@ -47,11 +47,11 @@ def tau(model, drafter, clips) -> float:
 
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
-    """trained(family, visual, trimmed, fused) -> (model, clips, config) of a run on three clips."""
+    """trained(family, visual, trimmed, fused, ...) -> (model, clips, config) of a run on three clips."""
     runs = {}
 
-    def run(family: str, visual: bool = True, trimmed: bool = False, fused: bool = False, layer: str = "eagle"):
-        key = (family, visual, trimmed, fused, layer)
+    def run(family, visual=True, trimmed=False, fused=False, layer="eagle", num_layers=1):
+        key = (family, visual, trimmed, fused, layer, num_layers)
         if key not in runs:
             config = settings(
                 tmp_path_factory.mktemp("trained"),
@@ -66,6 +66,7 @@ def trained(tiny, tmp_path_factory):
                     "draft_vocab": 40 if trimmed else 0,
                     "fused_layers": [1, -3] if fused else [],
                     "layer": layer,
+                    "num_layers": num_layers,
                     "own_head": layer == "eagle3",
                     "positions": "target" if fused else "text",
                 },
@@ -85,12 +86,14 @@ def trained(tiny, tmp_path_factory):
     return run
 
 
-CASES = [  # family, visual, trimmed, fused, layer
+CASES = [  # family, visual, trimmed, fused, layer, num_layers
     ("qwen2_5_vl", True, False, False),
     ("llava_onevision", False, True, False),
     ("qwen2_5_vl", False, False, True),
     ("qwen2_5_vl", False, True, True, "eagle3"),
     ("llava_onevision", False, False, True, "eagle3"),
+    ("llava_onevision", False, True, False, "eagle", 2),
+    ("qwen2_5_vl", False, False, True, "eagle", 3),
 ]
 
 
@@ -345,6 +348,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_later(tiny, tmp_path):
         ({"states": {"cache": False}, "optimisation": {"workers": 2}}, "workers must be 0 where states.cache is false"),
         ({"optimisation": {"batch_rows": 9}}, r"batch_rows must hold the longest sequence \(\d+ rows\), got 9"),
         ({"optimisation": {"sharding": "fsdp"}}, "fsdp needs several processes"),
+        ({"drafter": {"num_layers": 2}}, "drafter.num_layers=2 needs recipe.visual=false"),
         (
             {"drafter": {"visual": "states"}, "recipe": {"visual": True}},
             "drafter.layer=eagle3 and drafter.visual=states need each other",

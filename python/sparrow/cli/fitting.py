@@ -41,7 +41,7 @@ def findings(folder: pathlib.Path, drafter: pathlib.Path | None, device: torch.d
         seen = "text rows only" if config.visual == "none" else f"sees the video ({config.visual})"
         rows.append(("drafter", f"{made}, {seen}, positions {config.positions}, tree {config.tree}"))
         parts["drafter"] = (drafter / WEIGHTS_FILE).stat().st_size
-        kept = 2 * config.num_kv_heads * config.head_dim * size
+        kept = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
         parts["its cache"] = kept * (2048 if config.visual == "none" else LONG)
         if config.draft_vocab and not config.own_head:
             parts["its head"] = draft_tokens(drafter) * config.hidden_size * size

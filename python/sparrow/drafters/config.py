@@ -17,6 +17,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "num_kv_heads": (1, 2**12),
     "head_dim": (2, 256),
     "intermediate_size": (1, 2**22),
+    "num_layers": (1, 8),
     "hidden_layer": (0, 2**12),
     "fused_layers": (0, 2**12),
     "visual_layer": (0, 2**12),
@@ -44,6 +45,7 @@ class DrafterConfig:
         hidden_layer: index into transformers' hidden_states of the states it reuses; num_layers = after the final norm.
         fused_layers: further such layers; the states of all are joined and mapped to hidden_size by a linear layer
             without bias where they enter (as in EAGLE-3, arXiv 2503.01840). Own outputs are reused as they are.
+        num_layers: decoder layers; the paper's drafter has one. Further ones read the output of the one before.
         layer: what a row is. "eagle" = FC(e ++ h), and the layer reads that. "eagle3" (arXiv 2503.01840) = e and h
             themselves: q, k and v read RMSNorm(e) ++ RMSNorm(h), 2E wide, and h is the residual.
         input_norm: the layer has an RMSNorm before its attention; False as in EAGLE-1 and -2.
@@ -76,6 +78,7 @@ class DrafterConfig:
     hidden_layer: int
     fused_layers: tuple[int, ...] = ()
     rms_norm_eps: float = 1e-6
+    num_layers: int = 1
     layer: str = "eagle"
     input_norm: bool = True
     residual_norm: bool = False
@@ -114,6 +117,11 @@ class DrafterConfig:
             )
         if self.layer == "eagle" and (self.residual_norm or self.visual == "states"):
             raise ValueError("residual_norm=true and visual=states need layer=eagle3, got layer=eagle")
+        if self.num_layers > 1 and (self.layer, self.visual, self.positions == "sequence") != ("eagle", "none", False):
+            raise ValueError(  # of further layers keys and values of a prompt are not its rows' alone
+                f"num_layers={self.num_layers} needs layer=eagle, visual=none and positions=text or target, got "
+                f"{self.layer}, {self.visual} and {self.positions}"
+            )
         TreeConfig.parse(self.tree)
 
     @property

@@ -1,4 +1,4 @@
-"""The drafter's one decoder layer, pre-norm with rotary grouped-query attention and a gated MLP, as in Qwen2."""
+"""The drafter's decoder layer, pre-norm with rotary grouped-query attention and a gated MLP, as in Qwen2."""
 
 import torch
 import torch.nn.functional as F

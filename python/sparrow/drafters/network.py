@@ -1,4 +1,4 @@
-"""The drafter: one decoder layer that sees text only (Sparrow, arXiv 2602.15318).
+"""The drafter: one decoder layer, or a few, that see text only (Sparrow, arXiv 2602.15318).
 
     z_t = FC(e_t ++ h_{t-1})                    hidden state reuse (HSR)
     o_t = Layer(z)_t, attending text rows only  text-anchored window attention (VATA)
@@ -32,7 +32,7 @@ def rope_frequency(config: DrafterConfig) -> Tensor:
 
 
 class SparrowDrafter(Vocabulary):
-    """FC + one decoder layer + norm over a target's frozen embedding and head.
+    """FC + decoder layers (one, as in the paper, or num_layers) + norm over a target's frozen embedding and head.
 
     Call `bind` with the target's tables before drafting: they are shared, never stored.
     """
@@ -44,7 +44,7 @@ class SparrowDrafter(Vocabulary):
         e, eps = config.hidden_size, config.rms_norm_eps
         if config.layer == "eagle":
             self.fc = nn.Linear(2 * e, e, bias=config.fc_bias)
-        self.layers = nn.ModuleList([Layer(config)])  # a list for the sake of the stored names
+        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_layers)])
         if config.fused_layers:
             self.fuse = nn.Linear(len(config.state_layers) * e, e, bias=False)
         if config.output_norm == "own":
@@ -61,10 +61,13 @@ class SparrowDrafter(Vocabulary):
         return self.decoder_layer.self_attn.o_proj.weight
 
     @property
+    def decoder_layers(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    @property
     def decoder_layer(self) -> Layer:
-        layer = self.layers[0]
-        assert isinstance(layer, Layer)
-        return layer
+        """The first one, which reads embeddings and states."""
+        return self.decoder_layers[0]
 
     # ---- one forward, two ways: the same numbers by test ----
     def reuse(self, hidden: Tensor, summary: Tensor | None = None) -> Tensor:
@@ -125,11 +128,15 @@ class SparrowDrafter(Vocabulary):
         return torch.cat([F.embedding(tokens, self.embedding), states], dim=-1)
 
     def layer(self, x: Tensor, positions: Tensor, visible: Tensor | None = None) -> Tensor:
-        """The decoder layer over rows x [B, T, W], in plain PyTorch."""
-        return self.decoder_layer.attend(x, *self.project(x, positions), visible)
+        """The decoder layers over rows x [B, T, W], in plain PyTorch."""
+        for layer in self.decoder_layers:
+            x = layer.attend(x, *layer.project(x, self.cos_sin(positions)), visible)
+        return x
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, W]."""
+        """Rotated queries [B, H, T, D] and keys [B, K, T, D], and values [B, K, T, D], of rows x [B, T, W] in the first
+        layer.
+        """
         return self.decoder_layer.project(x, self.cos_sin(positions))
 
     @torch.no_grad()
@@ -153,7 +160,7 @@ class SparrowDrafter(Vocabulary):
             token_ids: int64 [B, T].
             row_index: int32 [B, T], rows of `hidden` ([R, E], through `reuse`); -1 = a zero row.
             positions: int64 [B, T].
-            keys, values: [B, capacity, K, D], the drafter's cache (mutated).
+            keys, values: [num_layers * B, capacity, K, D], the drafter's cache, layer by layer (mutated).
             lengths: int32 [B], its text rows.
             tree_start: tree rows already behind them.
             anc: int64 [B, T, W] over tree rows; None = causal.
@@ -166,7 +173,10 @@ class SparrowDrafter(Vocabulary):
         b, t = token_ids.shape
         used = num_rows if b == 1 else None
         x = self.rows_of(token_ids.flatten(), row_index.flatten(), hidden, error, used).view(b, t, -1)
-        return self.decoder_layer.extend(x, self.cos_sin(positions), keys, values, lengths, tree_start, anc, num_rows)
+        cos_sin = self.cos_sin(positions)
+        for layer, k, v in zip(self.decoder_layers, keys.split(b), values.split(b), strict=True):
+            x = layer.extend(x, cos_sin, k, v, lengths, tree_start, anc, num_rows)
+        return x
 
     @torch.no_grad()
     def append(
@@ -179,7 +189,7 @@ class SparrowDrafter(Vocabulary):
         keys: Tensor,
         values: Tensor,
     ) -> None:
-        """Writes keys and values of rows and nothing else: in one layer they depend on no other row.
+        """Writes keys and values of rows and nothing else: in a single layer they depend on no other row.
 
         Args:
             token_ids: int64 [R].

@@ -26,7 +26,7 @@ class DraftCache:
     """The drafter's keys and values, text rows only unless it is one of the rivals (see visual.py).
 
     Attributes:
-        keys, values: [B, capacity, K, D].
+        keys, values: [num_layers * B, capacity, K, D], layer by layer.
         lengths: int32 [B], rows written from true target states; tree rows behind them are scratch.
         skipped: int32 [B], places of the sequence that count in the numbering of rows and have none; None = 0.
         summary: [B, 1, E], the video's global vector in every state (visual=compressed); None = there is none.
@@ -40,15 +40,20 @@ class DraftCache:
 
     def select(self, order: Tensor) -> "DraftCache":
         """That of these sequences, int64 [B']."""
-        tensors = (self.keys, self.values, self.lengths, self.skipped, self.summary)
-        return DraftCache(*(None if t is None else t[order] for t in tensors))  # type: ignore[arg-type]
+        batch = len(self.lengths)
+        rows = torch.arange(0, len(self.keys), batch, device=order.device)[:, None] + order
+        keys, values = (t[rows.flatten()] for t in (self.keys, self.values))
+        return DraftCache(keys, values, *(None if t is None else t[order] for t in self._of_sequences()))  # type: ignore[arg-type]
+
+    def _of_sequences(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.lengths, self.skipped, self.summary
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":
         """Room for `text_rows` true rows and a tree behind them, or a few more: captured rounds know the capacity."""
         c, w = drafter.config, drafter.weight
         capacity = -(-(text_rows + MAX_NODES) // BUCKET) * BUCKET
-        shape = (batch, capacity, c.num_kv_heads, c.head_dim)
+        shape = (c.num_layers * batch, capacity, c.num_kv_heads, c.head_dim)
         return cls(w.new_empty(shape), w.new_empty(shape), torch.zeros(batch, dtype=torch.int32, device=w.device))
 
 

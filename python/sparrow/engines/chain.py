@@ -154,6 +154,8 @@ def check_drafter(drafter: SparrowDrafter) -> None:
         raise ValueError(f"in an engine a drafter must read text rows alone (visual=none), got visual={c.visual}")
     if c.positions not in ("text", "sequence"):
         raise ValueError(f"in an engine positions must be text or sequence, got positions={c.positions}")
+    if c.num_layers > 1:  # rows are appended by themselves, see SparrowDrafter.append
+        raise ValueError(f"in an engine a drafter must have one layer, got num_layers={c.num_layers}")
     if c.fused_layers:
         raise ValueError(f"in an engine a drafter must reuse one layer's states, got fused_layers={c.fused_layers}")
     if c.hidden_layer != c.target["num_layers"]:

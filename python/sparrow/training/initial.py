@@ -13,7 +13,16 @@ from sparrow.targets.adapter import Target
 from sparrow.training.answers import Answer
 from sparrow.training.recipe import DrafterTraining
 
-SAME = ("hidden_norm", "output_norm", "layer", "own_head", "positions", "visual", "tree")  # of Shape and DrafterConfig
+SAME = (
+    "hidden_norm",
+    "output_norm",
+    "num_layers",
+    "layer",
+    "own_head",
+    "positions",
+    "visual",
+    "tree",
+)  # of Shape and DrafterConfig
 
 
 def layers(target: Target, config: DrafterTraining) -> tuple[tuple[int, ...], int | None]:

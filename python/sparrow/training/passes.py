@@ -39,18 +39,23 @@ class Passes(nn.Module):
         elif d.config.layer == "eagle3":
             visual = d.rows(visual, visual)  # [B, 0, 2E]
         _, seen_keys, seen_values = d.project(visual, batch.visual_positions)
-        chains: list[tuple[Tensor, Tensor]] = []
+        chains: list[list[tuple[Tensor, Tensor]]] = [[] for _ in d.decoder_layers]
+        cos_sin = d.cos_sin(batch.positions)
         for _ in range(1 + self.recipe.mtp_depth):
-            x = d.rows(embedded, hidden)
-            queries, *own = d.project(x, batch.positions)
-            chains = [*chains, (own[0], own[1])] if self.recipe.mtp_attention == "tree" else [(own[0], own[1])]
-            keys = torch.cat([seen_keys, *(c[0] for c in chains)], dim=2)
-            values = torch.cat([seen_values, *(c[1] for c in chains)], dim=2)
-            given = (x, queries, keys, values, visible_rows(batch, len(chains) - 1))
-            if self.checkpointing:
-                out = checkpoint(d.decoder_layer.attend, *given, use_reentrant=False)
-            else:
-                out = d.decoder_layer.attend(*given)
+            out = d.rows(embedded, hidden)
+            for layer, chain in zip(d.decoder_layers, chains, strict=True):
+                queries, *own = layer.project(out, cos_sin)
+                if self.recipe.mtp_attention != "tree":
+                    chain.clear()
+                chain.append((own[0], own[1]))
+                keys = torch.cat([seen_keys, *(c[0] for c in chain)], dim=2)
+                values = torch.cat([seen_values, *(c[1] for c in chain)], dim=2)
+                given = (out, queries, keys, values, visible_rows(batch, len(chain) - 1))
+                out = (
+                    checkpoint(layer.attend, *given, use_reentrant=False)
+                    if self.checkpointing
+                    else layer.attend(*given)
+                )
             yield out
             shifted = F.pad(d.reuse(out, summary)[:, :-1], (0, 0, 1, 0))
             hidden = torch.where(batch.follows_text[..., None], shifted, true)

@@ -112,6 +112,7 @@ class Shape:
         hidden_norm: RMSNorm on reused states.
         output_norm: "own", "target" or "none".
         positions: "text", "sequence" or "target".
+        num_layers: decoder layers (the paper: 1); more need recipe.visual=false and layer=eagle.
         layer: "eagle", or "eagle3": q, k and v read embedding and state side by side; it sees the video by
             visual=states, or is trained on text alone (recipe.visual=false).
         own_head: a head of its own over the draft vocabulary, at first the target's; False = the target's, frozen.
@@ -131,6 +132,7 @@ class Shape:
     fused_layers: tuple[int, ...] = ()
     hidden_norm: bool = True
     output_norm: str = "own"
+    num_layers: int = 1
     layer: str = "eagle"
     own_head: bool = False
     positions: str = "text"
@@ -276,6 +278,8 @@ class DrafterTraining:
                 "drafter.layer=eagle3 and drafter.visual=states need each other where recipe.visual=true, got "
                 f"{self.drafter.layer} and {self.drafter.visual}"
             )
+        if self.recipe.visual and self.drafter.num_layers > 1:  # visual rows are keys and values of the first layer
+            raise ValueError(f"drafter.num_layers={self.drafter.num_layers} needs recipe.visual=false")
         if self.drafter.fused_layers and self.recipe.feature:
             raise ValueError(f"recipe.feature must be 0 with drafter.fused_layers, got {self.recipe.feature}")
         seen = (self.recipe.visual, self.recipe.visual_positions)
