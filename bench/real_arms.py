@@ -8,7 +8,8 @@ Every arm takes the same steps over the same answers; one whose steps cost much 
 the steps that fit into the first arm's seconds (of the CPU), but for those that need other states of the target, which
 are computed as they are read: that takes longer than the steps, and is not counted. The arms "n steps" are the first
 one's curve over training tokens. All are measured on tapes of the target, float32: tokens per round, greedy and
-sampled (T = 1), on instructions of the test split, whose topics no training prompt has, and on clips of the test split.
+sampled (T = 1), on instructions of the dev split, by which one would choose, on those of the test split, whose topics
+no other prompt has, and on clips of the test split.
 Training and measuring go on where they were stopped.
 """
 
@@ -43,7 +44,7 @@ from sparrow.video import load_settings, prepare
 FIRST = "shipped recipe"
 STEPS, NEW = 100, 48
 TRAINING = (1120, 80)  # prompts: instructions, clips
-MEASURED = {"text": 60, "clip": 12}
+MEASURED = {"dev": 30, "text": 60, "clip": 12}
 TREE = "8-3-4"
 LAYERS = (30, 2, 15, 27, 29)  # of SmolLM2's 30, that any arm reads
 BASE = ("data.num_frames=8", "data.validation=0", "answers.max_new_tokens=64", "answers.temperatures=[0.0,1.0]",
@@ -63,6 +64,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "5 passes": ("recipe.mtp_depth=5",),
     "state of the last layer but one": ("drafter.hidden_layer=-2", LIVE),
     "states of four layers": ("drafter.fused_layers=[2,15,27]", "recipe.feature=0", LIVE),
+    "two layers": ("drafter.num_layers=2",),
     "draft vocabulary 4096": ("drafter.draft_vocab=4096",),
     "draft vocabulary 16384": ("drafter.draft_vocab=16384",),
     "acceptance loss": ("recipe.acceptance=1.0",),
@@ -105,11 +107,12 @@ def asked(kind: str, number: int, settings, tokenizer):
     """The inputs of a test prompt."""
     if kind == "clip":
         return question(settings, tokenizer, CLIP_TOKENS, number, split="test").inputs
-    return prepare(settings, tokenizer, instructions("test", number + 1)[number], [])
+    split = "dev" if kind == "dev" else "test"
+    return prepare(settings, tokenizer, instructions(split, number + 1)[number], [])
 
 
 def tapes(run: pathlib.Path, target: pathlib.Path) -> dict[tuple[str, int, float], Tape]:
-    """Test prompts' tapes by kind, number and temperature; recorded once, with the states of LAYERS."""
+    """The prompts' tapes by kind, number and temperature; recorded once, with the states of LAYERS."""
     model, tokenizer = load_target(target, "float32", torch.device("cpu"), False)
     settings, found = load_settings(target), {}
     numbers = [(kind, i) for kind, count in MEASURED.items() for i in range(count)]
@@ -211,7 +214,8 @@ def tau(figures: dict, first: dict | None = None) -> str:
 
 def table(result: dict) -> str:
     """Markdown: tau by prompts and temperature, and over the first arm's."""
-    columns = [(kind, t) for kind in MEASURED for t in (0.0, 1.0)]
+    kinds = dict.fromkeys(figures["kind"] for figures in result["arms"][0]["figures"])
+    columns = [(kind, t) for kind in kinds for t in (0.0, 1.0)]
     heads = [f"{kind}, T = {t:g}" for kind, t in columns] + ["text, T = 0, over the first", "T = 1"]
     lines = ["| arm | steps | rows | s a step | " + " | ".join(heads) + " |", "|---|---|---|---|" + "---|" * len(heads)]
 
@@ -221,7 +225,7 @@ def table(result: dict) -> str:
     first = next((arm for arm in result["arms"] if arm["arm"] == FIRST), None)
     for arm in result["arms"]:
         cells = [tau(at(arm, key)) for key in columns]
-        ratios = ["" if first in (None, arm) else tau(at(arm, key), at(first, key)) for key in columns[:2]]
+        ratios = ["" if first in (None, arm) else tau(at(arm, ("text", t)), at(first, ("text", t))) for t in (0.0, 1.0)]
         about = f"{arm['arm']} | {arm['steps']} | {arm['rows']} | {arm['step_seconds']:.2f}"
         lines.append(f"| {about} | " + " | ".join(cells + ratios) + " |")
     return "\n".join(lines)
