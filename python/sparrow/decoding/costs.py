@@ -59,7 +59,6 @@ class Costs:
         self.unread: list[tuple[TreeConfig, Sequence[int], Tensor | np.ndarray]] = []
         self._seen = 0  # levels of which any draft has foretold
         self._width = np.array([shape.width for shape in self.menu])
-        self._depth = np.array([shape.depth for shape in self.menu])
         self._verify: Times = {}
         self._level: Times = {}  # per width: seconds of one level
 
