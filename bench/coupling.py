@@ -11,22 +11,13 @@ test). No times: all run the same passes.
 
 import itertools
 
-import torch
-
 from bench.measured import program
-from bench.real_text import DRAFTER
-from sparrow.cli.loading import load_drafter, load_target
+from bench.pairs import pairs
 from sparrow.drafters.text import NOISE_WEIGHT
 from sparrow.evaluation.cells import interval, quotient
-from sparrow.evaluation.questions import question
 from sparrow.evaluation.tape import record, replay
-from sparrow.miniature.shipped import drafter_folder, pair
 from sparrow.progress import track
-from sparrow.smollm2.fetch import fetch
-from sparrow.smollm2.prompts import prompts as instructions
-from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
-from sparrow.video import load_settings, prepare
 
 WAYS = {
     "T = 0.5": {"temperature": 0.5, "top_k": 0, "top_p": 1.0},
@@ -35,29 +26,14 @@ WAYS = {
     "T = 0.7, top-k 50, top-p 0.9": {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
 }
 TREES = ("4-4-1", "7-3-3", "25-5-8")
-LENGTHS = {"SmolLM2": 64, "miniature": 1024}  # visual tokens of the clips
-
-
-def targets(split: str, prompts: int, clips: int):
-    """name, the model, its drafters by name, and the inputs of its prompts by kind."""
-    place = fetch()
-    model, tokenizer = load_target(place, "float32", torch.device("cpu"), False)
-    settings, to = load_settings(place), Target(model).inputs
-    texts = [to(prepare(settings, tokenizer, prompt, [])) for prompt in instructions(split, prompts)]
-    seen = [to(question(settings, tokenizer, LENGTHS["SmolLM2"], i, split=split).inputs) for i in range(clips)]
-    yield "SmolLM2", model, {"its own": load_drafter(DRAFTER, model)}, {"text": texts, "clip": seen}
-    place = pair()[0]
-    model, tokenizer = load_target(place, "float32", torch.device("cpu"), False)
-    settings, to = load_settings(place), Target(model).inputs
-    seen = [to(question(settings, tokenizer, LENGTHS["miniature"], i, split=split).inputs) for i in range(clips)]
-    drafters = {name: load_drafter(drafter_folder(name), model) for name in ("shipped", "paper", "msd", "vispec")}
-    yield "miniature", model, drafters, {"clip": seen}
+LENGTHS = {"SmolLM2": (64,), "miniature": (1024,)}
+DRAFTERS = ("shipped", "paper", "msd", "vispec")  # of the miniature
 
 
 def measure(split: str, prompts: int, clips: int, new: int, weights: list[float]) -> dict[str, object]:
     """One row per target, kind, way of sampling, drafter, tree and weight: tokens and rounds of each prompt."""
     rows = []
-    for target, model, drafters, asked in targets(split, prompts, clips):
+    for target, model, drafters, asked in pairs(split, prompts, clips, LENGTHS, DRAFTERS):
         jobs = [(k, w, n, d) for k, inputs in asked.items() for w in WAYS for n in range(len(inputs)) for d in drafters]
         found: dict[tuple, list] = {}
         for kind, way, number, name in track(jobs, target, "replays"):

@@ -10,32 +10,28 @@ trees: the best of them per drafter, prompts and temperature, by hindsight, is t
 draft behind rounds without one takes longer, is left out.
 """
 
+import itertools
 import pathlib
 import pickle
 import statistics
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from bench.measured import program
-from bench.real_text import DRAFTER
-from sparrow.cli.loading import load_drafter, load_target
+from bench.pairs import RANDOM, pairs
 from sparrow.decoding.costs import PLAIN, Costs
 from sparrow.decoding.generate import generate
 from sparrow.decoding.policy import MENU, Policy
 from sparrow.drafters.network import SparrowDrafter
-from sparrow.evaluation.questions import question, sampling
+from sparrow.evaluation.questions import sampling
 from sparrow.evaluation.tape import Replaying, record
 from sparrow.files import replacing
-from sparrow.miniature.shipped import drafter_folder, pair
 from sparrow.progress import track
-from sparrow.smollm2.fetch import fetch
-from sparrow.smollm2.prompts import prompts as instructions
-from sparrow.targets.adapter import Target
 from sparrow.tree import TreeConfig
-from sparrow.video import load_settings, prepare
 
+LENGTHS = {"SmolLM2": (64,), "miniature": (64, 1024)}
+DRAFTERS = ("shipped", "paper", RANDOM)  # of the miniature
 Seconds = dict[str, tuple[float, float]]  # by tree: a round's drafting, and all else of it
 
 
@@ -127,40 +123,20 @@ def compared(walks: list[Walk], menu: list[TreeConfig], own: TreeConfig, seconds
     }  # fmt: skip
 
 
-def cases(prompts: int, clips: int):
-    """(target, drafter, prompts), the model, the drafter, and the inputs."""
-    place = fetch()
-    model, tokenizer = load_target(place, "float32", torch.device("cpu"), False)
-    settings, to = load_settings(place), Target(model).inputs
-    drafter = load_drafter(DRAFTER, model)
-    texts = [to(prepare(settings, tokenizer, prompt, [])) for prompt in instructions("dev", prompts)]
-    seen = [to(question(settings, tokenizer, 64, i, split="dev").inputs) for i in range(clips)]
-    for kind, inputs in (("text", texts), ("clips of 64", seen)):
-        yield ("SmolLM2", "its own", kind), model, drafter, inputs
-    place = pair()[0]
-    model, tokenizer = load_target(place, "float32", torch.device("cpu"), False)
-    settings, to = load_settings(place), Target(model).inputs
-    drafters = {name: load_drafter(str(drafter_folder(name)), model) for name in ("shipped", "paper")}
-    drafters["random"] = SparrowDrafter.from_target(Target(model))
-    for name, drafter in drafters.items():
-        for length in (64, 1024):
-            seen = [to(question(settings, tokenizer, length, i, split="dev").inputs) for i in range(clips)]
-            yield ("miniature", name, f"clips of {length}"), model, drafter, seen
-
-
 def recorded(prompts: int, clips: int, new: int) -> list[dict]:
     """One per case and temperature: its walks, the trees' seconds, and the drafter's own tree."""
     found = []
-    for case, model, drafter, inputs in cases(prompts, clips):
-        seconds = seconds_of(model, drafter, inputs[0])
-        for temperature in (0.0, 1.0):
-            jobs = list(enumerate(inputs))
-            options = sampling(temperature, new)
-            walks = [walk_of(model, drafter, made, options, i) for i, made in track(jobs, " ".join(case), "prompts")]
+    for target, model, drafters, asked in pairs("dev", prompts, clips, LENGTHS, DRAFTERS):
+        for (name, drafter), (kind, inputs) in itertools.product(drafters.items(), asked.items()):
+            seconds, jobs = seconds_of(model, drafter, inputs[0]), list(enumerate(inputs))
             menu, own = shapes_of(drafter), TreeConfig.parse(drafter.config.tree)
-            found.append({
-                "case": case, "temperature": temperature, "walks": walks, "menu": menu, "own": own, "seconds": seconds,
-            })  # fmt: skip
+            for temperature in (0.0, 1.0):
+                options, shown = sampling(temperature, new), track(jobs, f"{target}, {name}, {kind}", "prompts")
+                walks = [walk_of(model, drafter, made, options, i) for i, made in shown]
+                found.append({
+                    "case": (target, name, kind), "temperature": temperature, "walks": walks, "menu": menu, "own": own,
+                    "seconds": seconds,
+                })  # fmt: skip
     return found
 
 
