@@ -483,3 +483,36 @@ def test_goes_on_from_a_drafter(tiny, tmp_path, monkeypatch):
         new_drafter(target, settings(tmp_path, drafter={"start": str(first), "positions": "sequence"}), [])
     with pytest.raises(ValueError, match="made for a target with family='qwen2_5_vl'"):
         new_drafter(Target(tiny("qwen2_vl")), settings(tmp_path, drafter={"start": str(first)}), [])
+
+
+def test_a_drafter_grows(tiny, tmp_path):
+    """With further layers and further states it drafts at first what it drafted, and its new weights can be trained."""
+    target, clips = Target(tiny("qwen2_5_vl")), RandomClips("qwen2_5_vl", 3)
+    small = {"drafter": {"draft_vocab": 10}, "recipe": {"visual": False}}
+    first = training.train(target, clips, settings(tmp_path / "first", **small))
+    large = {"start": str(first), "draft_vocab": 10, "num_layers": 3, "fused_layers": [1, 2]}
+    config = settings(tmp_path, drafter=large, recipe={"visual": False, "feature": 0.0})
+    old, new = (
+        SparrowDrafter.from_pretrained(first).place(target.device, torch.float32),
+        new_drafter(target, config, []),
+    )
+    old.attach(target)
+    tokens, states, positions = torch.randint(3, 280, (1, 20)), torch.randn(1, 20, 64), torch.arange(20)[None]
+    joined = torch.cat([states, torch.randn(1, 20, 128)], dim=-1)
+    want = old.logits(old(tokens, old.reuse(states), positions))
+    got = new.logits(new(tokens, new.reuse(joined), positions))
+    torch.testing.assert_close(got, want)
+    got.logsumexp(-1).sum().backward()
+    for name in ("fuse.weight", "layers.1.self_attn.o_proj.weight", "layers.2.mlp.down_proj.weight"):
+        assert new.get_parameter(name).grad.abs().max() > 0
+    with pytest.raises(ValueError, match=r"drafter\.start has num_layers=3, this run asks for 1"):
+        new.save_pretrained(tmp_path / "new")
+        new_drafter(
+            target,
+            settings(
+                tmp_path,
+                drafter={**large, "start": str(tmp_path / "new"), "num_layers": 1},
+                recipe={"visual": False, "feature": 0.0},
+            ),
+            [],
+        )

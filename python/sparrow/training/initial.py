@@ -1,6 +1,6 @@
 """A drafter before its first step."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,7 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
     shape = config.drafter
     made = asdict(config_of(shape_of(target.config) | {"target": target.fingerprint()}, config, target.num_layers))
     if shape.start is not None:
-        drafter = _started(target, shape.start, made)
+        drafter = _started(target, shape.start, made, config.optimisation.seed)
         if shape.draft_vocab > drafter.num_draft_tokens and not shape.own_head:  # it reads the target's head
             drafter.set_draft_vocab(frequent_tokens(answers, shape.draft_vocab, target.vocab_size).to(target.device))
             drafter.attach(target)
@@ -80,14 +80,34 @@ def new_drafter(target: Target, config: DrafterTraining, answers: list[Answer]) 
     return drafter.train().requires_grad_(True)
 
 
-def _started(target: Target, folder: str, made: dict[str, Any]) -> SparrowDrafter:
-    """The drafter in the folder, whose config must be `made` but for what does not shape its weights."""
+def _started(target: Target, folder: str, made: dict[str, Any], seed: int) -> SparrowDrafter:
+    """The drafter in the folder, whose config must be `made` but for what does not shape its weights, or what it can
+    grow to.
+    """
     drafter = SparrowDrafter.from_pretrained(folder, numbering=made["numbering"], tree=made["tree"])
+    if made["num_layers"] > drafter.config.num_layers or (made["fused_layers"] and not drafter.config.fused_layers):
+        drafter = _grown(drafter, made, seed)
     have = asdict(drafter.config)
     drafter.place(target.device, torch.float32).attach(target)
     if other := [name for name, value in made.items() if have[name] != value]:
         raise ValueError(f"drafter.start has {other[0]}={have[other[0]]!r}, this run asks for {made[other[0]]!r}")
     return drafter
+
+
+def _grown(drafter: SparrowDrafter, made: dict[str, Any], seed: int) -> SparrowDrafter:
+    """The drafter with more decoder layers, or fused layers, as `made` has them; at first it drafts what it drafted."""
+    have, fused = drafter.config, tuple(made["fused_layers"])
+    config = replace(have, num_layers=made["num_layers"], fused_layers=fused)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = SparrowDrafter(config).state_dict()
+    for layer in range(have.num_layers, config.num_layers):
+        for name in ("self_attn.o_proj", "mlp.down_proj"):  # of which the layer adds nothing
+            weights[f"layers.{layer}.{name}.weight"].zero_()
+    if fused:
+        e = have.hidden_size
+        weights["fuse.weight"] = torch.cat([torch.eye(e), torch.zeros(e, e * len(fused))], dim=1)
+    return SparrowDrafter.of(config, weights | drafter.state_dict())
 
 
 def frequent_tokens(answers: list[Answer], size: int, vocab_size: int) -> Tensor:

@@ -124,7 +124,8 @@ class Shape:
         draft_vocab: tokens it may propose, the most frequent of the training answers; 0 = all.
         tree: its default tree.
         start: folder of a drafter of this shape whose weights training goes on from, as to another numbering of
-            prompts or to texts of another kind; where draft_vocab asks for more tokens than it may propose, and
+            prompts or to texts of another kind. It may have fewer decoder layers, or no fused ones: what is new
+            changes nothing at first. Where draft_vocab asks for more tokens than it may propose, and
             own_head=false, these are chosen anew. None = random weights.
     """
 
