@@ -67,6 +67,9 @@ def test_an_unknown_arm(monkeypatch):
 def test_the_committed_table():
     """Every arm beside the first one, with a ratio to it."""
     text = real_arms.table(json.loads(RESULT.read_text()))
-    rows = [line.split(" | ") for line in text.splitlines()[2:]]
-    assert rows[0][0] == f"| {real_arms.FIRST}" and not any(cell.strip(" |") for cell in rows[0][8:])
-    assert len(rows) > 15 and all(float(row[8].split()[0]) > 0.5 for row in rows[1:])
+    heads, _, *rows = [[cell.strip(" |") for cell in line.split(" | ")] for line in text.splitlines()]
+    ratio = heads.index("text, T = 0, over the first")
+    assert heads[ratio - 6 : ratio] == [f"{kind}, T = {t}" for kind in real_arms.MEASURED for t in (0, 1)]
+    assert rows[0][0] == real_arms.FIRST and not any(rows[0][ratio:])
+    assert len(rows) > 15 and all(float(row[ratio].split()[0]) > 0.5 for row in rows[1:])
+    assert {row[0] for row in rows} >= set(real_arms.ARMS)
