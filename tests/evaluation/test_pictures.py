@@ -97,11 +97,11 @@ def test_bars_of_the_first_picture_are_the_results(drawn, tmp_path):
     made = result("main")
     render(made, tmp_path)
     axes = drawn["main_speed.png"].axes
-    names = {"Sparrow (shipped)": "Sparrow, shipped auto", "ViSpec": "ViSpec auto", "MSD": "MSD auto",
-             "Sparrow (paper)": "Sparrow, the paper's recipe auto", "plain (no drafter)": "plain"}  # fmt: skip
+    names = {"Sparrow (shipped)": "Sparrow, shipped fastest", "ViSpec": "ViSpec fastest", "MSD": "MSD fastest",
+             "Sparrow (paper)": "Sparrow, the paper's recipe fastest", "plain (no drafter)": "plain"}  # fmt: skip
     for (times, tokens), length in zip((axes[:2], axes[2:]), (64, 4096), strict=True):
         shown = [names.get(label.get_text(), label.get_text()) for label in times.get_yticklabels()]
-        assert shown[0] == "Sparrow, shipped auto" and len(shown) == 8 and str(length) in times.get_title(loc="left")
+        assert shown[0] == "Sparrow, shipped fastest" and len(shown) == 8 and str(length) in times.get_title(loc="left")
         cells = [
             next(c for c in made["cells"] if (c["system"], c["length"], c["temperature"]) == (system, length, 0.0))
             for system in shown
@@ -167,7 +167,7 @@ def test_digest_is_of_what_is_drawn(tmp_path):
     render(made, tmp_path)
     before = plotted(tmp_path / "main_speed.png")
     assert len(before) == 64
-    cell = next(c for c in made["cells"] if c["system"] == "ViSpec auto" and c["length"] == 4096)
+    cell = next(c for c in made["cells"] if c["system"] == "ViSpec fastest" and c["length"] == 4096)
     cell["esr_transformers"]["value"] += 0.001
     render(made, tmp_path)
     assert plotted(tmp_path / "main_speed.png") != before
