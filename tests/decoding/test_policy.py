@@ -386,13 +386,14 @@ def test_sampled_tokens_are_the_same(tiny, restless):
     assert torch.equal(auto(model, inputs, **options).sequences, plain.sequences)
 
 
-def test_captured_rounds_change_their_trees_too(tiny, greedy, restless, monkeypatch):
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_captured_rounds_change_their_trees_too(tiny, greedy, restless, monkeypatch, num_layers):
     """Each shape has a graph of its own, in calls that follow as well."""
     monkeypatch.setitem(runner.GRAPHS, "cpu", Emulated)
     Emulated.made.clear()
     runner._rooms.clear()
     model = tiny("qwen2_5_vl")
-    drafter = sparrow.SparrowDrafter.from_target(Target(model))
+    drafter = sparrow.SparrowDrafter.from_target(Target(model), num_layers=num_layers)
     for seed in range(3):
         inputs = sample_inputs("qwen2_5_vl", seed=seed)
         out = auto(model, inputs, drafter)

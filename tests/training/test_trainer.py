@@ -505,6 +505,12 @@ def test_a_drafter_grows(tiny, tmp_path):
     got.logsumexp(-1).sum().backward()
     for name in ("fuse.weight", "layers.1.self_attn.o_proj.weight", "layers.2.mlp.down_proj.weight"):
         assert new.get_parameter(name).grad.abs().max() > 0
+    with pytest.raises(
+        ValueError, match=r"drafter\.start has (num_layers=3|fused_layers=\(1, 2\)), this run asks for "
+    ):
+        new.save_pretrained(tmp_path / "other")
+        other = {**large, "start": str(tmp_path / "other"), "num_layers": 4, "fused_layers": [1]}
+        new_drafter(target, settings(tmp_path, drafter=other, recipe={"visual": False, "feature": 0.0}), [])
     with pytest.raises(ValueError, match=r"drafter\.start has num_layers=3, this run asks for 1"):
         new.save_pretrained(tmp_path / "new")
         new_drafter(

@@ -43,10 +43,8 @@ class DraftCache:
         batch = len(self.lengths)
         rows = torch.arange(0, len(self.keys), batch, device=order.device)[:, None] + order
         keys, values = (t[rows.flatten()] for t in (self.keys, self.values))
-        return DraftCache(keys, values, *(None if t is None else t[order] for t in self._of_sequences()))  # type: ignore[arg-type]
-
-    def _of_sequences(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.lengths, self.skipped, self.summary
+        skipped, summary = (None if t is None else t[order] for t in (self.skipped, self.summary))
+        return DraftCache(keys, values, self.lengths[order], skipped, summary)
 
     @classmethod
     def empty(cls, drafter: SparrowDrafter, batch: int, text_rows: int) -> "DraftCache":

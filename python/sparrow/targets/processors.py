@@ -150,7 +150,7 @@ class Ends:
     """Whether a token ends a sequence, as transformers' stopping criteria say.
 
     The two of every generation, a longest length and tokens that end it, are looked up here, as they cost some twenty
-    microseconds a token otherwise; all others are called.
+    microseconds a token otherwise, and are taken as they are when generation begins; all others are called.
     """
 
     def __init__(self, criteria: Any):

@@ -85,7 +85,8 @@ def _started(target: Target, folder: str, made: dict[str, Any], seed: int) -> Sp
     grow to.
     """
     drafter = SparrowDrafter.from_pretrained(folder, numbering=made["numbering"], tree=made["tree"])
-    if made["num_layers"] > drafter.config.num_layers or (made["fused_layers"] and not drafter.config.fused_layers):
+    more, fused = made["num_layers"] > drafter.config.num_layers, drafter.config.fused_layers
+    if (more and fused == made["fused_layers"]) or (made["fused_layers"] and not fused):
         drafter = _grown(drafter, made, seed)
     have = asdict(drafter.config)
     drafter.place(target.device, torch.float32).attach(target)
