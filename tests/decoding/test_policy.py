@@ -404,6 +404,27 @@ def test_captured_rounds_change_their_trees_too(tiny, greedy, restless, monkeypa
     runner._rooms.clear()
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_scores_are_not_written_over(tiny, monkeypatch, captured):
+    """They are read rounds later; a captured round writes each time to the same memory."""
+    noted = []
+
+    class Noting(Restless):
+        def saw(self, accepted, draft, rest, scores, settled=True):
+            noted.append((scores, scores.clone()))
+            super().saw(accepted, draft, rest, scores, settled)
+
+    if captured:
+        monkeypatch.setitem(runner.GRAPHS, "cpu", Emulated)
+    monkeypatch.setattr("sparrow.decoding.generate.Policy", Noting)
+    runner._rooms.clear()
+    out = auto(tiny("qwen2_5_vl"), sample_inputs("qwen2_5_vl"))
+    assert ("replay" in out.stats.seconds) == captured and len(noted) > 10
+    assert all(torch.equal(scores, then) for scores, then in noted)
+    del out
+    runner._rooms.clear()
+
+
 class Kept(TextDrafter):
     """Keeps its last state, and how much ever waited."""
 
