@@ -24,10 +24,10 @@ from sparrow.tree import MAX_NODES, TreeConfig
 # With the root, whole fours of rows: those the CPU kernels multiply together.
 SHAPES = ("3-1-3", "3-3-1", "7-3-3", "15-4-6", "23-5-8", "39-10-6")
 MENU = tuple(TreeConfig.parse(text) for text in SHAPES)
-# Rounds between choices: as many as let them take SHARE of the time, in between; EVERY where the tree is less than so
-# much faster than plain decoding.
+# Seconds between choices, each of which costs about a millisecond with what it drives out of the processor's caches; in
+# rounds at least EVERY and at most SELDOM, and EVERY where the tree is less than so much faster than plain decoding.
+APART = 0.1
 EVERY, SELDOM, DOUBTFUL = 4, 32, 1.25
-CHOICE, SHARE = 1e-3, 0.01  # seconds of a choice, about, with what it drives out of the processor's caches
 FIRST_WAIT, LONGEST_WAIT = 8, 128  # rounds without a draft before one is tried again: doubled each time it was in vain
 TRIES, HOPE = 8, 0.8  # the first drafts, in which a tree that is expected at this share of plain speed is drafted
 CLEARLY = 0.95  # the same share later
@@ -159,7 +159,7 @@ class Policy:
         """Rounds of so many seconds to the next choice."""
         if self._worth < DOUBTFUL:
             return EVERY
-        return max(EVERY, min(SELDOM, math.ceil(CHOICE / SHARE / seconds)))
+        return max(EVERY, min(SELDOM, math.ceil(APART / seconds)))
 
     def best(self, drafts: bool = False) -> TreeConfig:
         """The tree of the greatest E / T; with `drafts`, among those that draft."""
